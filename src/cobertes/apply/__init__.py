@@ -1,0 +1,1 @@
+"""USE: full-scene prediction, evaluation, the report."""

@@ -1,0 +1,1 @@
+"""WHERE: grids, windows, scenes, and files that GIS programs open."""

@@ -1,0 +1,37 @@
+"""An area: a place with its own grid, its scenes by season, and a reference map where there is one."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from odc.geo.geobox import GeoBox
+
+from cobertes.geo.grid import require_same_grid
+from cobertes.geo.scene import Scene
+
+
+@dataclass(frozen=True)
+class Area:
+    """A place whose seasons are read together.
+
+    ``scenes`` by season, in the order of the model's channels; ``reference`` the reference map's file;
+    ``crosswalk`` its name or file; ``group`` the name of what it must share a split with.
+    """
+
+    name: str
+    scenes: dict[str, Scene]
+    reference: Path | None = None
+    crosswalk: str | None = None
+    group: str | None = None
+
+    def __post_init__(self) -> None:
+        require_same_grid((scene.files[0], scene.grid) for scene in self.scenes.values())
+
+    @property
+    def grid(self) -> GeoBox:
+        """The grid all its scenes share."""
+        return next(iter(self.scenes.values())).grid
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``(height, width)`` in pixels."""
+        return int(self.grid.height), int(self.grid.width)

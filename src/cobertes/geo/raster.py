@@ -1,0 +1,179 @@
+"""Writing rasters: first an uncompressed file of known size, then one copy to COG, then the final name.
+
+    FOLDER/.map.tif.partial/pixels.raw      memory-mapped, filled by the caller
+                           /pixels.vrt      says what the raw file is: grid, nodata, palette, names
+                           /map.tif         the COG made from it
+                           /map.tif.aux.xml class names (a GeoTIFF has no place for them), renamed first
+    FOLDER/map.tif
+
+Whatever happens, FOLDER/map.tif is either the old file or the whole new one. (rasterio's own COG driver in
+write mode keeps the raster in memory; a compressed GeoTIFF that is killed half-way reads back as empty.)
+"""
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from xml.sax.saxutils import escape
+
+import numpy as np
+import rasterio
+import rasterio.shutil
+from numpy.typing import NDArray
+from odc.geo.geobox import GeoBox
+from rasterio.errors import RasterioError
+
+from cobertes.errors import OutputExistsError, StorageError
+
+GDAL_TYPES = {"uint8": "Byte", "uint16": "UInt16", "int16": "Int16", "float32": "Float32"}
+GDAL_CACHE_MB = 128
+
+
+@dataclass(frozen=True)
+class Categories:
+    """What the codes of a raster mean: ``names`` and ``colours`` (``#rrggbb``) by code."""
+
+    names: dict[int, str]
+    colours: dict[int, str]
+
+
+@dataclass(frozen=True)
+class RasterKind:
+    """What a new raster holds: type, bands by description, nodata, and the codes' meaning if it has codes."""
+
+    dtype: str
+    descriptions: tuple[str, ...]
+    nodata: float | None = None
+    categories: Categories | None = None
+    tags: dict[str, str] = field(default_factory=dict)
+
+
+def check_writable(path: Path, *, overwrite: bool) -> None:
+    """Raise OutputExistsError or StorageError before any work is spent on an output."""
+    if path.exists() and not overwrite:
+        raise OutputExistsError(f"{path} exists. Use --overwrite to replace it, or another -o FILE.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"can't make the folder {path.parent}: {error.strerror}") from error
+    if not os.access(path.parent, os.W_OK):
+        raise StorageError(f"no permission to write into {path.parent}. Choose another output.")
+
+
+@contextmanager
+def new_raster(
+    path: Path, grid: GeoBox, kind: RasterKind, *, overwrite: bool = False
+) -> Iterator[NDArray[Any]]:
+    """Yield the pixels (bands, height, width) of a new raster; on leaving, it becomes a COG at ``path``.
+
+    The array starts at zero and lives on disk. If the block raises, nothing stays behind.
+    Raises OutputExistsError, StorageError (disk full, no permission).
+    """
+    check_writable(path, overwrite=overwrite)
+    partial = path.parent / f".{path.name}.partial"
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        pixels = _allocate(partial / "pixels.raw", kind, grid)
+        yield pixels
+        pixels.flush()
+        del pixels
+        _copy_to_cog(partial, path.name, grid, kind)
+        for name in (f"{path.name}.aux.xml", path.name):
+            if (partial / name).exists():
+                os.replace(partial / name, path.parent / name)
+    except OSError as error:
+        if isinstance(error, StorageError) or error.errno not in (errno.ENOSPC, errno.EACCES, errno.EDQUOT):
+            raise
+        raise StorageError(
+            f"can't write {path}: {error.strerror}. Free some space or choose another folder."
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _allocate(path: Path, kind: RasterKind, grid: GeoBox) -> Any:
+    shape = (len(kind.descriptions), grid.height, grid.width)
+    size = int(np.prod(shape)) * np.dtype(kind.dtype).itemsize
+    # the COG beside it needs at most the same again, with a third for overviews
+    needed, free = int(size * 2.4), shutil.disk_usage(path.parent).free
+    if needed > free:
+        raise StorageError(
+            f"{path.parent.parent} has {free / 1e6:,.0f} MB free, the raster needs up to {needed / 1e6:,.0f} MB. "
+            f"Free some space or choose another folder."
+        )
+    with path.open("wb") as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)  # a full disk is an error here, not a crash later
+        else:
+            file.truncate(size)
+    return np.memmap(path, kind.dtype, "r+", shape=shape)
+
+
+def _copy_to_cog(partial: Path, name: str, grid: GeoBox, kind: RasterKind) -> None:
+    (partial / "pixels.vrt").write_text(_raw_vrt(grid, kind), encoding="utf-8")
+    resampling = "MODE" if kind.categories else "AVERAGE"
+    try:
+        with rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE_MB, GDAL_NUM_THREADS="ALL_CPUS"):
+            rasterio.shutil.copy(
+                partial / "pixels.vrt",
+                partial / name,
+                driver="COG",
+                COMPRESS="DEFLATE",
+                LEVEL="6",
+                BLOCKSIZE="512",
+                OVERVIEW_RESAMPLING=resampling,
+                BIGTIFF="IF_SAFER",
+            )
+    except RasterioError as error:
+        raise StorageError(f"can't write {partial.parent / name}: {error}. Is the disk full?") from error
+
+
+def _raw_vrt(grid: GeoBox, kind: RasterKind) -> str:
+    """GDAL's description of the raw file; what it says of names and colours goes on into the COG."""
+    item = np.dtype(kind.dtype).itemsize
+    a = grid.affine
+    head = [f'<VRTDataset rasterXSize="{grid.width}" rasterYSize="{grid.height}">']
+    if grid.crs is not None:
+        head.append(f'<SRS dataAxisToSRSAxisMapping="1,2">{escape(grid.crs.to_wkt())}</SRS>')
+    if grid.crs is not None or not a.is_identity:
+        head.append(f"<GeoTransform>{a.c!r},{a.a!r},{a.b!r},{a.f!r},{a.d!r},{a.e!r}</GeoTransform>")
+    tags = dict(kind.tags)
+    if kind.categories:
+        tags |= {f"class_{code}": label for code, label in kind.categories.names.items()}
+    items = "".join(f"<MDI key={_quote(key)}>{escape(value)}</MDI>" for key, value in tags.items())
+    head.append(f"<Metadata>{items}</Metadata>")
+    for number, description in enumerate(kind.descriptions):
+        head.append(
+            f'<VRTRasterBand dataType="{GDAL_TYPES[kind.dtype]}" band="{number + 1}" subClass="VRTRawRasterBand">'
+            f"<Description>{escape(description)}</Description>"
+            + (f"<NoDataValue>{kind.nodata:g}</NoDataValue>" if kind.nodata is not None else "")
+            + (_category_xml(kind.categories) if kind.categories else "")
+            + '<SourceFilename relativeToVRT="1">pixels.raw</SourceFilename>'
+            f"<ImageOffset>{number * grid.height * grid.width * item}</ImageOffset>"
+            f"<PixelOffset>{item}</PixelOffset><LineOffset>{grid.width * item}</LineOffset>"
+            "<ByteOrder>LSB</ByteOrder></VRTRasterBand>"
+        )
+    return "\n".join([*head, "</VRTDataset>"])
+
+
+def _quote(text: str) -> str:
+    return '"' + escape(text, {'"': "&quot;"}) + '"'
+
+
+def _category_xml(categories: Categories) -> str:
+    """Names and colours for codes 0 .. the highest; codes without a class are nameless and transparent."""
+    names, colours = "", ""
+    for code in range(max(categories.names) + 1):
+        names += f"<Category>{escape(categories.names.get(code, ''))}</Category>"
+        colour = categories.colours.get(code)
+        red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5)) if colour else (0, 0, 0)
+        colours += f'<Entry c1="{red}" c2="{green}" c3="{blue}" c4="{255 if colour else 0}"/>'
+    return (
+        f"<ColorInterp>Palette</ColorInterp><CategoryNames>{names}</CategoryNames>"
+        f"<ColorTable>{colours}</ColorTable>"
+    )

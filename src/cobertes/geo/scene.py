@@ -1,0 +1,232 @@
+"""A scene: a whole image of one area and season, read window by window onto one grid.
+
+It may be one file, a VRT, or a file per band, also where bands have different resolutions: the grid is that
+of the finest band in use, coarser ones come onto it by bilinear interpolation on reading.
+"""
+
+import logging
+import os
+import re
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rasterio
+from numpy.typing import NDArray
+from odc.geo.geobox import GeoBox
+from rasterio.enums import Resampling
+from rasterio.errors import RasterioError
+from rasterio.vrt import WarpedVRT
+
+from cobertes.errors import BandMismatchError, GridMismatchError, InputFileError, did_you_mean
+from cobertes.geo.grid import describe, footprint, grid_of, open_raster, resolution, same_grid
+from cobertes.geo.windows import Window
+
+log = logging.getLogger(__name__)
+
+PIXEL_CRS = "EPSG:3857"
+"""Stands in for the CRS that a file lacks when a coarser band has to be resampled: both sides use it."""
+
+WORDS = re.compile(r"[^A-Za-z0-9]+")
+SENTINEL_BAND = re.compile(r"^[Bb]\d{1,2}[Aa]?$")
+
+
+@dataclass(frozen=True)
+class BandSource:
+    """Where a band is stored: ``path`` and ``index`` (from 1) in that file."""
+
+    name: str
+    path: str
+    index: int
+
+
+class _Handles(threading.local):
+    """Open datasets of this thread: a GDAL handle must not be shared by threads, nor survive a fork."""
+
+    def __init__(self) -> None:
+        self.pid = os.getpid()
+        self.open: dict[str, Any] = {}
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A scene ready to be read: ``bands`` in order, on ``grid``.
+
+    ``dtype`` is the common type of the bands; ``nodata`` the value of empty pixels, None where nothing says.
+    Scenes can be pickled and shared between threads and processes: files are opened where they are read.
+    """
+
+    bands: tuple[BandSource, ...]
+    grid: GeoBox
+    dtype: str
+    nodata: float | None = None
+    _handles: _Handles = field(default_factory=_Handles, repr=False, compare=False)
+
+    def __reduce__(self) -> tuple[type["Scene"], tuple[Any, ...]]:
+        return Scene, (self.bands, self.grid, self.dtype, self.nodata)
+
+    @property
+    def band_names(self) -> tuple[str, ...]:
+        """Names in the order of the channels."""
+        return tuple(band.name for band in self.bands)
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The files it is read from, each once."""
+        return tuple(dict.fromkeys(band.path for band in self.bands))
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``(height, width)`` of the grid."""
+        return int(self.grid.height), int(self.grid.width)
+
+    def read(self, window: Window) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """Values and validity of a window, which may reach out of the scene.
+
+        returns  values (bands, height, width) in ``dtype``, 0 outside the scene;
+                 valid (height, width) bool, False outside and where the pixel is empty (`valid_pixels`)
+        Raises InputFileError naming file and window where a block can't be read.
+        """
+        values = np.zeros((len(self.bands), *window.shape), self.dtype)
+        valid = np.zeros(window.shape, bool)
+        inside = window.clip(self.shape)
+        if 0 in inside.shape:
+            return values, valid
+        rows, cols = inside.within(window)
+        for path in self.files:
+            positions = [i for i, band in enumerate(self.bands) if band.path == path]
+            indexes = [self.bands[i].index for i in positions]
+            values[positions, rows, cols] = self._read_file(path, indexes, inside)
+        valid[rows, cols] = valid_pixels(values[:, rows, cols], self.nodata)
+        return values, valid
+
+    def _read_file(self, path: str, indexes: list[int], window: Window) -> NDArray[Any]:
+        try:
+            return self._dataset(path).read(
+                indexes, window=rasterio.windows.Window(window.col, window.row, window.width, window.height)
+            )
+        except RasterioError as error:
+            raise InputFileError(
+                f"can't read rows {window.row} to {window.row_stop}, columns {window.col} to {window.col_stop} "
+                f"of {path}: {error.__cause__ or error}. The file may be truncated: fetch it again."
+            ) from error
+
+    def _dataset(self, path: str) -> Any:
+        handles = self._handles
+        if handles.pid != os.getpid():
+            handles.__init__()  # type: ignore[misc]  # after a fork: the parent's handles are not ours
+        if path not in handles.open:
+            source = open_raster(path)
+            handles.open[path] = source if same_grid(grid_of(source), self.grid) else self._on_grid(source)
+        return handles.open[path]
+
+    def _on_grid(self, source: rasterio.DatasetReader) -> WarpedVRT:
+        return WarpedVRT(
+            source,
+            src_crs=source.crs or PIXEL_CRS,
+            crs=source.crs or PIXEL_CRS,
+            transform=self.grid.affine,
+            width=self.grid.width,
+            height=self.grid.height,
+            resampling=Resampling.bilinear,
+            tolerance=0,
+            src_nodata=self.nodata,
+            nodata=self.nodata,
+        )
+
+
+def valid_pixels(values: NDArray[Any], nodata: float | None) -> NDArray[np.bool_]:
+    """Which pixels hold an observation.
+
+    values   (bands, height, width)
+    returns  (height, width) bool
+
+    NaN in any band, or a declared nodata value other than 0 in any band, makes a pixel invalid. Zero is also
+    what dark water measures in one band, so 0 (declared, or assumed where nothing is) must fill all bands.
+    """
+    if not nodata or np.isnan(nodata):
+        valid = (values != 0).any(axis=0)
+    else:
+        valid = (values != np.asarray(nodata).astype(values.dtype)).all(axis=0)
+    if np.issubdtype(values.dtype, np.floating):
+        valid &= np.isfinite(values).all(axis=0)
+    return valid
+
+
+def open_scene(files: list[str], bands: list[str] | None = None, nodata: float | None = None) -> Scene:
+    """Inspect the files of a scene and choose its bands.
+
+    bands    names wanted, in order; None or empty takes all. Names are looked for in the band descriptions,
+             then in the words of the file names (``T31TDG_B02_10m.tif``); where neither knows any of them and
+             the number of bands agrees, they name the bands in the order of the files.
+    nodata   value of empty pixels for files that do not say
+    Raises BandMismatchError, GridMismatchError, InputFileError.
+    """
+    found: list[BandSource] = []
+    facts: dict[str, tuple[GeoBox, str, float | None]] = {}
+    for path in files:
+        with open_raster(path) as dataset:
+            if dataset.count and not any(dataset.shape):
+                raise InputFileError(f"{path} holds no pixels")
+            facts[path] = grid_of(dataset), str(np.result_type(*dataset.dtypes)), dataset.nodata
+            found += [BandSource(_band_name(path, dataset, i, len(files)), path, i) for i in dataset.indexes]
+    chosen = _choose(found, bands or [], files)
+    used = {band.path: facts[band.path] for band in chosen}
+    grid = min((grid for grid, _, _ in used.values()), key=resolution)
+    for path, (other, _, _) in used.items():
+        _require_same_ground(path, other, grid)
+    nodatas = [value for _, _, value in used.values() if value is not None]
+    dtype = str(np.result_type(*(dtype for _, dtype, _ in used.values())))
+    return Scene(tuple(chosen), grid, dtype, nodatas[0] if nodatas else nodata)
+
+
+def _band_name(path: str, dataset: rasterio.DatasetReader, index: int, files: int) -> str:
+    description = dataset.descriptions[index - 1]
+    if description:
+        return str(description)
+    if files > 1 and dataset.count == 1:
+        words = [word for word in WORDS.split(Path(path).stem) if SENTINEL_BAND.match(word)]
+        return words[-1].upper() if words else Path(path).stem
+    return f"band{index}"
+
+
+def _choose(found: list[BandSource], wanted: list[str], files: list[str]) -> list[BandSource]:
+    if not wanted:
+        return found
+    by_name = {name: [band for band in found if _is_called(band, name)] for name in wanted}
+    where = files[0] if len(files) == 1 else f"{files[0]} and {len(files) - 1} more files"
+    if not any(by_name.values()):
+        if len(found) != len(wanted):
+            raise BandMismatchError(
+                f"{where}: {len(found)} bands ({', '.join(band.name for band in found)}), but {len(wanted)} are "
+                f"named ({', '.join(wanted)}). Name the bands of the scene in `bands`, in its order."
+            )
+        return [BandSource(name, band.path, band.index) for name, band in zip(wanted, found, strict=True)]
+    for name, bands in by_name.items():
+        if not bands:
+            hint = did_you_mean(name, (band.name for band in found))
+            raise BandMismatchError(f"{where}: no band '{name}'.{hint}")
+        if len(bands) > 1:
+            raise BandMismatchError(
+                f"{where}: '{name}' may be {bands[0].path} or {bands[1].path}. Name the files one by one."
+            )
+    return [BandSource(name, by_name[name][0].path, by_name[name][0].index) for name in wanted]
+
+
+def _is_called(band: BandSource, name: str) -> bool:
+    words = [word.lower() for word in WORDS.split(Path(band.path).stem)]
+    return band.name.lower() == name.lower() or (band.name == Path(band.path).stem and name.lower() in words)
+
+
+def _require_same_ground(path: str, other: GeoBox, grid: GeoBox) -> None:
+    if other.crs == grid.crs:
+        ours, theirs = footprint(grid), footprint(other)
+        slack = resolution(other) * 1.01
+        if ours.buffer(slack).contains(theirs) and theirs.buffer(slack).contains(ours):
+            return
+    raise GridMismatchError(
+        f"{path} is {describe(other)}, but the finest band of its scene is {describe(grid)}. The bands of a "
+        f"scene must share CRS and extent: use the files of one granule."
+    )

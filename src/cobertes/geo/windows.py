@@ -1,0 +1,134 @@
+"""Windows over a grid: where they start, which part of each is kept, and how results are stitched.
+
+A row of windows of ``size`` 6 with ``overlap`` 2 over 14 pixels (stride 4):
+
+    pixels     0 1 2 3 4 5 6 7 8 9 . . . 13
+    window 0   [=========|-]
+    window 1           [-|=======|-]
+    window 2                   [-|=========]
+               interior 0 ends at 5, 1 at 9, 2 at 14: interiors partition the line
+
+The last window is shifted inside, so it may share more than ``overlap`` with the one before.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cobertes.errors import SettingsError
+
+
+@dataclass(frozen=True, order=True)
+class Window:
+    """A pixel rectangle: ``row``, ``col`` of its top-left pixel, then ``height``, ``width``."""
+
+    row: int
+    col: int
+    height: int
+    width: int
+
+    @property
+    def row_stop(self) -> int:
+        """First row below."""
+        return self.row + self.height
+
+    @property
+    def col_stop(self) -> int:
+        """First column to the right."""
+        return self.col + self.width
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``(height, width)``."""
+        return self.height, self.width
+
+    @property
+    def slices(self) -> tuple[slice, slice]:
+        """For ``array[window.slices]``; only for windows without negative starts."""
+        return slice(self.row, self.row_stop), slice(self.col, self.col_stop)
+
+    def clip(self, shape: tuple[int, int]) -> "Window":
+        """The part inside a raster of ``shape`` (height, width); empty where they do not meet."""
+        row, col = max(self.row, 0), max(self.col, 0)
+        height = max(0, min(self.row_stop, shape[0]) - row)
+        width = max(0, min(self.col_stop, shape[1]) - col)
+        return Window(row, col, height, width)
+
+    def grow(self, pixels: int) -> "Window":
+        """The same window with a margin on every side."""
+        return Window(self.row - pixels, self.col - pixels, self.height + 2 * pixels, self.width + 2 * pixels)
+
+    def within(self, outer: "Window") -> tuple[slice, slice]:
+        """Slices of this window in an array that holds ``outer``."""
+        row, col = self.row - outer.row, self.col - outer.col
+        return slice(row, row + self.height), slice(col, col + self.width)
+
+
+def starts(length: int, size: int, overlap: int = 0) -> list[int]:
+    """First pixels of the windows that cover ``length``: length 110, size 64, overlap 32 -> 0, 32, 46.
+
+    The last one is shifted inside; where ``length <= size`` there is one window, at 0.
+    Raises SettingsError where the overlap is not smaller than the size.
+    """
+    if overlap >= size:
+        raise SettingsError(f"overlap {overlap} px must be smaller than the window of {size} px")
+    if length <= size:
+        return [0]
+    inner = list(range(0, length - size, size - overlap))
+    return [*inner, length - size]
+
+
+def interiors(length: int, size: int, overlap: int) -> list[tuple[int, int, int]]:
+    """``(window start, interior start, interior stop)`` along one axis; interiors partition the axis.
+
+    Neighbours meet in the middle of what they share: size 64, length 110, overlap 32 ->
+    (0, 0, 48), (32, 48, 71), (46, 71, 110).
+    """
+    first = starts(length, size, overlap)
+    cuts = [0, *((a + size + b) // 2 for a, b in pairwise(first)), length]
+    return [(s, cuts[i], cuts[i + 1]) for i, s in enumerate(first)]
+
+
+def tile_windows(shape: tuple[int, int], size: int, overlap: int = 0) -> Iterator[Window]:
+    """Windows of ``size`` that cover ``shape``, row by row; smaller only where the raster itself is."""
+    for row in starts(shape[0], size, overlap):
+        for col in starts(shape[1], size, overlap):
+            yield Window(row, col, min(size, shape[0]), min(size, shape[1]))
+
+
+@dataclass(frozen=True)
+class PlannedWindow:
+    """One step of a full-scene pass: the ``window`` that is read and its ``interior`` that is kept."""
+
+    window: Window
+    interior: Window
+
+
+def plan_strips(region: Window, size: int, overlap: int) -> list[list[PlannedWindow]]:
+    """The windows over ``region``, strip by strip from the top; their interiors partition it.
+
+    Windows have exactly ``size`` x ``size`` pixels and may reach out of a region smaller than that.
+    A strip's interiors share their rows, so a finished strip is a finished range of rows.
+    """
+    cols = interiors(region.width, size, overlap)
+    return [
+        [
+            PlannedWindow(
+                Window(region.row + row, region.col + col, size, size),
+                Window(region.row + top, region.col + left, bottom - top, right - left),
+            )
+            for col, left, right in cols
+        ]
+        for row, top, bottom in interiors(region.height, size, overlap)
+    ]
+
+
+def stitch(
+    out: NDArray[np.generic], origin: Window, planned: PlannedWindow, values: NDArray[np.generic]
+) -> None:
+    """Write the interior of a window's ``values`` (..., size, size) into ``out``, which holds ``origin``."""
+    rows, cols = planned.interior.within(planned.window)
+    out[(..., *planned.interior.within(origin))] = values[..., rows, cols]

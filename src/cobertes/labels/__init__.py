@@ -1,0 +1,1 @@
+"""WHAT: legends, crosswalks, and the reference map brought onto the image grid."""

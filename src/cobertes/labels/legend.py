@@ -1,0 +1,227 @@
+"""Legends: the classes of a map with codes, keys, names and colours; crosswalks from one legend to another.
+
+Both are TOML, in the package (`legend_names`) or the user's own. A class *code* is the value in a raster;
+a class *index* (0 .. K-1) exists inside a model only; 255 is the index of everything that is not to be
+learnt or scored.
+"""
+
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cobertes.errors import InputFileError, LegendError, did_you_mean
+from cobertes.geo.raster import Categories
+
+IGNORE_INDEX = 255
+"""Class index of pixels without a label (``ignore_index`` of the loss)."""
+
+CODES = 256
+"""Number of values a reference map can hold: codes are uint8."""
+
+
+@dataclass(frozen=True)
+class LandClass:
+    """A class: ``code`` in rasters, ``key`` in settings and JSON, ``name`` for people, ``colour`` #rrggbb."""
+
+    code: int
+    key: str
+    name: str
+    colour: str
+
+
+@dataclass(frozen=True)
+class Legend:
+    """The classes of a map in the order of their class index, and the code that means no data."""
+
+    name: str
+    nodata: int
+    classes: tuple[LandClass, ...]
+
+    def __post_init__(self) -> None:
+        if not self.classes:
+            raise LegendError(f"legend '{self.name}' has no classes")
+        for what in ("code", "key"):
+            values = [getattr(c, what) for c in self.classes]
+            twice = sorted({str(v) for v in values if values.count(v) > 1})
+            if twice:
+                raise LegendError(f"legend '{self.name}' has the {what} {', '.join(twice)} more than once")
+        for c in self.classes:
+            if not 0 <= c.code < CODES or c.code == self.nodata:
+                raise LegendError(
+                    f"legend '{self.name}': code {c.code} of '{c.key}' must be 0 to 255 and not nodata ({self.nodata})"
+                )
+            if not re.fullmatch(r"#[0-9a-fA-F]{6}", c.colour):
+                raise LegendError(f"legend '{self.name}': colour '{c.colour}' of '{c.key}' is not #rrggbb")
+
+    def __len__(self) -> int:
+        return len(self.classes)
+
+    @property
+    def codes(self) -> NDArray[np.uint8]:
+        """(K,) uint8: the code of each class index."""
+        return np.array([c.code for c in self.classes], np.uint8)
+
+    @property
+    def keys(self) -> list[str]:
+        """Keys in the order of class index."""
+        return [c.key for c in self.classes]
+
+    @property
+    def colours(self) -> list[str]:
+        """Colours in the order of class index."""
+        return [c.colour for c in self.classes]
+
+    def find(self, what: int | str) -> LandClass:
+        """The class with this key, name or code. Raises LegendError with the near miss."""
+        for c in self.classes:
+            if what in (c.key, c.name, c.code) or str(what) == str(c.code):
+                return c
+        raise LegendError(
+            f"unknown class '{what}' in legend '{self.name}'.{did_you_mean(str(what), self.keys)}"
+        )
+
+    def index(self, what: int | str) -> int:
+        """Class index of a key, name or code."""
+        return self.classes.index(self.find(what))
+
+    def without(self, dropped: Iterable[int | str]) -> "Legend":
+        """The legend less some classes, whose codes then mean nodata."""
+        gone = {self.find(what) for what in dropped}
+        return replace(self, classes=tuple(c for c in self.classes if c not in gone))
+
+    def index_table(self) -> NDArray[np.uint8]:
+        """(256,) uint8: class index of each code, IGNORE_INDEX for codes without a class."""
+        table = np.full(CODES, IGNORE_INDEX, np.uint8)
+        table[self.codes] = np.arange(len(self.classes), dtype=np.uint8)
+        return table
+
+    def code_table(self) -> NDArray[np.uint8]:
+        """(256,) uint8: code of each class index, nodata for every other value."""
+        table = np.full(CODES, self.nodata, np.uint8)
+        table[: len(self.classes)] = self.codes
+        return table
+
+    def categories(self) -> Categories:
+        """Names and colours for a raster of codes."""
+        return Categories({c.code: c.name for c in self.classes}, {c.code: c.colour for c in self.classes})
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in the TOML file, for JSON headers."""
+        classes = [{"code": c.code, "key": c.key, "name": c.name, "colour": c.colour} for c in self.classes]
+        return {"name": self.name, "nodata": self.nodata, "class": classes}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], where: str = "legend") -> "Legend":
+        """From what `to_dict` gives, or a TOML file holds. Raises LegendError."""
+        try:
+            classes = tuple(
+                LandClass(
+                    int(c["code"]), str(c["key"]), str(c.get("name", c["key"])), str(c["colour"]).lower()
+                )
+                for c in data["class"]
+            )
+            return cls(str(data["name"]), int(data.get("nodata", 0)), classes)
+        except (KeyError, TypeError, ValueError) as error:
+            if isinstance(error, LegendError):
+                raise
+            raise LegendError(
+                f"{where}: a legend needs `name` and [[class]] tables with code, key, name and colour ({error!r})"
+            ) from error
+
+
+@dataclass(frozen=True)
+class Crosswalk:
+    """Source codes -> legend codes. Codes it does not list are unknown."""
+
+    name: str
+    codes: dict[int, int]
+
+
+def legend_names() -> list[str]:
+    """Names of the legends in the package."""
+    return sorted(f.name[:-5] for f in _folder().iterdir() if f.name.endswith(".toml") and " " not in f.name)
+
+
+def load_legend(name: str, folder: Path = Path()) -> Legend:
+    """A legend by name, or from a TOML file (relative to ``folder``)."""
+    return Legend.from_dict(_load(name, folder, "legend"), name)
+
+
+def load_crosswalk(name: str, folder: Path = Path()) -> Crosswalk:
+    """A crosswalk by name, or from a TOML file; ``[codes]`` holds ``source = target``."""
+    data = _load(name, folder, "crosswalk")
+    try:
+        return Crosswalk(
+            str(data["name"]), {int(source): int(target) for source, target in data["codes"].items()}
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise LegendError(
+            f"{name}: a crosswalk needs `name` and [codes] with source = target ({error!r})"
+        ) from error
+
+
+def _folder() -> Any:
+    return resources.files("cobertes.labels") / "legends"
+
+
+def _load(name: str, folder: Path, what: str) -> dict[str, Any]:
+    packaged = _folder() / ("crosswalks" if what == "crosswalk" else "") / f"{name}.toml"
+    path = folder / name
+    if packaged.is_file() and not path.is_file():
+        text = packaged.read_text(encoding="utf-8")
+    elif path.is_file():
+        text = path.read_text(encoding="utf-8")
+    elif name.endswith(".toml"):
+        raise InputFileError(f"no {what} file at {path}")
+    else:
+        known = [f.name[:-5] for f in packaged.parent.iterdir() if f.name.endswith(".toml")] if what else []
+        raise LegendError(f"no {what} '{name}'.{did_you_mean(name, known)} Or name a TOML file.")
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise LegendError(f"{name} is not valid TOML: {error}") from error
+
+
+def translation(
+    legend: Legend,
+    *,
+    crosswalk: Crosswalk | None = None,
+    codes: Mapping[int, int | str] | None = None,
+    as_nodata: Iterable[int | str] = (),
+    source_nodata: float | None = None,
+) -> NDArray[np.int16]:
+    """What each code of a reference map becomes: the one table the label kernels look up.
+
+    legend         the whole legend of the map, classes in ``as_nodata`` included
+    codes          further source codes -> class (code, key or name) or ``"nodata"``
+    source_nodata  the reference map file's own nodata value
+    returns        (256,) int16: legend code, nodata for what is not to be used, -1 for unknown codes
+    Raises LegendError for classes and codes that do not exist.
+    """
+    table = np.full(CODES, -1, np.int16)
+    table[legend.nodata] = legend.nodata
+    if crosswalk is None:
+        table[legend.codes] = legend.codes
+    else:
+        for source, target in crosswalk.codes.items():
+            table[_code(source)] = target if target == legend.nodata else legend.find(target).code
+    for source, what in (codes or {}).items():
+        table[_code(source)] = legend.nodata if what in ("nodata", legend.nodata) else legend.find(what).code
+    if source_nodata is not None and 0 <= source_nodata < CODES and table[int(source_nodata)] < 0:
+        table[int(source_nodata)] = legend.nodata
+    for what in as_nodata:
+        table[table == legend.find(what).code] = legend.nodata
+    return table
+
+
+def _code(code: int) -> int:
+    if not 0 <= code < CODES:
+        raise LegendError(f"code {code} is out of range: reference maps hold codes from 0 to 255")
+    return code

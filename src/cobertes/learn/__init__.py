@@ -1,0 +1,1 @@
+"""LEARN: data feeding, the U-Net, losses, the training loop, model files."""

@@ -1,0 +1,1 @@
+"""WHICH: the tile index, the block split, statistics."""
