@@ -91,8 +91,8 @@ class ModelSettings(Section):
     """Channels of the first level of a ``scratch`` encoder; doubled at each level below."""
     depth: Annotated[int, Field(ge=1, le=6)] = 4
     """Levels below the first of a ``scratch`` encoder."""
-    decoder: list[Pixels] = [256, 128, 64, 32, 16]
-    """Channels of the decoder, from the bottom up; cut to the encoder's number of levels."""
+    decoder: list[Pixels] = []
+    """Channels of the decoder, from the bottom up; by default 256 to 16, or a scratch encoder's mirrored."""
 
 
 class TrainSettings(Section):

@@ -29,9 +29,7 @@ SQUARE_METRES_PER_HECTARE = 10_000.0
 def open_raster(path: Path | str) -> rasterio.DatasetReader:
     """Open a raster for reading. Raises InputFileError, with what GDAL says, where it can't be."""
     if "://" not in str(path) and not str(path).startswith("/vsi") and not Path(path).exists():
-        raise InputFileError(
-            f"no file at {path}. Check the path; paths in a project are relative to its file."
-        )
+        raise InputFileError(f"no file at {path}. Check the path; paths in a project are relative to its file.")
     try:
         return rasterio.open(path)
     except RasterioError as error:
@@ -84,9 +82,7 @@ def same_grid(a: GeoBox, b: GeoBox) -> bool:
 def describe(grid: GeoBox) -> str:
     """``30000 x 30000 px of 10 m, origin (240000, 4780000), EPSG:32631``; width before height."""
     origin = grid.affine * (0, 0)
-    unit = (
-        "" if grid.crs is None else (" deg" if grid.crs.geographic else f" {grid.crs.units[0][:2].strip()}")
-    )
+    unit = "" if grid.crs is None else (" deg" if grid.crs.geographic else f" {grid.crs.units[0][:2].strip()}")
     place = f"origin ({origin[0]:.10g}, {origin[1]:.10g}), {crs_name(grid)}"
     return f"{grid.width} x {grid.height} px of {resolution(grid):.6g}{_unit(unit)}, {place}"
 

@@ -11,6 +11,7 @@ write mode keeps the raster in memory; a compressed GeoTIFF that is killed half-
 """
 
 import errno
+import mmap
 import os
 import shutil
 from collections.abc import Iterator
@@ -30,7 +31,7 @@ from rasterio.errors import RasterioError
 from cobertes.errors import OutputExistsError, StorageError
 
 GDAL_TYPES = {"uint8": "Byte", "uint16": "UInt16", "int16": "Int16", "float32": "Float32"}
-GDAL_CACHE_MB = 128
+GDAL_CACHE_BYTES = 128 * 2**20  # rasterio hands a number on as bytes, so 128 would be 128 bytes
 
 
 @dataclass(frozen=True)
@@ -65,9 +66,7 @@ def check_writable(path: Path, *, overwrite: bool) -> None:
 
 
 @contextmanager
-def new_raster(
-    path: Path, grid: GeoBox, kind: RasterKind, *, overwrite: bool = False
-) -> Iterator[NDArray[Any]]:
+def new_raster(path: Path, grid: GeoBox, kind: RasterKind, *, overwrite: bool = False) -> Iterator[NDArray[Any]]:
     """Yield the pixels (bands, height, width) of a new raster; on leaving, it becomes a COG at ``path``.
 
     The array starts at zero and lives on disk. If the block raises, nothing stays behind.
@@ -96,6 +95,15 @@ def new_raster(
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def release(pixels: Any) -> None:
+    """Let go of the memory behind what was written to a raster so far; the pixels stay, in the raw file.
+
+    Without this, every written page counts as memory of the process. Safe while other threads write.
+    """
+    if hasattr(mmap, "MADV_DONTNEED"):
+        pixels._mmap.madvise(mmap.MADV_DONTNEED)
+
+
 def _allocate(path: Path, kind: RasterKind, grid: GeoBox) -> Any:
     shape = (len(kind.descriptions), grid.height, grid.width)
     size = int(np.prod(shape)) * np.dtype(kind.dtype).itemsize
@@ -118,7 +126,7 @@ def _copy_to_cog(partial: Path, name: str, grid: GeoBox, kind: RasterKind) -> No
     (partial / "pixels.vrt").write_text(_raw_vrt(grid, kind), encoding="utf-8")
     resampling = "MODE" if kind.categories else "AVERAGE"
     try:
-        with rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE_MB, GDAL_NUM_THREADS="ALL_CPUS"):
+        with rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE_BYTES, GDAL_NUM_THREADS="ALL_CPUS"):
             rasterio.shutil.copy(
                 partial / "pixels.vrt",
                 partial / name,

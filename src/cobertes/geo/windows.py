@@ -126,9 +126,7 @@ def plan_strips(region: Window, size: int, overlap: int) -> list[list[PlannedWin
     ]
 
 
-def stitch(
-    out: NDArray[np.generic], origin: Window, planned: PlannedWindow, values: NDArray[np.generic]
-) -> None:
+def stitch(out: NDArray[np.generic], origin: Window, planned: PlannedWindow, values: NDArray[np.generic]) -> None:
     """Write the interior of a window's ``values`` (..., size, size) into ``out``, which holds ``origin``."""
     rows, cols = planned.interior.within(planned.window)
     out[(..., *planned.interior.within(origin))] = values[..., rows, cols]

@@ -55,7 +55,7 @@ class Legend:
         for c in self.classes:
             if not 0 <= c.code < CODES or c.code == self.nodata:
                 raise LegendError(
-                    f"legend '{self.name}': code {c.code} of '{c.key}' must be 0 to 255 and not nodata ({self.nodata})"
+                    f"legend '{self.name}': code {c.code} ('{c.key}') must be 0 to 255, not nodata ({self.nodata})"
                 )
             if not re.fullmatch(r"#[0-9a-fA-F]{6}", c.colour):
                 raise LegendError(f"legend '{self.name}': colour '{c.colour}' of '{c.key}' is not #rrggbb")
@@ -83,9 +83,7 @@ class Legend:
         for c in self.classes:
             if what in (c.key, c.name, c.code) or str(what) == str(c.code):
                 return c
-        raise LegendError(
-            f"unknown class '{what}' in legend '{self.name}'.{did_you_mean(str(what), self.keys)}"
-        )
+        raise LegendError(f"unknown class '{what}' in legend '{self.name}'.{did_you_mean(str(what), self.keys)}")
 
     def index(self, what: int | str) -> int:
         """Class index of a key, name or code."""
@@ -122,9 +120,7 @@ class Legend:
         """From what `to_dict` gives, or a TOML file holds. Raises LegendError."""
         try:
             classes = tuple(
-                LandClass(
-                    int(c["code"]), str(c["key"]), str(c.get("name", c["key"])), str(c["colour"]).lower()
-                )
+                LandClass(int(c["code"]), str(c["key"]), str(c.get("name", c["key"])), str(c["colour"]).lower())
                 for c in data["class"]
             )
             return cls(str(data["name"]), int(data.get("nodata", 0)), classes)
@@ -158,9 +154,7 @@ def load_crosswalk(name: str, folder: Path = Path()) -> Crosswalk:
     """A crosswalk by name, or from a TOML file; ``[codes]`` holds ``source = target``."""
     data = _load(name, folder, "crosswalk")
     try:
-        return Crosswalk(
-            str(data["name"]), {int(source): int(target) for source, target in data["codes"].items()}
-        )
+        return Crosswalk(str(data["name"]), {int(source): int(target) for source, target in data["codes"].items()})
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise LegendError(
             f"{name}: a crosswalk needs `name` and [codes] with source = target ({error!r})"

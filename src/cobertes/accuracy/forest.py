@@ -1,0 +1,124 @@
+"""The baselines beside every model: the most frequent class, and a per-pixel random forest.
+
+A network has to beat them on the same ground to be worth its cost. The forest (Breiman 2001) has 100 trees
+with at least 5 samples a leaf; its features are the bands, normalised differences of them, and the 5 x 5
+means of all of these; it learns from at most 400,000 pixels of the training tiles.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import uniform_filter
+from sklearn.ensemble import RandomForestClassifier
+
+from cobertes.accuracy.confusion import ConfusionMatrix
+from cobertes.geo.windows import Window, plan_strips
+from cobertes.labels.legend import IGNORE_INDEX
+from cobertes.progress import SILENT, Progress
+from cobertes.tiles.ground import Ground, Observed
+
+TREES = 100
+SAMPLES_PER_LEAF = 5
+TRAINING_PIXELS = 400_000
+NEIGHBOURHOOD = 5
+CHUNK = 512
+"""Side of the windows in which held-out blocks are predicted, in pixels."""
+
+ALIASES = {
+    "green": ("green", "b03", "b3"),
+    "red": ("red", "b04", "b4"),
+    "nir": ("nir", "b08", "b8", "b8a"),
+    "swir": ("swir16", "swir1", "swir", "b11"),
+}
+DIFFERENCES = (("nir", "red"), ("green", "nir"), ("swir", "nir"))
+"""NDVI (Rouse et al. 1974), NDWI (McFeeters 1996), NDBI (Zha et al. 2003), where the bands are known by name."""
+
+
+def pixel_features(observed: Mapping[str, Observed], bands: Sequence[str]) -> NDArray[np.float32]:
+    """Features (F, height, width) float32: per season bands, differences, and the 5 x 5 means of both."""
+    layers: list[NDArray[np.float32]] = []
+    for values, valid in observed.values():
+        exact = np.where(valid, values, 0).astype(np.float32)
+        season = [*exact, *(_difference(exact[i], exact[j]) for i, j in _pairs(bands))]
+        means = [uniform_filter(layer, NEIGHBOURHOOD, mode="nearest") for layer in season]
+        layers += season + means
+    return np.stack(layers)
+
+
+def _pairs(bands: Sequence[str]) -> list[tuple[int, int]]:
+    names = [band.lower() for band in bands]
+    position = {
+        colour: next((names.index(alias) for alias in aliases if alias in names), None)
+        for colour, aliases in ALIASES.items()
+    }
+    pairs = [(position[a], position[b]) for a, b in DIFFERENCES]
+    return [(i, j) for i, j in pairs if i is not None and j is not None]
+
+
+def _difference(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
+    total = a + b
+    return np.divide(a - b, total, out=np.zeros_like(a), where=total != 0)
+
+
+def train_forest(
+    ground: Ground, frame: Any, *, seed: int = 0, progress: Progress = SILENT
+) -> RandomForestClassifier:
+    """Fit the forest on pixels drawn evenly from the kept training tiles of the index ``frame``."""
+    rows = frame[frame["keep"] & (frame["split"] == "train")]
+    labelled = rows["counts"].map(sum).to_numpy()
+    share = min(1.0, TRAINING_PIXELS / labelled.sum())
+    features, targets = [], []
+    with progress.bar("forest: pixels", len(rows), "tiles") as advance:
+        for number, row in enumerate(rows.itertuples()):
+            window = Window(row.row, row.col, row.height, row.width)
+            x, y = _read(ground, row.area, window)
+            chosen = np.random.default_rng((seed, number)).random(y.shape) < share
+            chosen &= y != IGNORE_INDEX
+            features.append(x[:, chosen].T)
+            targets.append(y[chosen])
+            advance(1)
+    forest = RandomForestClassifier(TREES, min_samples_leaf=SAMPLES_PER_LEAF, n_jobs=-1, random_state=seed)
+    return forest.fit(np.concatenate(features), np.concatenate(targets))
+
+
+def judge_forest(
+    forest: RandomForestClassifier, ground: Ground, letter: str, *, progress: Progress = SILENT
+) -> ConfusionMatrix:
+    """The forest's confusion matrix over the held-out blocks of a split."""
+    matrix = ConfusionMatrix.empty(len(ground.legend))
+    parts = [
+        (name, planned.interior)
+        for name, split in ground.split.areas.items()
+        for block in split.windows(letter)
+        for strip in plan_strips(block, CHUNK, 0)
+        for planned in strip
+    ]
+    with progress.bar("forest: held-out", len(parts), "windows") as advance:
+        for name, window in parts:
+            x, y = _read(ground, name, window)
+            known = y != IGNORE_INDEX
+            if known.any():
+                predicted = np.zeros(y.shape, np.uint8)
+                predicted[known] = forest.predict(x[:, known].T)
+                matrix += ConfusionMatrix.of(y, predicted, len(ground.legend))
+            advance(1)
+    return matrix
+
+
+def most_frequent(matrix: ConfusionMatrix, class_counts: NDArray[np.int64]) -> ConfusionMatrix:
+    """What always saying the most frequent training class would score on the same pixels as ``matrix``."""
+    counts = np.zeros_like(matrix.counts)
+    counts[:, int(class_counts.argmax())] = matrix.support
+    return ConfusionMatrix(counts)
+
+
+def _read(ground: Ground, area: str, window: Window) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+    """Features (F, h, w) with their neighbourhood read along, and labels (h, w)."""
+    margin = NEIGHBOURHOOD // 2
+    grown = window.grow(margin)
+    observed, y = ground.read(area, grown)
+    bands = next(iter(ground.areas[area].scenes.values())).band_names
+    rows, cols = window.within(grown)
+    return pixel_features(observed, bands)[:, rows, cols], y[rows, cols]

@@ -1,0 +1,381 @@
+"""The report: one self-contained HTML file that says how good the map is, where it is not, and why to believe it.
+
+    write_report -> a section's facts each (`_judgement`, `_class_rows`, `_matrix`, `_shown_area`, `_areas_table`,
+                    `_charts`, `_blocks`) -> report.html.j2, which holds all words and looks
+
+Nothing is computed twice: scores come from assessment.json as they are; a value that is not known (null, NaN)
+stays unknown and is never shown as 0 or 1.
+"""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+import cobertes
+from cobertes.apply import pictures
+from cobertes.apply.pictures import Chart, Picture
+from cobertes.files import write_text
+from cobertes.geo.area import Area
+from cobertes.geo.grid import describe, pixel_hectares
+from cobertes.geo.raster import check_writable
+from cobertes.labels.legend import LandClass, Legend
+
+SHOWN_AREAS = 6
+LONGEST_DOTS, LONGEST_OF_MANY = 700, 420
+"""Dots on the long side of a picture, for up to two areas and for more: the file should still fit in a mail."""
+
+ENOUGH_PIXELS = 1000
+"""Reference pixels below which a class is not averaged, where the assessment does not list the averaged ones."""
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A picture with its caption; ``alt`` says in words what it shows, ``ramp`` which key explains it."""
+
+    title: str
+    picture: Picture
+    alt: str
+    note: str = ""
+    ramp: str = "classes"
+
+
+@dataclass(frozen=True)
+class ShownArea:
+    """An area in the report: its grid in words, pictures, and the outlines of its split blocks."""
+
+    name: str
+    grid: str
+    shape: tuple[int, int]
+    panels: list[Panel] = field(default_factory=list)
+    blocks: list[dict[str, Any]] = field(default_factory=list)
+
+
+def write_report(
+    out: Path,
+    *,
+    title: str,
+    areas: Sequence[Area],
+    legend: Legend,
+    maps: Mapping[str, Path],
+    confidence: Mapping[str, Path],
+    labels: Mapping[str, Path],
+    rgb: Sequence[str],
+    assessment: Mapping[str, Any] | None,
+    history: Sequence[Mapping[str, Any]],
+    model: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    split: Mapping[str, Any] | None,
+) -> None:
+    """Write the report of a run; ``out`` is replaced when the new file is whole.
+
+    maps, confidence, labels   area name -> raster of class codes, of percent, of class codes; any may be missing
+    rgb                        names of the bands shown as red, green and blue
+    assessment                 assessment.json; None where nothing could be judged
+    history                    the records of metrics.jsonl
+    model                      what is known of the model (encoder, parameters, bands, ...; any key may be missing)
+    split                      {"block": px, "guard": px, "areas": {name: one string per row of blocks}}, a letter
+                               a block: t training, v validation, e test, g guard or left out, - no labels
+    Raises InputFileError for rasters that can't be read, StorageError where ``out`` can't be written.
+    """
+    check_writable(out, overwrite=True)
+    chosen = _choose_areas(areas, split, assessment)
+    longest = LONGEST_DOTS if len(chosen) <= 2 else LONGEST_OF_MANY
+    facts: dict[str, Any] = {
+        "title": title,
+        "version": cobertes.__version__,
+        "written": datetime.now(UTC).strftime("%d %B %Y, %H:%M UTC"),
+        "legend": legend,
+        "area_count": len(areas),
+        "shown": [
+            ShownArea(
+                name=area.name,
+                grid=describe(area.grid),
+                shape=area.shape,
+                panels=_panels(area, legend, rgb, longest, maps=maps, confidence=confidence, labels=labels),
+                blocks=_blocks(area, split),
+            )
+            for area in chosen
+        ],
+        "ramps": {
+            "confidence": pictures.css_gradient(pictures.CONFIDENCE),
+            "disagreement": pictures.css_gradient(pictures.DISAGREEMENT),
+        },
+        "judgement": _judgement(assessment, legend) if assessment else None,
+        "classes": _class_rows(assessment, legend) if assessment else [],
+        "matrix": _matrix(assessment["model"]["confusion_matrix"], legend) if assessment else [],
+        "charts": _charts(history, model.get("best_epoch")),
+        "history": [{key: _known(value) for key, value in record.items()} for record in history],
+        "ground": _areas_table(areas, maps, legend),
+        "split": _split_facts(split),
+        "model": model,
+        "settings": toml_text(settings),
+    }
+    write_text(out, _environment().get_template("report.html.j2").render(facts))
+
+
+def _environment() -> Environment:
+    loader = PackageLoader("cobertes.apply", ".")
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"score": _score, "percent": _percent, "count": _count, "plain": _plain}
+    return environment
+
+
+# --- numbers as text: what is not known is a dash
+
+
+def _known(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _score(value: float | None) -> str:
+    return "–" if _known(value) is None else f"{value:.3f}"
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None or _known(value) is None else f"{100 * value:.1f}\u00a0%"
+
+
+def _count(value: float | None) -> str:
+    return "–" if _known(value) is None else f"{value:,.0f}"
+
+
+def _plain(value: Any) -> str:
+    if _known(value) is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def toml_text(settings: Mapping[str, Any], table: str = "") -> str:
+    """Nested settings as TOML, for reading; what is None is left out."""
+    plain, nested = [], []
+    for key, value in settings.items():
+        path = f"{table}.{key}" if table else str(key)
+        if isinstance(value, Mapping):
+            nested.append(f"\n[{path}]\n{toml_text(value, path)}")
+        elif isinstance(value, list | tuple) and value and all(isinstance(item, Mapping) for item in value):
+            nested += [f"\n[[{path}]]\n{toml_text(item, path)}" for item in value]
+        elif value is not None:
+            plain.append(f"{key} = {json.dumps(value, ensure_ascii=False, default=str)}\n")
+    return "".join(plain + nested)
+
+
+# --- accuracy
+
+
+def _judgement(assessment: Mapping[str, Any], legend: Legend) -> dict[str, Any]:
+    """The summary: methods side by side, the best and the worst class, what is averaged and what is not."""
+    model, baselines = assessment["model"], assessment.get("baselines") or {}
+    averaged = _averaged(assessment)
+    ranked = sorted(
+        (row for row in _class_rows(assessment, legend) if row["iou"] is not None and row["land"].key in averaged),
+        key=lambda row: row["iou"],
+    )
+    worst = ranked[0] if len(ranked) > 1 else None
+    return {
+        "split": assessment.get("split", "validation"),
+        "pixels": assessment.get("pixels"),
+        "methods": {name: _heads(scores) for name, scores in {"model": model, **baselines}.items()},
+        "forest": _heads(baselines["random_forest"]) if "random_forest" in baselines else None,
+        "best": ranked[-1] if ranked else None,
+        "worst": worst,
+        "taken_for": _taken_for(model["confusion_matrix"], legend, worst["land"]) if worst else None,
+        "averaged": len(averaged),
+    }
+
+
+def _heads(scores: Mapping[str, Any]) -> dict[str, float | None]:
+    return {key: _known(scores.get(key)) for key in ("miou", "overall_accuracy")}
+
+
+def _averaged(assessment: Mapping[str, Any]) -> set[str]:
+    listed = assessment.get("miou_classes", assessment["model"].get("miou_classes"))
+    if listed is not None:
+        return set(listed)
+    return {key for key, scores in assessment["model"]["classes"].items() if scores["support"] >= ENOUGH_PIXELS}
+
+
+def _taken_for(matrix: Sequence[Sequence[int]], legend: Legend, land: LandClass) -> tuple[str, float] | None:
+    """The class that most pixels of ``land`` are mapped as instead, and their share of the reference."""
+    index = legend.index(land.key)
+    row = np.array(matrix[index], float)
+    others = np.where(np.arange(len(row)) == index, 0, row)
+    if not others.any():
+        return None
+    return legend.classes[int(others.argmax())].name, float(others.max() / row.sum())
+
+
+def _class_rows(assessment: Mapping[str, Any], legend: Legend) -> list[dict[str, Any]]:
+    """One row per class of the legend; ``state`` is ``absent`` (no reference pixel), ``few`` or empty."""
+    scores = assessment["model"]["classes"]
+    forest = (assessment.get("baselines") or {}).get("random_forest", {}).get("classes", {})
+    averaged = _averaged(assessment)
+    rows = []
+    for land in legend.classes:
+        mine = scores.get(land.key, {})
+        support = mine.get("support") or 0
+        state = "absent" if not support else "" if land.key in averaged else "few"
+        keys = ("iou", "dice", "producers_accuracy", "users_accuracy")
+        row = {key: None if state == "absent" else _known(mine.get(key)) for key in keys}
+        other = None if state == "absent" else _known(forest.get(land.key, {}).get("iou"))
+        rows.append({"land": land, "support": support, "state": state, "forest": other, **row})
+    return rows
+
+
+def _matrix(counts: Sequence[Sequence[int]], legend: Legend) -> list[dict[str, Any]]:
+    """Rows of the confusion matrix; every cell with its count and its share of its row and of its column."""
+    matrix = np.array(counts, float)
+    with np.errstate(invalid="ignore"):
+        by_row = matrix / matrix.sum(axis=1, keepdims=True)
+        by_col = matrix / matrix.sum(axis=0, keepdims=True)
+    return [
+        {
+            "land": land,
+            "cells": [
+                {"count": int(n), "row": _known(float(r)), "col": _known(float(c)), "predicted": legend.classes[j]}
+                for j, (n, r, c) in enumerate(zip(matrix[i], by_row[i], by_col[i], strict=True))
+            ],
+        }
+        for i, land in enumerate(legend.classes)
+    ]
+
+
+def _charts(history: Sequence[Mapping[str, Any]], best: Any) -> list[Chart]:
+    if not history:
+        return []
+    epochs = [int(record["epoch"]) for record in history]
+
+    def series(**names: str) -> dict[str, Sequence[float | None]]:
+        return {name.replace("_", " "): [_known(r.get(key)) for r in history] for name, key in names.items()}
+
+    charts = [
+        pictures.draw_chart("Loss", epochs, series(training="loss", validation="validation_loss"), mark=best),
+        pictures.draw_chart("Validation scores", epochs, series(mIoU="miou", mean_Dice="mean_dice"), mark=best),
+        pictures.draw_chart("Learning rate", epochs, series(learning_rate="learning_rate"), log=True, mark=best),
+    ]
+    return [chart for chart in charts if chart]
+
+
+# --- areas
+
+
+def _choose_areas(
+    areas: Sequence[Area], split: Mapping[str, Any] | None, assessment: Mapping[str, Any] | None
+) -> list[Area]:
+    """All areas where they are few, else the first ones with ground that was judged."""
+    if len(areas) <= SHOWN_AREAS or not split:
+        return list(areas[:SHOWN_AREAS])
+    letter = "e" if assessment and assessment.get("split") == "test" else "v"
+    judged = [area for area in areas if letter in "".join(split["areas"].get(area.name, []))]
+    return (judged or list(areas))[:SHOWN_AREAS]
+
+
+def _panels(
+    area: Area,
+    legend: Legend,
+    rgb: Sequence[str],
+    longest: int,
+    *,
+    maps: Mapping[str, Path],
+    confidence: Mapping[str, Path],
+    labels: Mapping[str, Path],
+) -> list[Panel]:
+    """Pictures of an area: every season, then labels, map, confidence and disagreement where there are any."""
+    cell = pictures.cell_size(area.shape, longest)
+    name = area.name
+    panels = [
+        Panel(f"Scene, {season}" if season else "Scene", picture, f"Scene of {name}, {season}", ", ".join(rgb), "")
+        for season, picture in zip(
+            area.scenes, pictures.scene_pictures([*area.scenes.values()], rgb, cell), strict=True
+        )
+    ]
+    for what, files in (("Labels", labels), ("Predicted map", maps)):
+        if name in files:
+            codes = pictures.read_codes(files[name], cell)
+            alt = f"{what} of {name}: {_in_words(codes, legend)}"
+            panels.append(Panel(what, pictures.codes_picture(codes, legend), alt))
+    if name in confidence:
+        percent = pictures.read_confidence(confidence[name], cell)
+        mean = "none known" if np.isnan(percent).all() else f"{np.nanmean(percent):.0f}\u00a0% on average"
+        picture = pictures.shares_picture(percent / 100, pictures.CONFIDENCE)
+        panels.append(Panel("Confidence", picture, f"Confidence of the map of {name}: {mean}", mean, "confidence"))
+    if name in maps and name in labels:
+        shares = pictures.disagreement(maps[name], labels[name], legend, cell)
+        if shares is not None:
+            picture = pictures.shares_picture(shares, pictures.DISAGREEMENT)
+            note = "share of pixels where map and labels differ, training ground included"
+            panels.append(Panel("Disagreement", picture, f"Disagreement in {name}: {note}", note, "disagreement"))
+    return panels
+
+
+def _in_words(codes: np.ndarray[Any, np.dtype[np.uint8]], legend: Legend) -> str:
+    """The three commonest classes with their shares."""
+    counts = {land.name: int((codes == land.code).sum()) for land in legend.classes}
+    total = sum(counts.values())
+    common = Counter({name: n for name, n in counts.items() if n}).most_common(3)
+    return ", ".join(f"{name} {100 * n / total:.0f} %" for name, n in common) or "no class"
+
+
+def _areas_table(areas: Sequence[Area], maps: Mapping[str, Path], legend: Legend) -> dict[str, Any] | None:
+    """Pixels, share and hectares per class over all maps; hectares are None where a map has no projected CRS."""
+    mapped = [area for area in areas if area.name in maps]
+    if not mapped:
+        return None
+    pixels, hectares = np.zeros(256, np.int64), np.zeros(256)
+    for area in mapped:
+        counts, size = pictures.count_codes(maps[area.name]), pixel_hectares(area.grid)
+        pixels += counts
+        hectares += counts * (math.nan if size is None else size)
+    total = int(pixels[legend.codes].sum())
+    rows = [
+        {
+            "land": land,
+            "pixels": int(pixels[land.code]),
+            "share": int(pixels[land.code]) / total if total else None,
+            "hectares": _known(float(hectares[land.code])),
+        }
+        for land in legend.classes
+    ]
+    known = _known(float(hectares[legend.codes].sum()))
+    return {"rows": rows, "pixels": total, "hectares": known, "maps": len(mapped)}
+
+
+def _blocks(area: Area, split: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    """Rectangles of the split's blocks in pixels; the last of a row or column ends with the area."""
+    if not split:
+        return []
+    side, (height, width) = int(split["block"]), area.shape
+    rows = split["areas"].get(area.name, [])
+    return [
+        {
+            "letter": letter,
+            "x": col * side,
+            "y": row * side,
+            "width": width - col * side if col == len(letters) - 1 else side,
+            "height": height - row * side if row == len(rows) - 1 else side,
+        }
+        for row, letters in enumerate(rows)
+        for col, letter in enumerate(letters)
+    ]
+
+
+def _split_facts(split: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    if not split:
+        return None
+    counts = Counter(letter for rows in split["areas"].values() for row in rows for letter in row)
+    return {"block": split["block"], "guard": split.get("guard"), "counts": counts}

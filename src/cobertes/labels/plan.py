@@ -1,0 +1,127 @@
+"""Windows of a label pass: fit for how the map is stored and for the memory there is.
+
+rows of 300,000 x 1     [=========================]     strips of full width
+                        [=========================]
+
+blocks of 960 x 960     [====][====][====][====]        squares that end where blocks end
+                        [====][====][====][====]
+"""
+
+import os
+from dataclasses import dataclass
+from itertools import pairwise
+from math import ceil, gcd, isqrt
+
+import numpy as np
+import rasterio
+from odc.geo.geobox import GeoBox
+
+from cobertes.geo.grid import grid_of, same_crs
+from cobertes.geo.windows import Window
+from cobertes.labels.reference import Placement
+
+LIBRARIES_MB = 250
+"""Peak memory of the process before the first window: interpreter, numpy, GDAL, numba."""
+
+WINDOW_PIXELS = 16_000_000
+"""Fine pixels of a window, at most: small enough for the bar to move and for many threads."""
+
+WARP_PIXELS = 4_000_000
+"""The same for a warped map, whatever the memory: where the warper starts decides the last digits of its
+coordinates, so windows that depended on memory could move a label."""
+
+WARP_BLOCK = (128, 512)
+"""(height, width) of the blocks in which GDAL's warped rasters are computed."""
+
+CACHE_BYTES = 64_000_000
+"""What GDAL keeps of the map's storage blocks, unless these are very large."""
+
+WARP_CACHE_BYTES = 160_000_000
+"""The same for a warped map, whose windows lie askew over the blocks."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a map is best read.
+
+    ``block`` (height, width) of its storage on the fine grid; ``itemsize`` bytes of a pixel; ``width`` of the
+    map in its own pixels; ``in_strips``: blocks are as wide as the map and lie along the scene's rows.
+    """
+
+    block: tuple[int, int]
+    itemsize: int
+    width: int
+    in_strips: bool
+
+    @classmethod
+    def of(cls, dataset: rasterio.DatasetReader, placement: Placement, grid: GeoBox) -> "Layout":
+        """The layout of an open map for a scene's grid."""
+        block, itemsize = dataset.block_shapes[0], np.dtype(dataset.dtypes[0]).itemsize
+        in_strips = block[1] >= dataset.width
+        if placement.origin is not None:
+            return cls(block, itemsize, dataset.width, in_strips)
+        turned = not same_crs(grid_of(dataset), grid) or bool(grid.affine.b or dataset.transform.b)
+        return cls(WARP_BLOCK, itemsize, dataset.width, in_strips and not turned)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How memory is shared out: ``workers`` threads of ``window`` fine pixels each, ``cache`` bytes for GDAL."""
+
+    workers: int
+    window: int
+    cache: int
+
+    @classmethod
+    def of(cls, memory: int, layout: Layout, placement: Placement, grid: GeoBox, bands: int) -> "Budget":
+        """For ``memory`` MB in all and outputs of ``bands`` fractions. Scarce memory costs threads first."""
+        free = max(memory - LIBRARIES_MB, 40) * 1_000_000
+        # GDAL decodes whole blocks: its cache should hold those that a window shares with the next
+        block = layout.block[0] * min(layout.block[1], layout.width) * layout.itemsize
+        least = WARP_CACHE_BYTES if placement.origin is None else CACHE_BYTES
+        cache = min(max(least, 4 * block), free // 2)
+        # per fine pixel: what is read, a padded or converted copy, and the outputs
+        pixel_bytes = 2 * layout.itemsize + (2 + 2 * bands) / placement.factor**2
+        pixels = int((free - cache) / pixel_bytes)
+        smallest = (grid.width if layout.in_strips else 1) * placement.factor**2
+        workers = max(1, min(_processors(), pixels // smallest))
+        if placement.origin is None:
+            return cls(max(1, min(workers, pixels // WARP_PIXELS)), WARP_PIXELS, cache)
+        return cls(workers, min(WINDOW_PIXELS, pixels // workers), cache)
+
+
+def _processors() -> int:
+    """Processors that this process may use: fewer than the machine's in a container or a batch job."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def plan_windows(grid: GeoBox, placement: Placement, layout: Layout, pixels: int) -> list[Window]:
+    """Windows of about ``pixels`` fine pixels at most, which partition the scene.
+
+    They end where storage blocks end, as far as scene pixels allow: with factor 10, blocks of 960 give steps
+    of 96 scene pixels, blocks of 1024 steps of 512.
+    """
+    factor = placement.factor
+    row, col = placement.origin or (0, 0)
+    if layout.in_strips:
+        height = max(1, pixels // (grid.width * factor**2))
+        cols = [0, grid.width]
+    else:
+        height = max(1, isqrt(pixels) // factor)
+        cols = _cuts(grid.width, height, factor, layout.block[1], col)
+    rows = _cuts(grid.height, height, factor, layout.block[0], row)
+    return [
+        Window(top, left, bottom - top, right - left)
+        for top, bottom in pairwise(rows)
+        for left, right in pairwise(cols)
+    ]
+
+
+def _cuts(length: int, step: int, factor: int, block: int, origin: int) -> list[int]:
+    """Cuts of 0 .. length, at most ``step`` apart, at edges of storage blocks where these are near enough."""
+    unit = block // gcd(block, factor)
+    first = 0
+    if unit <= step:
+        step -= step % unit
+        first = ceil((-origin % block) / factor) % step
+    return sorted({0, length, *range(first, length, step)})

@@ -1,0 +1,108 @@
+"""Running a model over planned windows: training's validation, evaluation and prediction all come here."""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cobertes.accuracy.confusion import ConfusionMatrix
+from cobertes.geo.windows import PlannedWindow, Window, plan_strips
+from cobertes.labels.legend import IGNORE_INDEX
+from cobertes.learn.inputs import Inputs
+from cobertes.learn.losses import cross_entropy
+from cobertes.tiles.ground import Ground
+
+READ_THREADS = 2
+BATCHES_AHEAD = 2
+
+Forward = Callable[[Tensor], Tensor]
+"""Channels (B, C, H, W) float32 -> logits (B, K, H, W), on whatever device it likes."""
+
+Item = TypeVar("Item")
+
+
+def read_ahead(
+    items: Sequence[Item], read: Callable[[Item], Any], batch_size: int
+) -> Iterator[list[tuple[Item, Any]]]:
+    """Batches of ``(item, read(item))`` in order, read by threads while the caller computes."""
+    groups = [items[i : i + batch_size] for i in range(0, len(items), batch_size)]
+    with ThreadPoolExecutor(READ_THREADS) as pool:
+        waiting: deque[list[tuple[Item, Future[Any]]]] = deque()
+        upcoming = iter(groups)
+        while True:
+            while len(waiting) < BATCHES_AHEAD and (group := next(upcoming, None)) is not None:
+                waiting.append([(item, pool.submit(read, item)) for item in group])
+            if not waiting:
+                return
+            yield [(item, future.result()) for item, future in waiting.popleft()]
+
+
+HeldOut = tuple[str, PlannedWindow]
+"""An area's name and a planned window of it whose interior is held-out ground."""
+
+
+def plan_blocks(ground: Ground, letter: str, size: int, overlap: int) -> list[HeldOut]:
+    """Windows laid out per held-out block: little computation, for every epoch's validation."""
+    return [
+        (name, planned)
+        for name, split in ground.split.areas.items()
+        for block in split.windows(letter)
+        for strip in plan_strips(block, size, overlap)
+        for planned in strip
+    ]
+
+
+def plan_as_mapped(ground: Ground, letter: str, size: int, overlap: int) -> list[HeldOut]:
+    """The windows that map the whole area, cut to held-out blocks: each pixel gets what the map will say."""
+    result = []
+    for name, split in ground.split.areas.items():
+        shape = ground.areas[name].shape
+        blocks = split.windows(letter)
+        for strip in plan_strips(Window(0, 0, *shape), size, overlap):
+            for planned in strip:
+                for block in blocks:
+                    part = _intersection(planned.interior, block)
+                    if part is not None:
+                        result.append((name, PlannedWindow(planned.window, part)))
+    return result
+
+
+def _intersection(a: Window, b: Window) -> Window | None:
+    row, col = max(a.row, b.row), max(a.col, b.col)
+    height, width = min(a.row_stop, b.row_stop) - row, min(a.col_stop, b.col_stop) - col
+    return Window(row, col, height, width) if height > 0 and width > 0 else None
+
+
+def judge(
+    forward: Forward,
+    inputs: Inputs,
+    ground: Ground,
+    plan: Sequence[HeldOut],
+    batch_size: int,
+    advance: Callable[[float], None] = lambda amount: None,
+) -> tuple[ConfusionMatrix, float]:
+    """Confusion matrix and mean cross-entropy over the planned interiors; NaN where nothing is labelled."""
+    classes = len(ground.legend)
+    matrix, loss, weight = ConfusionMatrix.empty(classes), 0.0, 0.0
+
+    def read(item: HeldOut) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+        observed, labels = ground.read(item[0], item[1].window)
+        return inputs.encode(observed), labels
+
+    for batch in read_ahead(plan, read, batch_size):
+        x = torch.from_numpy(np.stack([x for _, (x, _) in batch]))
+        y = np.full((len(batch), *x.shape[-2:]), IGNORE_INDEX, np.uint8)
+        for i, ((_, planned), (_, labels)) in enumerate(batch):
+            inside = planned.interior.within(planned.window)
+            y[i][inside] = labels[inside]
+        logits = forward(x).float().cpu()
+        total, count = cross_entropy(logits, torch.from_numpy(y).long())
+        matrix += ConfusionMatrix.of(y, logits.argmax(dim=1).numpy(), classes)
+        loss, weight = loss + float(total), weight + float(count)
+        advance(len(batch))
+    return matrix, loss / weight if weight else float("nan")

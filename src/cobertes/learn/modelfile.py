@@ -1,0 +1,130 @@
+"""A model on disk: ``model.safetensors`` holds the weights and, in its header, all that using them takes.
+
+No pickle: a model file from elsewhere cannot run code. The header is JSON under the key ``cobertes``:
+legend, seasons, bands, statistics, resolution, window, network, settings, fingerprint.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from cobertes.errors import InputFileError, ModelFileError
+from cobertes.files import replacing
+from cobertes.geo.grid import crs_name, resolution
+from cobertes.geo.scene import Scene
+from cobertes.labels.legend import Legend
+from cobertes.learn.inputs import Inputs
+from cobertes.learn.unet import UNet, UNetSettings
+
+HEADER = "cobertes"
+FORMAT = 1
+RESOLUTION_TOLERANCE = 0.01
+MODEL_FILE = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class ModelHeader:
+    """What is known of a model besides its weights.
+
+    ``resolution`` of a pixel in the units of the scenes' CRS, None for scenes without one; ``window`` the side
+    of its training windows in pixels; ``training`` what the training loop tells of itself.
+    """
+
+    network: UNetSettings
+    inputs: Inputs
+    legend: Legend
+    resolution: float | None
+    window: int
+    training: Mapping[str, Any]
+
+    def to_json(self) -> str:
+        """The text of the header."""
+        data = {
+            "format": FORMAT,
+            "network": asdict(self.network),
+            "inputs": self.inputs.to_dict(),
+            "legend": self.legend.to_dict(),
+            "resolution": self.resolution,
+            "window": self.window,
+            "training": dict(self.training),
+        }
+        return json.dumps(data, ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> "ModelHeader":
+        """Read back what `to_json` wrote."""
+        data = json.loads(text)
+        if data["format"] != FORMAT:
+            raise ValueError(f"format {data['format']}, this cobertes reads {FORMAT}")
+        network = data["network"] | {"decoder": tuple(data["network"]["decoder"])}
+        return cls(
+            UNetSettings(**network),
+            Inputs.from_dict(data["inputs"]),
+            Legend.from_dict(data["legend"]),
+            data["resolution"],
+            int(data["window"]),
+            data["training"],
+        )
+
+    def check_scenes(self, scenes: Mapping[str, Scene]) -> None:
+        """Raise where scenes are not what the model was trained on: seasons, bands, size of a pixel."""
+        self.inputs.check(scenes)
+        grid = next(iter(scenes.values())).grid
+        if self.resolution is None or grid.crs is None:
+            return
+        if abs(resolution(grid) / self.resolution - 1) > RESOLUTION_TOLERANCE:
+            raise ModelFileError(
+                f"the scene has pixels of {resolution(grid):g} ({crs_name(grid)}), the model was trained on "
+                f"pixels of {self.resolution:g}. Bring the scene to that resolution (gdalwarp -tr)."
+            )
+
+
+def model_path(path: Path) -> Path:
+    """The model file itself, or that of a run's folder. Raises InputFileError where there is none."""
+    found = path / MODEL_FILE if path.is_dir() else path
+    if not found.is_file():
+        raise InputFileError(f"no model at {found}. Name a {MODEL_FILE} or a run's folder that holds one.")
+    return found
+
+
+def save_model(path: Path, state: Mapping[str, Tensor], header: ModelHeader) -> None:
+    """Write weights and header, whole or not at all."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, metadata={HEADER: header.to_json()})
+
+
+def read_header(path: Path) -> ModelHeader:
+    """The header alone. Raises ModelFileError for damaged and foreign files."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise ModelFileError(f"{path} is not a whole safetensors file: {error}. Copy it again.") from error
+    if HEADER not in metadata:
+        raise ModelFileError(f"{path} is not a model of cobertes: its header lacks '{HEADER}'.")
+    try:
+        return ModelHeader.from_json(metadata[HEADER])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelFileError(f"{path} has a header that this cobertes can't read: {error!r}") from error
+
+
+def load_model(path: Path) -> tuple[nn.Module, ModelHeader]:
+    """The network with its weights, in evaluation mode, and its header. Raises ModelFileError."""
+    header = read_header(path)
+    model = UNet(header.network)
+    with safe_open(path, framework="pt") as file:
+        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is no mapping)
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise ModelFileError(
+            f"{path}: the weights do not fit the network its header describes ({error})"
+        ) from error
+    return model.eval(), header

@@ -1,0 +1,284 @@
+"""The training loop, in reading order."""
+
+import json
+import logging
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric, seed_everything
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
+
+from cobertes.errors import TrainingError
+from cobertes.files import replacing, write_text
+from cobertes.geo.grid import resolution
+from cobertes.learn.device import choose_precision, start
+from cobertes.learn.infer import judge, plan_blocks
+from cobertes.learn.inputs import Inputs
+from cobertes.learn.losses import cross_entropy, ins_weights
+from cobertes.learn.modelfile import MODEL_FILE, ModelHeader, save_model
+from cobertes.learn.samples import Sampler, batches
+from cobertes.learn.unet import UNet, UNetSettings, count_parameters
+from cobertes.progress import SILENT, Progress
+from cobertes.settings import ModelSettings, TrainSettings
+from cobertes.tiles.ground import Ground
+from cobertes.tiles.split import VALIDATION
+from cobertes.tiles.statistics import Statistics
+
+log = logging.getLogger(__name__)
+
+Epoch = dict[str, float]
+"""A record of metrics.jsonl."""
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """What is trained on what: network, ground, how, and the fingerprint of all of it."""
+
+    ground: Ground
+    sampler: Sampler
+    inputs: Inputs
+    network: UNetSettings
+    settings: TrainSettings
+    class_weights: Tensor | None
+    fingerprint: str
+    pretrained: bool = False
+
+
+def plan_training(
+    frame: Any,
+    ground: Ground,
+    statistics: Statistics,
+    *,
+    model: ModelSettings,
+    train: TrainSettings,
+    tile_size: int,
+    fingerprint: str,
+) -> TrainingPlan:
+    """Bring index, statistics and settings together. Raises NoTilesError."""
+    window = train.window or tile_size
+    inputs = Inputs.of(statistics)
+    network = UNetSettings(
+        inputs.channels, len(ground.legend), model.encoder, model.width, model.depth, tuple(model.decoder)
+    )
+    weights = torch.from_numpy(ins_weights(statistics.class_counts)) if train.class_weights == "ins" else None
+    sampler = Sampler.of(frame, ground, train, window)
+    return TrainingPlan(ground, sampler, inputs, network, train, weights, fingerprint, model.weights == "imagenet")
+
+
+def train_model(
+    plan: TrainingPlan,
+    out: Path,
+    *,
+    progress: Progress = SILENT,
+    report: Callable[[Epoch], None] = lambda epoch: None,
+) -> ModelHeader:
+    """Train, or go on where an interrupted training stopped; the model of the best epoch is the result.
+
+    out     the run's folder: writes checkpoints/, metrics.jsonl, tensorboard/ and, at the end, the model file
+    report  called with the record of each epoch
+    Raises TrainingError where the loss is not finite.
+    """
+    settings, window = plan.settings, plan.sampler.window
+    checkpoints = out / "checkpoints"
+    checkpoints.mkdir(parents=True, exist_ok=True)
+
+    # The seed decides the first weights; all later choices are functions of (seed, epoch, position).
+    seed_everything(settings.seed, verbose=False)
+    model: nn.Module = UNet(plan.network, pretrained=plan.pretrained)
+    batch_size = min(settings.batch_size, len(plan.sampler))
+    shape = (batch_size, plan.network.channels, window, window)
+    precision, reason = choose_precision(settings.precision, settings.device, model, shape, learning=True)
+    fabric = start(settings.device, precision)
+    log.info(
+        "U-Net with encoder %s, %.1f million parameters, on %s in %s (%s); %d windows of %d px per epoch",
+        plan.network.encoder, count_parameters(model) / 1e6, fabric.device.type, precision, reason,
+        len(plan.sampler), window,
+    )  # fmt: skip
+
+    # Channels last is the layout that convolutions are fastest in, on CPUs with bf16 units and on CUDA alike.
+    model = model.to(memory_format=torch.channels_last)
+    kind = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.Adam
+    model, optimizer = fabric.setup(model, kind(model.parameters(), lr=settings.learning_rate))
+    schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(
+        optimizer, factor=settings.plateau_factor, patience=settings.plateau_patience
+    )
+    weights = None if plan.class_weights is None else plan.class_weights.to(fabric.device)
+    held_out = plan_blocks(plan.ground, VALIDATION, window, overlap=window // 4)
+
+    state = _resume(checkpoints / "last.ckpt", plan.fingerprint)
+    history: list[Epoch] = []
+    if state is not None:
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        schedule.load_state_dict(state["schedule"])
+        history = state["history"]
+        log.info("going on after epoch %d of checkpoints/last.ckpt", len(history))
+    elapsed = history[-1]["elapsed"] if history else 0.0
+    best = max((record["miou"] for record in history), default=-math.inf)
+    _write_history(out / "metrics.jsonl", history)
+    begin = time.monotonic() - elapsed
+
+    with SummaryWriter(str(out / "tensorboard"), purge_step=len(history) + 1) as board:
+        for epoch in range(len(history) + 1, settings.epochs + 1):
+            if _time_is_up(history, settings, time.monotonic() - begin):
+                break
+            record = _train_epoch(fabric, model, optimizer, plan, weights, epoch, batch_size, progress)
+            matrix, record["validation_loss"] = _validate(fabric, model, plan, held_out, batch_size, progress)
+            record |= {
+                "miou": matrix.miou,
+                "mean_dice": matrix.mean_dice,
+                "overall_accuracy": matrix.overall_accuracy,
+            }
+            schedule.step(record["validation_loss"])
+            record["elapsed"] = time.monotonic() - begin
+            history.append(record)
+            if record["miou"] > best or epoch == 1:
+                best = record["miou"]
+                header = _header(plan, precision, history, finished=False)
+                save_model(checkpoints / "best.safetensors", _state(model), header)
+            # The checkpoint is written last: whatever it says has happened is on disk.
+            _save_checkpoint(checkpoints / "last.ckpt", {
+                "fingerprint": plan.fingerprint,
+                "model": _state(model),
+                "optimizer": optimizer.state_dict(),
+                "schedule": schedule.state_dict(),
+                "history": history,
+            })  # fmt: skip
+            _write_history(out / "metrics.jsonl", history)
+            for name, value in record.items():
+                board.add_scalar(name, value, epoch)
+            report(record)
+    return _finish(plan, out, precision, history)
+
+
+def _train_epoch(
+    fabric: Fabric,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    plan: TrainingPlan,
+    weights: Tensor | None,
+    epoch: int,
+    batch_size: int,
+    progress: Progress,
+) -> Epoch:
+    """One pass over the epoch's windows; returns its part of the record."""
+    model.train()
+    begin, waited, total, weight = time.monotonic(), 0.0, 0.0, 0.0
+    with progress.bar(f"epoch {epoch}", len(plan.sampler), "tiles") as advance:
+        feed = batches(plan.sampler, plan.inputs, epoch, batch_size)
+        while True:
+            asked = time.monotonic()
+            batch = next(feed, None)
+            waited += time.monotonic() - asked
+            if batch is None:
+                break
+            x = torch.from_numpy(batch[0]).to(fabric.device, memory_format=torch.channels_last)
+            y = torch.from_numpy(batch[1]).to(fabric.device).long()
+            loss, count = cross_entropy(model(x), y, weights)
+            if count == 0:
+                continue
+            fabric.backward(loss / count)
+            optimizer.step()
+            optimizer.zero_grad()
+            total, weight = total + float(loss), weight + float(count)
+            if not math.isfinite(total):
+                raise TrainingError(
+                    f"the loss is not finite in epoch {epoch}: lower train.learning-rate, or look for damaged "
+                    f"pixels in the scenes. The run goes on from its last whole epoch."
+                )
+            advance(len(x))
+    seconds = time.monotonic() - begin
+    return {
+        "epoch": epoch,
+        "loss": total / weight if weight else float("nan"),
+        "learning_rate": optimizer.param_groups[0]["lr"],
+        "seconds": seconds,
+        "tiles_per_second": len(plan.sampler) / seconds,
+        "waiting_share": waited / seconds,
+    }
+
+
+def _validate(
+    fabric: Fabric, model: nn.Module, plan: TrainingPlan, held_out: Any, batch_size: int, progress: Progress
+) -> tuple[Any, float]:
+    model.eval()
+
+    def forward(x: Tensor) -> Tensor:
+        with torch.inference_mode():
+            logits: Tensor = model(x.to(fabric.device, memory_format=torch.channels_last))
+            return logits
+
+    with progress.bar("validation", len(held_out), "windows") as advance:
+        return judge(forward, plan.inputs, plan.ground, held_out, batch_size, advance)
+
+
+def _time_is_up(history: list[Epoch], settings: TrainSettings, elapsed: float) -> bool:
+    """Whether another epoch like the last would end after the minutes that were given."""
+    if settings.minutes is None or not history:
+        return False
+    last = history[-1]["elapsed"] - (history[-2]["elapsed"] if len(history) > 1 else 0.0)
+    return elapsed + last > settings.minutes * 60
+
+
+def _state(model: nn.Module) -> dict[str, Tensor]:
+    """Weights by name, without Fabric's wrapping."""
+    inner = getattr(model, "module", model)
+    return dict(inner.state_dict())
+
+
+def _header(plan: TrainingPlan, precision: str, history: list[Epoch], *, finished: bool) -> ModelHeader:
+    best = max(history, key=lambda record: record["miou"])
+    grid = next(iter(plan.ground.areas.values())).grid
+    training = {
+        "settings": plan.settings.model_dump(by_alias=True),
+        "fingerprint": plan.fingerprint,
+        "precision": precision,
+        "best_epoch": best["epoch"],
+        "epochs": len(history),
+        "validation_miou": best["miou"],
+        "finished": finished,
+    }
+    scale = None if grid.crs is None else resolution(grid)
+    return ModelHeader(plan.network, plan.inputs, plan.ground.legend, scale, plan.sampler.window, training)
+
+
+def _finish(plan: TrainingPlan, out: Path, precision: str, history: list[Epoch]) -> ModelHeader:
+    """Give the best epoch's weights their final name."""
+    header = _header(plan, precision, history, finished=True)
+    save_model(out / MODEL_FILE, load_file(out / "checkpoints" / "best.safetensors"), header)
+    return header
+
+
+def _save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
+    with replacing(path) as temporary:
+        torch.save(dict(state), temporary)
+
+
+def _resume(path: Path, fingerprint: str) -> dict[str, Any] | None:
+    """The last checkpoint, if there is one of this very training."""
+    if not path.exists():
+        return None
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, OSError, EOFError, ValueError) as error:
+        raise TrainingError(f"{path} is damaged ({error}). Delete it to train from the start.") from error
+    if state["fingerprint"] != fingerprint:
+        log.info("checkpoints/last.ckpt is of other settings or data: training from the start")
+        return None
+    return state
+
+
+def _write_history(path: Path, history: list[Epoch]) -> None:
+    write_text(path, "".join(json.dumps(record) + "\n" for record in history))
+
+
+def read_history(path: Path) -> list[Epoch]:
+    """The records of metrics.jsonl; empty where there is none."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []

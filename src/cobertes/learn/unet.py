@@ -1,0 +1,162 @@
+"""The whole U-Net (Ronneberger et al. 2015, arXiv:1505.04597) in one file.
+
+    x ── level 0 (1/1) ────────────────── skip ── up ── head ── logits
+          └─ level 1 (1/2) ──────────── skip ── up ──┘
+               └─ level 2 (1/4) ───── skip ── up ──┘
+                    └─ ...       ── skip ── up ──┘
+
+The levels are our own double convolutions (``scratch``) or a timm backbone. Backbones start at half the
+resolution, so a double convolution of the input beside them keeps the full-resolution skip.
+"""
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cobertes.errors import InputFileError, SettingsError, did_you_mean
+
+SCRATCH = "scratch"
+BACKBONE_DECODER = (256, 128, 64, 32, 16)
+STEM_WIDTH = 32
+
+
+@dataclass(frozen=True)
+class UNetSettings:
+    """Everything that determines the network's shape.
+
+    ``channels`` in, ``classes`` out; ``encoder`` scratch or a timm name; ``width`` and ``depth`` of a scratch
+    encoder; ``decoder`` channels from the bottom up, empty for the default: the widths of a scratch encoder
+    mirrored, 256 … 16 after a backbone.
+    """
+
+    channels: int
+    classes: int
+    encoder: str = "resnet50"
+    width: int = 32
+    depth: int = 4
+    decoder: tuple[int, ...] = ()
+
+
+class UNet(nn.Module):
+    """A U-Net for any window size: padded inside to a multiple of its stride, cropped back."""
+
+    def __init__(self, settings: UNetSettings, *, pretrained: bool = False) -> None:
+        super().__init__()
+        self.settings = settings
+        encoder: nn.Module
+        if settings.encoder == SCRATCH:
+            encoder = ScratchEncoder(settings.channels, settings.width, settings.depth)
+        else:
+            encoder = TimmEncoder(settings.encoder, settings.channels, pretrained)
+        self.encoder = encoder
+        skips: list[int] = list(encoder.widths)  # at 1/1, 1/2, 1/4 ... of the size
+        self.stride = 2 ** (len(skips) - 1)
+        ups = settings.decoder or (BACKBONE_DECODER if settings.encoder != SCRATCH else tuple(skips[-2::-1]))
+        widths = _fit(ups, len(skips) - 1)
+        below, beside = [skips[-1], *widths[:-1]], skips[-2::-1]
+        self.decoder = nn.ModuleList(Up(b, s, w) for b, s, w in zip(below, beside, widths, strict=True))
+        self.head = nn.Conv2d(widths[-1], settings.classes, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (B, classes, H, W) of ``x`` (B, channels, H, W)."""
+        height, width = x.shape[-2:]
+        x = F.pad(x, (0, -width % self.stride, 0, -height % self.stride))
+        *skips, y = self.encoder(x)  # (B, C0, H, W), (B, C1, H/2, W/2), ... (B, Cn, H/stride, W/stride)
+        for up, skip in zip(self.decoder, reversed(skips), strict=True):
+            y = up(y, skip)  # (B, width, twice, twice)
+        logits: Tensor = self.head(y)
+        return logits[..., :height, :width]
+
+
+class DoubleConv(nn.Sequential):
+    """Twice: 3 x 3 convolution, batch norm, ReLU."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__(
+            nn.Conv2d(channels, width, 3, padding=1, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(width, width, 3, padding=1, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(inplace=True),
+        )
+
+
+class Up(nn.Module):
+    """Twice the size by transposed convolution, the skip beside it, then a double convolution."""
+
+    def __init__(self, below: int, skip: int, width: int) -> None:
+        super().__init__()
+        self.up = nn.ConvTranspose2d(below, width, 2, stride=2)
+        self.conv = DoubleConv(width + skip, width)
+
+    def forward(self, y: Tensor, skip: Tensor) -> Tensor:
+        """``y`` (B, below, h, w), ``skip`` (B, skip, 2h, 2w) -> (B, width, 2h, 2w)."""
+        out: Tensor = self.conv(torch.cat([self.up(y), skip], dim=1))
+        return out
+
+
+class ScratchEncoder(nn.Module):
+    """Max pooling and double convolutions; channels double at each level."""
+
+    def __init__(self, channels: int, width: int, depth: int) -> None:
+        super().__init__()
+        self.widths = [width * 2**i for i in range(depth + 1)]
+        self.levels = nn.ModuleList(DoubleConv(a, b) for a, b in pairwise([channels, *self.widths]))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Features at 1/1, 1/2, 1/4 ... of the size of ``x``."""
+        features = [self.levels[0](x)]
+        for level in self.levels[1:]:
+            features.append(level(F.max_pool2d(features[-1], 2)))
+        return features
+
+
+class TimmEncoder(nn.Module):
+    """A double convolution at 1/1 beside a timm backbone's feature maps at 1/2, 1/4 ... 1/32."""
+
+    def __init__(self, name: str, channels: int, pretrained: bool) -> None:
+        super().__init__()
+        self.stem = DoubleConv(channels, STEM_WIDTH)
+        self.backbone = _timm_backbone(name, channels, pretrained)
+        self.widths: list[int] = [STEM_WIDTH, *self.backbone.feature_info.channels()]  # type: ignore[operator,union-attr]
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Features from fine to coarse."""
+        return [self.stem(x), *self.backbone(x)]
+
+
+def _timm_backbone(name: str, channels: int, pretrained: bool) -> nn.Module:
+    known = timm.list_models()
+    if name.split(".", maxsplit=1)[0] not in known:
+        raise SettingsError(f"unknown encoder '{name}'.{did_you_mean(name, [SCRATCH, *known])}")
+    try:
+        backbone: nn.Module = timm.create_model(name, pretrained=pretrained, in_chans=channels, features_only=True)
+    except (RuntimeError, AttributeError, TypeError) as error:
+        raise SettingsError(
+            f"encoder '{name}' has no feature maps for a U-Net ({error}). Try resnet50."
+        ) from error
+    except (OSError, ValueError) as error:
+        raise InputFileError(
+            f"can't fetch the pretrained weights of '{name}': {error}. Use model.weights = \"random\", or put the "
+            f"weights into the Hugging Face cache (HF_HOME) of this machine."
+        ) from error
+    reductions = backbone.feature_info.reduction()  # type: ignore[operator,union-attr]
+    if reductions != [2 ** (i + 1) for i in range(len(reductions))]:
+        raise SettingsError(f"encoder '{name}' has feature maps at 1/{reductions}, a U-Net needs 1/2, 1/4, 1/8 …")
+    return backbone
+
+
+def _fit(asked: tuple[int, ...], levels: int) -> list[int]:
+    """As many widths as there are levels: the last ones of those asked for, the first one repeated."""
+    widths = list(asked)[-levels:]
+    return [widths[0]] * (levels - len(widths)) + widths
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Number of trained values."""
+    return sum(p.numel() for p in model.parameters())
