@@ -1,1 +1,60 @@
+"""Land-cover maps from satellite mosaics and a reference map. Public names load when they are first used.
+
+geo -> labels -> tiles -> accuracy -> learn -> apply -> project, stages, run -> cli: each layer imports only
+what stands before it.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cobertes.apply.engine import open_engine as open_engine
+    from cobertes.apply.evaluate import assess as assess
+    from cobertes.apply.predict import predict_map as predict_map
+    from cobertes.errors import CobertesError as CobertesError
+    from cobertes.geo.scene import open_scene as open_scene
+    from cobertes.labels.aggregate import make_labels as make_labels
+    from cobertes.labels.legend import Legend as Legend
+    from cobertes.labels.legend import load_legend as load_legend
+    from cobertes.project import load_project as load_project
+    from cobertes.run import Run as Run
+    from cobertes.synthetic.demo import write_demo as write_demo
+    from cobertes.tiles.index import build_index as build_index
+
 __version__ = "0.1.0"
+
+_HOMES = {
+    "CobertesError": "errors",
+    "Legend": "labels.legend",
+    "Run": "run",
+    "assess": "apply.evaluate",
+    "build_index": "tiles.index",
+    "load_legend": "labels.legend",
+    "load_project": "project",
+    "make_labels": "labels.aggregate",
+    "open_engine": "apply.engine",
+    "open_scene": "geo.scene",
+    "predict_map": "apply.predict",
+    "write_demo": "synthetic.demo",
+}
+
+__all__ = [
+    "CobertesError",
+    "Legend",
+    "Run",
+    "assess",
+    "build_index",
+    "load_legend",
+    "load_project",
+    "make_labels",
+    "open_engine",
+    "open_scene",
+    "predict_map",
+    "write_demo",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'cobertes' has no attribute '{name}'")
+    return getattr(import_module(f"cobertes.{_HOMES[name]}"), name)

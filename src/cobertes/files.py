@@ -20,14 +20,15 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        os.replace(temporary, path)
+        try:
+            yield temporary
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
     except OSError as error:
         if isinstance(error, CobertesError):
             raise
         raise StorageError(f"can't write {path}: {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -37,8 +38,9 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Write JSON, whole or not at all; NaN becomes null."""
-    write_text(path, json.dumps(_without_nan(data), indent=2, ensure_ascii=False) + "\n")
+    """Write JSON, whole or not at all; NaN and infinity become null."""
+    text = json.dumps(_without_nan(data), indent=2, ensure_ascii=False, allow_nan=False)
+    write_text(path, text + "\n")
 
 
 def read_json(path: Path) -> Any:
@@ -56,4 +58,4 @@ def _without_nan(data: Any) -> Any:
         return {key: _without_nan(value) for key, value in data.items()}
     if isinstance(data, list | tuple):
         return [_without_nan(value) for value in data]
-    return None if isinstance(data, float) and math.isnan(data) else data
+    return None if isinstance(data, float) and not math.isfinite(data) else data

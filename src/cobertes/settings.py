@@ -32,9 +32,11 @@ class AreaSettings(Section):
     """One ``[[area]]``: a place with its own grid. A glob in both paths makes an area per matching stem."""
 
     name: str | None = None
+    """By default the stem of the scene's file; what the area's outputs are called."""
     scenes: str | list[str] | dict[str, str | list[str]]
     """A SCENE, or a table season = SCENE. A SCENE is a file, a VRT, a folder, glob or list of band files."""
     reference: str | None = None
+    """The reference map: a raster of class codes in any CRS, resolution and origin."""
     crosswalk: str | None = None
     """Name or file of the crosswalk from the reference map's codes to the legend."""
 
@@ -43,21 +45,26 @@ class LabelSettings(Section):
     """How the reference map becomes labels on the scene's grid."""
 
     method: str = "majority"
+    """``majority`` or ``nearest``; where the map is coarser than the scene, both are nearest."""
     codes: dict[int, int | str] = {}
     """Single source codes that the legend lacks: ``{ 19 = "bare-soil", 41 = "nodata" }``."""
     as_nodata: list[int | str] = []
     """Classes of the legend that are not to be learnt or scored; their pixels count as nodata."""
     unknown: Literal["error", "nodata"] = "error"
+    """What to do with codes that nothing above explains: ``error`` lists them with their counts."""
     min_valid: Share = 0.5
     """Share of a pixel that the reference map must know; below it the label is nodata (majority only)."""
     memory: Annotated[int, Field(ge=200)] = 900
+    """Peak memory of the process in MB."""
 
 
 class TileSettings(Section):
     """The cells of the index. No files are cut."""
 
     size: Pixels = 512
+    """Side of a tile in pixels."""
     overlap: Annotated[int, Field(ge=0)] = 0
+    """Pixels that neighbouring tiles share."""
     drop_only: list[int | str] = []
     """Tiles that hold nothing but these classes are left out (sea-only tiles: ``["water"]``)."""
     min_labelled: Share = 0.0
@@ -68,6 +75,7 @@ class SplitSettings(Section):
     """Which ground is learnt from and which is kept to judge."""
 
     by: Literal["block", "area", "group"] = "block"
+    """What is drawn as a whole: a block of pixels, an area, or a group of areas."""
     block: Pixels | None = None
     """Side of a block in pixels; by default a multiple of the tile that leaves at least 20 blocks."""
     guard: Annotated[int, Field(ge=0)] | None = None
@@ -75,9 +83,13 @@ class SplitSettings(Section):
     groups: str | None = None
     """A CSV whose first two columns are area and group (``by = "group"``): a group is kept whole."""
     validation: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
+    """Share of the labelled ground for validation."""
     test: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    seed: int = 0
+    """Share for a test split that nothing is chosen by."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Another seed draws another split."""
     require_all_classes: bool = False
+    """Whether a class that one side lacks is an error instead of a warning."""
 
 
 class ModelSettings(Section):
@@ -99,30 +111,39 @@ class TrainSettings(Section):
     """The training loop."""
 
     epochs: Pixels = 100
+    """Epochs at most; the model of the best one, by validation mIoU, is kept."""
     minutes: Annotated[float, Field(gt=0)] | None = None
     """Wall time after which training ends, even where epochs are left."""
     window: Pixels | None = None
     """Side of a training window in pixels; by default the tile's."""
     batch_size: Pixels = 12
+    """Windows per step."""
     samples: Pixels | None = None
     """Windows per epoch; by default as many as there are training tiles."""
     sampling: Literal["uniform", "balanced"] = "balanced"
     """``balanced``: half of the windows are drawn so that rare classes are met more often."""
     optimizer: Literal["adam", "adamw"] = "adam"
+    """The optimizer."""
     learning_rate: Annotated[float, Field(gt=0)] = 0.001
+    """Its first step size."""
     plateau_factor: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """The learning rate is multiplied by it when the validation loss no longer falls."""
     plateau_patience: Annotated[int, Field(ge=0)] = 3
+    """Epochs without a lower validation loss that are waited for."""
     class_weights: Literal["none", "ins"] = "none"
     """``ins``: inverse number of samples, mean weight 1 over the training pixels' classes."""
     flips: bool = True
+    """Mirror images."""
     turns: bool = True
     """Quarter turns."""
     crops: bool = True
     """Windows shifted at random off the tile's place, within the training blocks."""
     jitter: Annotated[float, Field(ge=0, le=1)] = 0.05
     """Standard deviation of the random gain and offset per band (multispectral colour jitter)."""
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Of first weights, windows and variations."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where to compute."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """``auto`` tries a few steps of each and takes the faster one."""
 
@@ -137,15 +158,20 @@ class PredictSettings(Section):
     overlap: Annotated[int, Field(ge=0)] | None = None
     """Pixels that neighbouring windows share; by default a quarter of the window."""
     batch_size: Pixels = 8
+    """Windows computed together."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where to compute."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """``auto``: bf16 where the hardware multiplies it itself."""
     memory: Annotated[int, Field(ge=500)] = 3500
+    """Peak memory of the process in MB."""
 
 
 class Settings(Section):
     """A whole ``project.toml``."""
 
     name: str
+    """What the run and the report are called."""
     legend: str | None = None
     """A legend's name (``cobertes legends``) or file; a predict-only project takes the model's."""
     bands: list[str] = []

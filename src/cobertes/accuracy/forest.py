@@ -23,6 +23,7 @@ TREES = 100
 SAMPLES_PER_LEAF = 5
 TRAINING_PIXELS = 400_000
 NEIGHBOURHOOD = 5
+MARGIN = NEIGHBOURHOOD // 2
 CHUNK = 512
 """Side of the windows in which held-out blocks are predicted, in pixels."""
 
@@ -42,9 +43,15 @@ def pixel_features(observed: Mapping[str, Observed], bands: Sequence[str]) -> ND
     for values, valid in observed.values():
         exact = np.where(valid, values, 0).astype(np.float32)
         season = [*exact, *(_difference(exact[i], exact[j]) for i, j in _pairs(bands))]
-        means = [uniform_filter(layer, NEIGHBOURHOOD, mode="nearest") for layer in season]
-        layers += season + means
+        share = uniform_filter(valid.astype(np.float32), NEIGHBOURHOOD, mode="nearest")
+        layers += season + [_mean_of_observed(layer, share) for layer in season]
     return np.stack(layers)
+
+
+def _mean_of_observed(layer: NDArray[np.float32], share: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Mean over the observed pixels of each neighbourhood, which hold ``share`` of it; others are 0."""
+    mean = uniform_filter(layer, NEIGHBOURHOOD, mode="nearest")
+    return np.divide(mean, share, out=np.zeros_like(mean), where=share > 0.5 / NEIGHBOURHOOD**2)
 
 
 def _pairs(bands: Sequence[str]) -> list[tuple[int, int]]:
@@ -73,7 +80,8 @@ def train_forest(
     with progress.bar("forest: pixels", len(rows), "tiles") as advance:
         for number, row in enumerate(rows.itertuples()):
             window = Window(row.row, row.col, row.height, row.width)
-            x, y = _read(ground, row.area, window)
+            # with a narrow guard band, the neighbourhood must not reach out for held-out ground
+            x, y = _read(ground, row.area, window, min(MARGIN, ground.split.guard))
             chosen = np.random.default_rng((seed, number)).random(y.shape) < share
             chosen &= y != IGNORE_INDEX
             features.append(x[:, chosen].T)
@@ -97,7 +105,7 @@ def judge_forest(
     ]
     with progress.bar("forest: held-out", len(parts), "windows") as advance:
         for name, window in parts:
-            x, y = _read(ground, name, window)
+            x, y = _read(ground, name, window, MARGIN)
             known = y != IGNORE_INDEX
             if known.any():
                 predicted = np.zeros(y.shape, np.uint8)
@@ -114,11 +122,10 @@ def most_frequent(matrix: ConfusionMatrix, class_counts: NDArray[np.int64]) -> C
     return ConfusionMatrix(counts)
 
 
-def _read(ground: Ground, area: str, window: Window) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-    """Features (F, h, w) with their neighbourhood read along, and labels (h, w)."""
-    margin = NEIGHBOURHOOD // 2
+def _read(ground: Ground, area: str, window: Window, margin: int) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+    """Features (F, h, w), with a margin of their neighbourhood read along, and labels (h, w)."""
     grown = window.grow(margin)
     observed, y = ground.read(area, grown)
     bands = next(iter(ground.areas[area].scenes.values())).band_names
-    rows, cols = window.within(grown)
-    return pixel_features(observed, bands)[:, rows, cols], y[rows, cols]
+    inside = window.within(grown)
+    return pixel_features(observed, bands)[:, *inside], y[inside]

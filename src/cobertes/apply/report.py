@@ -23,7 +23,7 @@ import cobertes
 from cobertes.apply import pictures
 from cobertes.apply.pictures import Chart, Picture
 from cobertes.files import write_text
-from cobertes.geo.area import Area
+from cobertes.geo.area import ONLY_SEASON, Area
 from cobertes.geo.grid import describe, pixel_hectares
 from cobertes.geo.raster import check_writable
 from cobertes.labels.legend import LandClass, Legend
@@ -299,7 +299,7 @@ def _panels(
     cell = pictures.cell_size(area.shape, longest)
     name = area.name
     panels = [
-        Panel(f"Scene, {season}" if season else "Scene", picture, f"Scene of {name}, {season}", ", ".join(rgb), "")
+        Panel(_season_title(season), picture, f"Scene of {name}, {season}", ", ".join(rgb), "")
         for season, picture in zip(
             area.scenes, pictures.scene_pictures([*area.scenes.values()], rgb, cell), strict=True
         )
@@ -321,6 +321,10 @@ def _panels(
             note = "share of pixels where map and labels differ, training ground included"
             panels.append(Panel("Disagreement", picture, f"Disagreement in {name}: {note}", note, "disagreement"))
     return panels
+
+
+def _season_title(season: str) -> str:
+    return "Scene" if season == ONLY_SEASON else f"Scene, {season}"
 
 
 def _in_words(codes: np.ndarray[Any, np.dtype[np.uint8]], legend: Legend) -> str:

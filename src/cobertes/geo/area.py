@@ -8,6 +8,9 @@ from odc.geo.geobox import GeoBox
 from cobertes.geo.grid import require_same_grid
 from cobertes.geo.scene import Scene
 
+ONLY_SEASON = "scene"
+"""Key of the season where a project has one and does not name it."""
+
 
 @dataclass(frozen=True)
 class Area:

@@ -5,6 +5,7 @@ can be cropped and compared, never projected.
 """
 
 import logging
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -12,13 +13,16 @@ import numpy as np
 import rasterio
 from affine import Affine
 from odc.geo.geobox import GeoBox
-from rasterio.errors import RasterioError
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from shapely.geometry import Polygon, box
 
 from cobertes.errors import GridMismatchError, InputFileError
 from cobertes.geo.windows import Window
 
 log = logging.getLogger(__name__)
+
+# Files without coordinates are supported, and cobertes itself says once where it meets some.
+warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
 
 ALIGNMENT = 0.01
 """Share of a pixel by which grids may differ and still count as the same."""
@@ -82,13 +86,18 @@ def same_grid(a: GeoBox, b: GeoBox) -> bool:
 def describe(grid: GeoBox) -> str:
     """``30000 x 30000 px of 10 m, origin (240000, 4780000), EPSG:32631``; width before height."""
     origin = grid.affine * (0, 0)
-    unit = "" if grid.crs is None else (" deg" if grid.crs.geographic else f" {grid.crs.units[0][:2].strip()}")
     place = f"origin ({origin[0]:.10g}, {origin[1]:.10g}), {crs_name(grid)}"
-    return f"{grid.width} x {grid.height} px of {resolution(grid):.6g}{_unit(unit)}, {place}"
+    return f"{grid.width} x {grid.height} px of {resolution(grid):.6g}{_unit(grid)}, {place}"
 
 
-def _unit(unit: str) -> str:
-    return {" me": " m", " un": "", " US": " US-ft"}.get(unit, unit)
+def _unit(grid: GeoBox) -> str:
+    """`` m``, `` US-ft`` and so on; nothing for pixels."""
+    if grid.crs is None:
+        return ""
+    if grid.crs.geographic:
+        return " deg"
+    name = rasterio.crs.CRS.from_user_input(str(grid.crs)).linear_units
+    return {"metre": " m", "meter": " m", "US survey foot": " US-ft"}.get(name, f" {name}")
 
 
 def crs_name(grid: GeoBox) -> str:
@@ -128,6 +137,7 @@ def bounds_window(grid: GeoBox, bounds: tuple[float, float, float, float]) -> Wi
     slack = ALIGNMENT
     left, top = int(np.floor(min(cols) + slack)), int(np.floor(min(rows) + slack))
     right, bottom = int(np.ceil(max(cols) - slack)), int(np.ceil(max(rows) - slack))
+    right, bottom = max(right, left + 1), max(bottom, top + 1)  # however small the bounds, they have a pixel
     window = Window(top, left, bottom - top, right - left).clip(tuple(grid.shape))
     if 0 in window.shape:
         raise GridMismatchError(

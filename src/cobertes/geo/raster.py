@@ -28,9 +28,10 @@ from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 from rasterio.errors import RasterioError
 
-from cobertes.errors import OutputExistsError, StorageError
+from cobertes.errors import CobertesError, OutputExistsError, StorageError
 
 GDAL_TYPES = {"uint8": "Byte", "uint16": "UInt16", "int16": "Int16", "float32": "Float32"}
+STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG)
 GDAL_CACHE_BYTES = 128 * 2**20  # rasterio hands a number on as bytes, so 128 would be 128 bytes
 
 
@@ -55,6 +56,8 @@ class RasterKind:
 
 def check_writable(path: Path, *, overwrite: bool) -> None:
     """Raise OutputExistsError or StorageError before any work is spent on an output."""
+    if path.is_dir():
+        raise OutputExistsError(f"{path} is a folder. Name a file in it.")
     if path.exists() and not overwrite:
         raise OutputExistsError(f"{path} exists. Use --overwrite to replace it, or another -o FILE.")
     try:
@@ -82,11 +85,14 @@ def new_raster(path: Path, grid: GeoBox, kind: RasterKind, *, overwrite: bool = 
         pixels.flush()
         del pixels
         _copy_to_cog(partial, path.name, grid, kind)
-        for name in (f"{path.name}.aux.xml", path.name):
-            if (partial / name).exists():
-                os.replace(partial / name, path.parent / name)
+        side = f"{path.name}.aux.xml"
+        if (partial / side).exists():
+            os.replace(partial / side, path.parent / side)
+        else:  # names and statistics of an older file would stand beside the new one
+            (path.parent / side).unlink(missing_ok=True)
+        os.replace(partial / path.name, path)
     except OSError as error:
-        if isinstance(error, StorageError) or error.errno not in (errno.ENOSPC, errno.EACCES, errno.EDQUOT):
+        if isinstance(error, CobertesError) or error.errno not in STORAGE_ERRORS:
             raise
         raise StorageError(
             f"can't write {path}: {error.strerror}. Free some space or choose another folder."
@@ -159,7 +165,7 @@ def _raw_vrt(grid: GeoBox, kind: RasterKind) -> str:
         head.append(
             f'<VRTRasterBand dataType="{GDAL_TYPES[kind.dtype]}" band="{number + 1}" subClass="VRTRawRasterBand">'
             f"<Description>{escape(description)}</Description>"
-            + (f"<NoDataValue>{kind.nodata:g}</NoDataValue>" if kind.nodata is not None else "")
+            + (f"<NoDataValue>{float(kind.nodata)!r}</NoDataValue>" if kind.nodata is not None else "")
             + (_category_xml(kind.categories) if kind.categories else "")
             + '<SourceFilename relativeToVRT="1">pixels.raw</SourceFilename>'
             f"<ImageOffset>{number * grid.height * grid.width * item}</ImageOffset>"
@@ -174,13 +180,13 @@ def _quote(text: str) -> str:
 
 
 def _category_xml(categories: Categories) -> str:
-    """Names and colours for codes 0 .. the highest; codes without a class are nameless and transparent."""
+    """Names and colours for codes 0 .. the highest; codes without a class are nameless and black."""
     names, colours = "", ""
     for code in range(max(categories.names) + 1):
         names += f"<Category>{escape(categories.names.get(code, ''))}</Category>"
         colour = categories.colours.get(code)
         red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5)) if colour else (0, 0, 0)
-        colours += f'<Entry c1="{red}" c2="{green}" c3="{blue}" c4="{255 if colour else 0}"/>'
+        colours += f'<Entry c1="{red}" c2="{green}" c3="{blue}" c4="255"/>'
     return (
         f"<ColorInterp>Palette</ColorInterp><CategoryNames>{names}</CategoryNames>"
         f"<ColorTable>{colours}</ColorTable>"

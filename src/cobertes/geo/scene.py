@@ -8,6 +8,8 @@ import logging
 import os
 import re
 import threading
+from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,12 @@ log = logging.getLogger(__name__)
 PIXEL_CRS = "EPSG:3857"
 """Stands in for the CRS that a file lacks when a coarser band has to be resampled: both sides use it."""
 
+EXACT = 1e-6
+"""Error of the warper's coordinates in pixels, at most. (Zero fails: rasterio 1.4 then sets no transformer.)"""
+
+OPEN_FILES = 64
+"""Files that a thread keeps open, of all scenes together: a system may allow a process 256."""
+
 WORDS = re.compile(r"[^A-Za-z0-9]+")
 SENTINEL_BAND = re.compile(r"^[Bb]\d{1,2}[Aa]?$")
 
@@ -41,13 +49,21 @@ class BandSource:
     path: str
     index: int
 
+    @property
+    def words(self) -> list[str]:
+        """The words of the file's name, in lower case."""
+        return [word.lower() for word in WORDS.split(Path(self.path).stem)]
+
 
 class _Handles(threading.local):
-    """Open datasets of this thread: a GDAL handle must not be shared by threads, nor survive a fork."""
+    """Open datasets of this thread, last used last: a GDAL handle must not be shared by threads."""
 
     def __init__(self) -> None:
         self.pid = os.getpid()
-        self.open: dict[str, Any] = {}
+        self.open: OrderedDict[tuple[object, str], Any] = OrderedDict()
+
+
+_handles = _Handles()
 
 
 @dataclass(frozen=True)
@@ -62,7 +78,8 @@ class Scene:
     grid: GeoBox
     dtype: str
     nodata: float | None = None
-    _handles: _Handles = field(default_factory=_Handles, repr=False, compare=False)
+    _key: object = field(default_factory=object, init=False, repr=False, compare=False)
+    """Tells this scene's open files from those of another: a file may have been replaced between the two."""
 
     def __reduce__(self) -> tuple[type["Scene"], tuple[Any, ...]]:
         return Scene, (self.bands, self.grid, self.dtype, self.nodata)
@@ -114,15 +131,19 @@ class Scene:
             ) from error
 
     def _dataset(self, path: str) -> Any:
-        handles = self._handles
-        if handles.pid != os.getpid():
-            handles.__init__()  # type: ignore[misc]  # after a fork: the parent's handles are not ours
-        if path not in handles.open:
+        if _handles.pid != os.getpid():
+            _handles.__init__()  # type: ignore[misc]  # after a fork: the parent's handles are not ours
+        files, key = _handles.open, (self._key, path)
+        if key not in files:
             source = open_raster(path)
-            handles.open[path] = source if same_grid(grid_of(source), self.grid) else self._on_grid(source)
-        return handles.open[path]
+            files[key] = source if same_grid(grid_of(source), self.grid) else self._on_grid(source)
+            if len(files) > OPEN_FILES:
+                files.popitem(last=False)[1].close()
+        files.move_to_end(key)
+        return files[key]
 
     def _on_grid(self, source: rasterio.DatasetReader) -> WarpedVRT:
+        nodata = self.nodata if _holds(np.dtype(source.dtypes[0]), self.nodata) else None
         return WarpedVRT(
             source,
             src_crs=source.crs or PIXEL_CRS,
@@ -131,10 +152,20 @@ class Scene:
             width=self.grid.width,
             height=self.grid.height,
             resampling=Resampling.bilinear,
-            tolerance=0,
-            src_nodata=self.nodata,
-            nodata=self.nodata,
+            tolerance=EXACT,
+            src_nodata=nodata,
+            nodata=nodata,
         )
+
+
+def _holds(dtype: np.dtype[Any], nodata: float | None) -> bool:
+    """Whether pixels of a type can have this value."""
+    if nodata is None:
+        return False
+    if np.issubdtype(dtype, np.floating):
+        return True
+    limits = np.iinfo(dtype)
+    return float(nodata).is_integer() and limits.min <= nodata <= limits.max
 
 
 def valid_pixels(values: NDArray[Any], nodata: float | None) -> NDArray[np.bool_]:
@@ -143,13 +174,16 @@ def valid_pixels(values: NDArray[Any], nodata: float | None) -> NDArray[np.bool_
     values   (bands, height, width)
     returns  (height, width) bool
 
-    NaN in any band, or a declared nodata value other than 0 in any band, makes a pixel invalid. Zero is also
-    what dark water measures in one band, so 0 (declared, or assumed where nothing is) must fill all bands.
+    NaN or infinity in any band, or a declared nodata value other than 0 in any band, makes a pixel invalid.
+    Zero is also what dark water measures in one band, so 0 (declared, or assumed where nothing is) must fill
+    all bands.
     """
-    if not nodata or np.isnan(nodata):
+    if not nodata:
         valid = (values != 0).any(axis=0)
-    else:
-        valid = (values != np.asarray(nodata).astype(values.dtype)).all(axis=0)
+    elif _holds(values.dtype, nodata):
+        valid = (values != values.dtype.type(nodata)).all(axis=0)
+    else:  # a value that such pixels can't have empties none
+        valid = np.ones(values.shape[1:], bool)
     if np.issubdtype(values.dtype, np.floating):
         valid &= np.isfinite(values).all(axis=0)
     return valid
@@ -159,44 +193,64 @@ def open_scene(files: list[str], bands: list[str] | None = None, nodata: float |
     """Inspect the files of a scene and choose its bands.
 
     bands    names wanted, in order; None or empty takes all. Names are looked for in the band descriptions,
-             then in the words of the file names (``T31TDG_B02_10m.tif``); where neither knows any of them and
-             the number of bands agrees, they name the bands in the order of the files.
+             then in the words of the names of files with one band (``T31TDG_B02_10m.tif``); where neither
+             knows any of them and the number of bands agrees, they name the bands in the order of the files.
     nodata   value of empty pixels for files that do not say
     Raises BandMismatchError, GridMismatchError, InputFileError.
     """
     found: list[BandSource] = []
+    single: set[str] = set()
     facts: dict[str, tuple[GeoBox, str, float | None]] = {}
     for path in files:
         with open_raster(path) as dataset:
-            if dataset.count and not any(dataset.shape):
-                raise InputFileError(f"{path} holds no pixels")
+            if dataset.count == 0:
+                raise InputFileError(f"{path} holds no bands of its own. Name one of its subdatasets or files.")
             facts[path] = grid_of(dataset), str(np.result_type(*dataset.dtypes)), dataset.nodata
-            found += [BandSource(_band_name(path, dataset, i, len(files)), path, i) for i in dataset.indexes]
-    chosen = _choose(found, bands or [], files)
+            if dataset.count == 1:
+                single.add(path)
+            for i in dataset.indexes:
+                found.append(BandSource(_band_name(path, dataset, i, len(files), len(found)), path, i))
+    chosen = _choose(found, bands or [], single)
     used = {band.path: facts[band.path] for band in chosen}
     grid = min((grid for grid, _, _ in used.values()), key=resolution)
     for path, (other, _, _) in used.items():
         _require_same_ground(path, other, grid)
-    nodatas = [value for _, _, value in used.values() if value is not None]
     dtype = str(np.result_type(*(dtype for _, dtype, _ in used.values())))
-    return Scene(tuple(chosen), grid, dtype, nodatas[0] if nodatas else nodata)
+    declared = _declared_nodata({path: value for path, (_, _, value) in used.items()})
+    return Scene(tuple(chosen), grid, dtype, nodata if declared is None else declared)
 
 
-def _band_name(path: str, dataset: rasterio.DatasetReader, index: int, files: int) -> str:
+def _band_name(path: str, dataset: rasterio.DatasetReader, index: int, files: int, before: int) -> str:
     description = dataset.descriptions[index - 1]
     if description:
         return str(description)
     if files > 1 and dataset.count == 1:
         words = [word for word in WORDS.split(Path(path).stem) if SENTINEL_BAND.match(word)]
         return words[-1].upper() if words else Path(path).stem
-    return f"band{index}"
+    return f"band{before + 1}"
 
 
-def _choose(found: list[BandSource], wanted: list[str], files: list[str]) -> list[BandSource]:
+def _declared_nodata(values: Mapping[str, float | None]) -> float | None:
+    """The one nodata value that the files of a scene declare, None where none does."""
+    says = [(path, value) for path, value in values.items() if value is not None]
+    for path, value in says:
+        first, nodata = says[0]
+        if value != nodata and not (np.isnan(value) and np.isnan(nodata)):
+            raise BandMismatchError(
+                f"{path} declares nodata {value:g}, but {first} declares {nodata:g}. The bands of a scene must "
+                f"share it: set one with `gdal_edit -a_nodata` (it changes no pixels)."
+            )
+    return says[0][1] if says else None
+
+
+def _choose(found: list[BandSource], wanted: list[str], single: set[str]) -> list[BandSource]:
+    """The wanted bands in order; ``single`` are the files with one band, whose own name may tell it."""
+    files = list(dict.fromkeys(band.path for band in found))
+    where = files[0] if len(files) == 1 else f"{files[0]} and {len(files) - 1} more files"
+    _require_once(wanted or [band.name for band in found], where)
     if not wanted:
         return found
-    by_name = {name: [band for band in found if _is_called(band, name)] for name in wanted}
-    where = files[0] if len(files) == 1 else f"{files[0]} and {len(files) - 1} more files"
+    by_name = {name: _called(found, name, single) for name in wanted}
     if not any(by_name.values()):
         if len(found) != len(wanted):
             raise BandMismatchError(
@@ -209,15 +263,24 @@ def _choose(found: list[BandSource], wanted: list[str], files: list[str]) -> lis
             hint = did_you_mean(name, (band.name for band in found))
             raise BandMismatchError(f"{where}: no band '{name}'.{hint}")
         if len(bands) > 1:
-            raise BandMismatchError(
-                f"{where}: '{name}' may be {bands[0].path} or {bands[1].path}. Name the files one by one."
-            )
+            a, b = (f"band {band.index} of {band.path}" for band in bands[:2])
+            raise BandMismatchError(f"{where}: '{name}' may be {a} or {b}. Name the files one by one.")
     return [BandSource(name, by_name[name][0].path, by_name[name][0].index) for name in wanted]
 
 
-def _is_called(band: BandSource, name: str) -> bool:
-    words = [word.lower() for word in WORDS.split(Path(band.path).stem)]
-    return band.name.lower() == name.lower() or (band.name == Path(band.path).stem and name.lower() in words)
+def _require_once(names: list[str], where: str) -> None:
+    twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
+    if twice:
+        raise BandMismatchError(
+            f"{where}: the band '{twice[0]}' is there more than once. Say in `bands` which bands to use, each "
+            f"once; where the files are seasons, name them: april=FILE august=FILE."
+        )
+
+
+def _called(found: list[BandSource], name: str, single: set[str]) -> list[BandSource]:
+    """The bands of this name; where there is none, those whose file has it in its own name."""
+    named = [band for band in found if band.name.lower() == name.lower()]
+    return named or [band for band in found if band.path in single and name.lower() in band.words]
 
 
 def _require_same_ground(path: str, other: GeoBox, grid: GeoBox) -> None:

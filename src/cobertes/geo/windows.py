@@ -57,6 +57,12 @@ class Window:
         width = max(0, min(self.col_stop, shape[1]) - col)
         return Window(row, col, height, width)
 
+    def meet(self, other: "Window") -> "Window | None":
+        """What two windows share; None where they do not touch."""
+        row, col = max(self.row, other.row), max(self.col, other.col)
+        height, width = min(self.row_stop, other.row_stop) - row, min(self.col_stop, other.col_stop) - col
+        return Window(row, col, height, width) if height > 0 and width > 0 else None
+
     def grow(self, pixels: int) -> "Window":
         """The same window with a margin on every side."""
         return Window(self.row - pixels, self.col - pixels, self.height + 2 * pixels, self.width + 2 * pixels)

@@ -47,6 +47,8 @@ class Legend:
     def __post_init__(self) -> None:
         if not self.classes:
             raise LegendError(f"legend '{self.name}' has no classes")
+        if not 0 <= self.nodata < CODES:
+            raise LegendError(f"legend '{self.name}': nodata {self.nodata} must be a code from 0 to 255")
         for what in ("code", "key"):
             values = [getattr(c, what) for c in self.classes]
             twice = sorted({str(v) for v in values if values.count(v) > 1})
@@ -120,10 +122,10 @@ class Legend:
         """From what `to_dict` gives, or a TOML file holds. Raises LegendError."""
         try:
             classes = tuple(
-                LandClass(int(c["code"]), str(c["key"]), str(c.get("name", c["key"])), str(c["colour"]).lower())
+                LandClass(_whole(c["code"]), str(c["key"]), str(c.get("name", c["key"])), str(c["colour"]).lower())
                 for c in data["class"]
             )
-            return cls(str(data["name"]), int(data.get("nodata", 0)), classes)
+            return cls(str(data["name"]), _whole(data.get("nodata", 0)), classes)
         except (KeyError, TypeError, ValueError) as error:
             if isinstance(error, LegendError):
                 raise
@@ -134,15 +136,15 @@ class Legend:
 
 @dataclass(frozen=True)
 class Crosswalk:
-    """Source codes -> legend codes. Codes it does not list are unknown."""
+    """Source codes -> classes of a legend (code, key or name) or ``"nodata"``. Others are unknown."""
 
     name: str
-    codes: dict[int, int]
+    codes: Mapping[int, int | str]
 
 
 def legend_names() -> list[str]:
     """Names of the legends in the package."""
-    return sorted(f.name[:-5] for f in _folder().iterdir() if f.name.endswith(".toml") and " " not in f.name)
+    return _names(_folder())
 
 
 def load_legend(name: str, folder: Path = Path()) -> Legend:
@@ -154,7 +156,8 @@ def load_crosswalk(name: str, folder: Path = Path()) -> Crosswalk:
     """A crosswalk by name, or from a TOML file; ``[codes]`` holds ``source = target``."""
     data = _load(name, folder, "crosswalk")
     try:
-        return Crosswalk(str(data["name"]), {int(source): int(target) for source, target in data["codes"].items()})
+        codes = {int(source): t if isinstance(t, str) else _whole(t) for source, t in data["codes"].items()}
+        return Crosswalk(str(data["name"]), codes)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise LegendError(
             f"{name}: a crosswalk needs `name` and [codes] with source = target ({error!r})"
@@ -165,22 +168,33 @@ def _folder() -> Any:
     return resources.files("cobertes.labels") / "legends"
 
 
+def _names(folder: Any) -> list[str]:
+    return sorted(f.name.removesuffix(".toml") for f in folder.iterdir() if f.name.endswith(".toml"))
+
+
 def _load(name: str, folder: Path, what: str) -> dict[str, Any]:
-    packaged = _folder() / ("crosswalks" if what == "crosswalk" else "") / f"{name}.toml"
+    packages = _folder() / "crosswalks" if what == "crosswalk" else _folder()
     path = folder / name
-    if packaged.is_file() and not path.is_file():
-        text = packaged.read_text(encoding="utf-8")
-    elif path.is_file():
-        text = path.read_text(encoding="utf-8")
+    if path.is_file():
+        source: Any = path
+    elif name in (known := _names(packages)):
+        source = packages / f"{name}.toml"
     elif name.endswith(".toml"):
         raise InputFileError(f"no {what} file at {path}")
     else:
-        known = [f.name[:-5] for f in packaged.parent.iterdir() if f.name.endswith(".toml")] if what else []
         raise LegendError(f"no {what} '{name}'.{did_you_mean(name, known)} Or name a TOML file.")
     try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        return tomllib.loads(source.read_text(encoding="utf-8"))
+    except ValueError as error:  # TOMLDecodeError, UnicodeDecodeError
         raise LegendError(f"{name} is not valid TOML: {error}") from error
+    except OSError as error:
+        raise InputFileError(f"can't read {path}: {error.strerror}") from error
+
+
+def _whole(value: Any) -> int:
+    if not isinstance(value, int):
+        raise TypeError(f"{value!r} is not a whole number")
+    return value
 
 
 def translation(
@@ -203,10 +217,7 @@ def translation(
     table[legend.nodata] = legend.nodata
     if crosswalk is None:
         table[legend.codes] = legend.codes
-    else:
-        for source, target in crosswalk.codes.items():
-            table[_code(source)] = target if target == legend.nodata else legend.find(target).code
-    for source, what in (codes or {}).items():
+    for source, what in [*(crosswalk.codes if crosswalk else {}).items(), *(codes or {}).items()]:
         table[_code(source)] = legend.nodata if what in ("nodata", legend.nodata) else legend.find(what).code
     if source_nodata is not None and 0 <= source_nodata < CODES and table[int(source_nodata)] < 0:
         table[int(source_nodata)] = legend.nodata

@@ -6,11 +6,18 @@ import time
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from torch import nn
 
-log = logging.getLogger(__name__)
+from cobertes.errors import SettingsError
 
-TRIAL_STEPS = 3
+log = logging.getLogger(__name__)
+logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it tells each precision that a trial tries
+logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it tells its precision at every start
+
+TRIAL_STEPS = 2
+CPU_TRIAL_PIXELS = 2 * 256**2
+"""Pixels of a trial's batch on CPU: the ratio is that of a full batch, which would take minutes."""
 WORTH_IT = 1.1
 """bf16 has to be this much faster than fp32 to be chosen."""
 
@@ -20,20 +27,31 @@ FABRIC_PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed"}
 def start(device: str, precision: str) -> Fabric:
     """A Fabric on ``auto``, ``cpu``, ``cuda`` or ``mps``, with ``fp32`` or ``bf16``.
 
-    Raises the error of Fabric where the device is not there.
+    Raises SettingsError where the device is not there.
     """
-    return Fabric(accelerator=device, devices=1, precision=FABRIC_PRECISION[precision])
+    try:
+        return Fabric(accelerator=device, devices=1, precision=FABRIC_PRECISION[precision])
+    except (MisconfigurationException, RuntimeError, ValueError) as error:
+        raise SettingsError(f'can\'t use device \'{device}\': {error}. Use device "auto" or "cpu".') from error
 
 
 def choose_precision(
     asked: str, device: str, model: nn.Module, shape: tuple[int, int, int, int], *, learning: bool
 ) -> tuple[str, str]:
-    """``(precision, reason)``: as asked, or by a trial of a few steps on random input of ``shape``."""
+    """``(precision, reason)``: as asked, or by a trial of a few steps on random input of ``shape``.
+
+    shape  (B, C, H, W); a trial on CPU takes a smaller batch
+    The model and the state of random numbers stay as they were.
+    """
     if asked != "auto":
         return asked, "as set"
-    trial = copy.deepcopy(model)
-    seconds = {name: _time_steps(trial, device, name, shape, learning) for name in FABRIC_PRECISION}
-    gain = seconds["fp32"] / seconds["bf16"]
+    with torch.random.fork_rng(devices=[]):
+        fp32 = _time_steps(copy.deepcopy(model), device, "fp32", shape, learning)
+        try:
+            bf16 = _time_steps(copy.deepcopy(model), device, "bf16", shape, learning)
+        except RuntimeError as error:  # an old GPU, or a layer without bf16
+            return "fp32", f"bf16 does not run here: {error}"
+    gain = fp32 / bf16
     chosen = "bf16" if gain >= WORTH_IT else "fp32"
     return chosen, f"bf16 runs at {gain:.2f} x fp32 here"
 
@@ -44,8 +62,11 @@ def _time_steps(
     """Fastest of a few steps, in seconds, after one to warm up."""
     fabric = start(device, precision)
     model = fabric.setup_module(model.train(learning).to(memory_format=torch.channels_last))
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(shape, generator=generator).to(fabric.device, memory_format=torch.channels_last)
+    count, channels, height, width = shape
+    if fabric.device.type == "cpu":
+        height, width = min(height, 256), min(width, 256)
+        count = min(count, max(1, CPU_TRIAL_PIXELS // (height * width)))
+    x = torch.randn(count, channels, height, width).to(fabric.device, memory_format=torch.channels_last)
     times = []
     for _ in range(TRIAL_STEPS + 1):
         begin = time.perf_counter()
@@ -57,3 +78,24 @@ def _time_steps(
             torch.cuda.synchronize()
         times.append(time.perf_counter() - begin)
     return min(times[1:])
+
+
+def inference_precision(asked: str, device: str) -> tuple[str, str]:
+    """``(precision, reason)`` for applying a model: as asked, or by what the hardware is, never by a timing.
+
+    So the same model gives the same map again on the same kind of processor.
+    """
+    if asked != "auto":
+        return asked, "as set"
+    kind = start(device, "fp32").device.type
+    if kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
+        return "bf16", "the GPU has bf16 units"
+    if kind == "cpu" and _has_bf16_units():
+        return "bf16", "the processor has bf16 units"
+    return "fp32", "no bf16 units"
+
+
+def _has_bf16_units() -> bool:
+    """Whether the processor multiplies bf16 itself; others emulate it, which is slower than fp32."""
+    tests = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # not in every torch since 2.4
+    return any(getattr(torch.cpu, test, bool)() for test in tests)

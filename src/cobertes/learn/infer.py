@@ -1,7 +1,7 @@
 """Running a model over planned windows: training's validation, evaluation and prediction all come here."""
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -18,7 +18,7 @@ from cobertes.learn.losses import cross_entropy
 from cobertes.tiles.ground import Ground
 
 READ_THREADS = 2
-BATCHES_AHEAD = 2
+BATCHES_AHEAD = 3
 
 Forward = Callable[[Tensor], Tensor]
 """Channels (B, C, H, W) float32 -> logits (B, K, H, W), on whatever device it likes."""
@@ -30,8 +30,15 @@ def read_ahead(
     items: Sequence[Item], read: Callable[[Item], Any], batch_size: int
 ) -> Iterator[list[tuple[Item, Any]]]:
     """Batches of ``(item, read(item))`` in order, read by threads while the caller computes."""
-    groups = [items[i : i + batch_size] for i in range(0, len(items), batch_size)]
-    with ThreadPoolExecutor(READ_THREADS) as pool:
+    return read_groups_ahead([items[i : i + batch_size] for i in range(0, len(items), batch_size)], read)
+
+
+def read_groups_ahead(
+    groups: Iterable[Sequence[Item]], read: Callable[[Item], Any]
+) -> Iterator[list[tuple[Item, Any]]]:
+    """The same for groups of items that the caller has formed. An error of ``read`` comes out in its turn."""
+    pool = ThreadPoolExecutor(READ_THREADS)
+    try:
         waiting: deque[list[tuple[Item, Future[Any]]]] = deque()
         upcoming = iter(groups)
         while True:
@@ -40,6 +47,8 @@ def read_ahead(
             if not waiting:
                 return
             yield [(item, future.result()) for item, future in waiting.popleft()]
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 HeldOut = tuple[str, PlannedWindow]
@@ -66,16 +75,10 @@ def plan_as_mapped(ground: Ground, letter: str, size: int, overlap: int) -> list
         for strip in plan_strips(Window(0, 0, *shape), size, overlap):
             for planned in strip:
                 for block in blocks:
-                    part = _intersection(planned.interior, block)
+                    part = planned.interior.meet(block)
                     if part is not None:
                         result.append((name, PlannedWindow(planned.window, part)))
     return result
-
-
-def _intersection(a: Window, b: Window) -> Window | None:
-    row, col = max(a.row, b.row), max(a.col, b.col)
-    height, width = min(a.row_stop, b.row_stop) - row, min(a.col_stop, b.col_stop) - col
-    return Window(row, col, height, width) if height > 0 and width > 0 else None
 
 
 def judge(
@@ -100,9 +103,9 @@ def judge(
         for i, ((_, planned), (_, labels)) in enumerate(batch):
             inside = planned.interior.within(planned.window)
             y[i][inside] = labels[inside]
-        logits = forward(x).float().cpu()
-        total, count = cross_entropy(logits, torch.from_numpy(y).long())
-        matrix += ConfusionMatrix.of(y, logits.argmax(dim=1).numpy(), classes)
+        logits = forward(x)
+        total, count = cross_entropy(logits, torch.from_numpy(y).to(logits.device).long())
+        matrix += ConfusionMatrix.of(y, logits.argmax(dim=1).cpu().numpy(), classes)
         loss, weight = loss + float(total), weight + float(count)
         advance(len(batch))
     return matrix, loss / weight if weight else float("nan")

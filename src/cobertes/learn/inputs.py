@@ -42,14 +42,19 @@ class Inputs:
 
     def encode(self, observed: Mapping[str, Observed]) -> NDArray[np.float32]:
         """Channels (channels, height, width) float32 of what was observed in each season."""
-        parts = []
-        for season, mean, std in zip(self.seasons, self.mean, self.std, strict=True):
+        height, width = observed[self.seasons[0]][1].shape
+        x = np.empty((len(self.seasons), len(self.bands), height, width), np.float32)
+        for part, season, mean, std in zip(x, self.seasons, self.mean, self.std, strict=True):
             values, valid = observed[season]
-            part = (values - mean.astype(np.float32)[:, None, None]) * (1 / std).astype(np.float32)[:, None, None]
-            np.clip(part, -CLIP, CLIP, out=part)
-            part[:, ~valid] = 0
-            parts.append(part)
-        return np.concatenate(parts)
+            for channel, band, m, s in zip(part, values, mean.astype(np.float32), std, strict=True):
+                # band by band, because a band stays in the processor's cache; empty pixels may overflow
+                with np.errstate(over="ignore", invalid="ignore"):
+                    np.subtract(band, m, out=channel, casting="same_kind")
+                    np.multiply(channel, np.float32(1 / s), out=channel)
+                np.clip(channel, -CLIP, CLIP, out=channel)
+            if not valid.all():
+                part[:, ~valid] = 0
+        return x.reshape(self.channels, height, width)
 
     def read(self, scenes: Mapping[str, Scene], window: Window) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """Channels of a window, and where at least one season was observed (height, width) bool."""
@@ -87,6 +92,9 @@ class Inputs:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Inputs":
-        """From what `to_dict` gives."""
+        """From what `to_dict` gives. Raises ValueError where the parts do not fit each other."""
         mean, std = np.array(data["mean"], float), np.array(data["std"], float)
-        return cls(tuple(data["seasons"]), tuple(data["bands"]), mean, std)
+        seasons, bands = tuple(data["seasons"]), tuple(data["bands"])
+        if not mean.shape == std.shape == (len(seasons), len(bands)):
+            raise ValueError(f"statistics of {mean.shape} for {len(seasons)} seasons and {len(bands)} bands")
+        return cls(seasons, bands, mean, std)

@@ -28,6 +28,5 @@ def cross_entropy(logits: Tensor, target: Tensor, weights: Tensor | None = None)
 def ins_weights(class_counts: NDArray[np.int64]) -> NDArray[np.float32]:
     """Inverse number of samples: (K,) float32, mean 1 over the classes that occur, 0 for the others."""
     occurs = class_counts > 0
-    weights = np.zeros(len(class_counts), np.float32)
-    weights[occurs] = 1 / class_counts[occurs]
-    return np.asarray(weights / weights[occurs].mean(), np.float32)
+    inverse = np.divide(1.0, class_counts, out=np.zeros(len(class_counts)), where=occurs)
+    return np.asarray(inverse / inverse[occurs].mean() if occurs.any() else inverse, np.float32)

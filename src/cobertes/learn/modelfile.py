@@ -43,6 +43,17 @@ class ModelHeader:
     window: int
     training: Mapping[str, Any]
 
+    def facts(self) -> dict[str, Any]:
+        """What people want to know of the model, for the report."""
+        return {
+            "encoder": self.network.encoder,
+            "seasons": list(self.inputs.seasons),
+            "bands": list(self.inputs.bands),
+            "classes": len(self.legend),
+            "resolution": self.resolution,
+            "window": self.window,
+        } | {key: self.training[key] for key in ("best_epoch", "precision", "fingerprint") if key in self.training}
+
     def to_json(self) -> str:
         """The text of the header."""
         data = {
@@ -97,11 +108,15 @@ def save_model(path: Path, state: Mapping[str, Tensor], header: ModelHeader) -> 
     """Write weights and header, whole or not at all."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata={HEADER: header.to_json()})
+        try:
+            save_file(tensors, temporary, metadata={HEADER: header.to_json()})
+        except SafetensorError as error:  # what it makes of a full disk
+            raise OSError(str(error)) from error
 
 
 def read_header(path: Path) -> ModelHeader:
-    """The header alone. Raises ModelFileError for damaged and foreign files."""
+    """The header alone. Raises InputFileError without a file, ModelFileError for damaged and foreign ones."""
+    path = model_path(path)
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -111,12 +126,13 @@ def read_header(path: Path) -> ModelHeader:
         raise ModelFileError(f"{path} is not a model of cobertes: its header lacks '{HEADER}'.")
     try:
         return ModelHeader.from_json(metadata[HEADER])
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ModelFileError(f"{path} has a header that this cobertes can't read: {error!r}") from error
 
 
 def load_model(path: Path) -> tuple[nn.Module, ModelHeader]:
-    """The network with its weights, in evaluation mode, and its header. Raises ModelFileError."""
+    """The network with its weights, in evaluation mode, and its header. Raises as `read_header` does."""
+    path = model_path(path)
     header = read_header(path)
     model = UNet(header.network)
     with safe_open(path, framework="pt") as file:

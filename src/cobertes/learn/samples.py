@@ -4,9 +4,7 @@ Every choice is a pure function of (seed, epoch, position in the epoch): there i
 threads, so a resumed run, another number of threads or another machine draws the same.
 """
 
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,12 +13,11 @@ from numpy.typing import NDArray
 
 from cobertes.errors import NoTilesError
 from cobertes.geo.windows import Window
+from cobertes.learn.infer import read_groups_ahead
 from cobertes.learn.inputs import Inputs
 from cobertes.settings import TrainSettings
 from cobertes.tiles.ground import Ground
 
-READ_THREADS = 2
-BATCHES_AHEAD = 3
 CROP_TRIES = 8
 BALANCED_SHARE = 0.5
 """Share of an epoch's windows drawn by class frequency when sampling is balanced."""
@@ -45,7 +42,7 @@ class Sampler:
         """From the index: tiles of the training split that are kept and around which a window fits."""
         rows = frame[frame["keep"] & (frame["split"] == "train")]
         tiles = rows[["row", "col", "height", "width"]].to_numpy(np.int64)
-        counts = np.stack(rows["counts"].to_list()).astype(float)
+        counts = np.array(rows["counts"].to_list(), float).reshape(len(rows), len(ground.legend))
         area = rows["area"].tolist()
         fits = np.array(
             [
@@ -53,7 +50,8 @@ class Sampler:
                     _centred(tile, window, ground.areas[name].shape, (0, 0)), ground.split.guard
                 )
                 for name, tile in zip(area, tiles, strict=True)
-            ]
+            ],
+            bool,
         )
         if not fits.any():
             raise NoTilesError(
@@ -82,7 +80,7 @@ class Sampler:
         self, inputs: Inputs, epoch: int, position: int, tile: int
     ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
         """Read and vary one sample: x (C, window, window) float32, y (window, window) uint8."""
-        rng = np.random.default_rng((self.settings.seed, epoch, position))
+        rng = np.random.default_rng((self.settings.seed, epoch, 1 + position))  # 0 is the draw of the epoch
         window = self._place(rng, tile)
         observed, y = self.ground.read(self.area[tile], window)
         return augment(rng, inputs.encode(observed), y, self.settings)
@@ -92,7 +90,7 @@ class Sampler:
         shape, split = self.ground.areas[name].shape, self.ground.split
         if self.settings.crops:
             for _ in range(CROP_TRIES):
-                shift = rng.integers(-where[2:] // 2, where[2:] // 2 + 1)
+                shift = rng.integers(-(where[2:] // 2), where[2:] // 2 + 1)
                 window = _centred(where, self.window, shape, (int(shift[0]), int(shift[1])))
                 if split.areas[name].allows_training(window, split.guard):
                     return window
@@ -120,18 +118,22 @@ def augment(
 ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
     """Flips, quarter turns, and a random gain and offset per channel; labels move along.
 
-    Channels that were not observed at a pixel stay 0.
+    Channels that were not observed at a pixel stay 0. ``x`` may be changed in place.
     """
     if settings.flips and rng.random() < 0.5:
         x, y = x[:, :, ::-1], y[:, ::-1]
     if settings.turns:
         turns = int(rng.integers(4))
         x, y = np.rot90(x, turns, axes=(1, 2)), np.rot90(y, turns)
+    x, y = np.ascontiguousarray(x), np.ascontiguousarray(y)
     if settings.jitter:
-        gain = rng.normal(1, settings.jitter, (len(x), 1, 1)).astype(np.float32)
-        offset = rng.normal(0, settings.jitter, (len(x), 1, 1)).astype(np.float32)
-        x = np.where(x != 0, x * gain + offset, x)
-    return np.ascontiguousarray(x, np.float32), np.ascontiguousarray(y)
+        gains = rng.normal(1, settings.jitter, len(x)).astype(np.float32)
+        offsets = rng.normal(0, settings.jitter, len(x)).astype(np.float32)
+        for channel, gain, offset in zip(x, gains, offsets, strict=True):
+            observed = channel != 0
+            np.multiply(channel, gain, out=channel)
+            np.add(channel, offset, out=channel, where=observed)
+    return x, y
 
 
 def batches(
@@ -140,14 +142,10 @@ def batches(
     """The batches of an epoch: x (B, C, window, window), y (B, window, window), read ahead by threads."""
     order = sampler.epoch(epoch)
     # near-equal batches: a last batch of one small window would be too little for batch norm
-    groups = np.array_split(np.arange(len(order)), -(-len(order) // batch_size))
-    with ThreadPoolExecutor(READ_THREADS) as pool:
-        waiting: deque[list[Future[Any]]] = deque()
-        upcoming = iter(groups)
-        while True:
-            while len(waiting) < BATCHES_AHEAD and (group := next(upcoming, None)) is not None:
-                waiting.append([pool.submit(sampler.sample, inputs, epoch, int(i), int(order[i])) for i in group])
-            if not waiting:
-                return
-            samples = [future.result() for future in waiting.popleft()]
-            yield np.stack([x for x, _ in samples]), np.stack([y for _, y in samples])
+    groups = [g.tolist() for g in np.array_split(np.arange(len(order)), -(-len(order) // batch_size))]
+
+    def read(position: int) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+        return sampler.sample(inputs, epoch, position, int(order[position]))
+
+    for batch in read_groups_ahead(groups, read):
+        yield np.stack([x for _, (x, _) in batch]), np.stack([y for _, (_, y) in batch])

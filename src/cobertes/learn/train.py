@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import pickle
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning_fabric import Fabric, seed_everything
+from lightning_fabric import Fabric
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
-from cobertes.errors import TrainingError
+from cobertes.errors import SettingsError, TrainingError
 from cobertes.files import replacing, write_text
 from cobertes.geo.grid import resolution
 from cobertes.learn.device import choose_precision, start
@@ -32,6 +34,8 @@ from cobertes.tiles.split import VALIDATION
 from cobertes.tiles.statistics import Statistics
 
 log = logging.getLogger(__name__)
+
+LAST, BEST = "last.ckpt", "best.safetensors"
 
 Epoch = dict[str, float]
 """A record of metrics.jsonl."""
@@ -83,18 +87,24 @@ def train_model(
 
     out     the run's folder: writes checkpoints/, metrics.jsonl, tensorboard/ and, at the end, the model file
     report  called with the record of each epoch
-    Raises TrainingError where the loss is not finite.
+    Raises TrainingError where the loss is not finite or the checkpoint is damaged, SettingsError where a batch
+    is too small to learn from.
     """
     settings, window = plan.settings, plan.sampler.window
     checkpoints = out / "checkpoints"
     checkpoints.mkdir(parents=True, exist_ok=True)
 
+    state = _resume(checkpoints / LAST, plan.fingerprint)
     # The seed decides the first weights; all later choices are functions of (seed, epoch, position).
-    seed_everything(settings.seed, verbose=False)
-    model: nn.Module = UNet(plan.network, pretrained=plan.pretrained)
+    torch.manual_seed(settings.seed)
+    unet = UNet(plan.network, pretrained=plan.pretrained and state is None)
     batch_size = min(settings.batch_size, len(plan.sampler))
+    _require_spread(unet, len(plan.sampler), batch_size, window)
+    model: nn.Module = unet
+    # A trial may end otherwise the second time, so a resumed training keeps the precision it had.
+    asked = state["precision"] if state is not None and settings.precision == "auto" else settings.precision
     shape = (batch_size, plan.network.channels, window, window)
-    precision, reason = choose_precision(settings.precision, settings.device, model, shape, learning=True)
+    precision, reason = choose_precision(asked, settings.device, model, shape, learning=True)
     fabric = start(settings.device, precision)
     log.info(
         "U-Net with encoder %s, %.1f million parameters, on %s in %s (%s); %d windows of %d px per epoch",
@@ -112,16 +122,14 @@ def train_model(
     weights = None if plan.class_weights is None else plan.class_weights.to(fabric.device)
     held_out = plan_blocks(plan.ground, VALIDATION, window, overlap=window // 4)
 
-    state = _resume(checkpoints / "last.ckpt", plan.fingerprint)
     history: list[Epoch] = []
     if state is not None:
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         schedule.load_state_dict(state["schedule"])
         history = state["history"]
-        log.info("going on after epoch %d of checkpoints/last.ckpt", len(history))
+        log.info("going on after epoch %d of checkpoints/%s", len(history), LAST)
     elapsed = history[-1]["elapsed"] if history else 0.0
-    best = max((record["miou"] for record in history), default=-math.inf)
     _write_history(out / "metrics.jsonl", history)
     begin = time.monotonic() - elapsed
 
@@ -136,16 +144,17 @@ def train_model(
                 "mean_dice": matrix.mean_dice,
                 "overall_accuracy": matrix.overall_accuracy,
             }
-            schedule.step(record["validation_loss"])
+            if math.isfinite(record["validation_loss"]):  # it is not where nothing held out is labelled
+                schedule.step(record["validation_loss"])
             record["elapsed"] = time.monotonic() - begin
             history.append(record)
-            if record["miou"] > best or epoch == 1:
-                best = record["miou"]
+            if _best(history) is record:
                 header = _header(plan, precision, history, finished=False)
-                save_model(checkpoints / "best.safetensors", _state(model), header)
+                save_model(checkpoints / BEST, _state(model), header)
             # The checkpoint is written last: whatever it says has happened is on disk.
-            _save_checkpoint(checkpoints / "last.ckpt", {
+            _save_checkpoint(checkpoints / LAST, {
                 "fingerprint": plan.fingerprint,
+                "precision": precision,
                 "model": _state(model),
                 "optimizer": optimizer.state_dict(),
                 "schedule": schedule.state_dict(),
@@ -170,6 +179,7 @@ def _train_epoch(
 ) -> Epoch:
     """One pass over the epoch's windows; returns its part of the record."""
     model.train()
+    torch.manual_seed(plan.settings.seed + 1_000_003 * epoch)  # for dropout, where an encoder has it
     begin, waited, total, weight = time.monotonic(), 0.0, 0.0, 0.0
     with progress.bar(f"epoch {epoch}", len(plan.sampler), "tiles") as advance:
         feed = batches(plan.sampler, plan.inputs, epoch, batch_size)
@@ -182,18 +192,19 @@ def _train_epoch(
             x = torch.from_numpy(batch[0]).to(fabric.device, memory_format=torch.channels_last)
             y = torch.from_numpy(batch[1]).to(fabric.device).long()
             loss, count = cross_entropy(model(x), y, weights)
+            advance(len(x))
             if count == 0:
                 continue
             fabric.backward(loss / count)
             optimizer.step()
             optimizer.zero_grad()
-            total, weight = total + float(loss), weight + float(count)
+            total, weight = total + float(loss.detach()), weight + float(count)
             if not math.isfinite(total):
                 raise TrainingError(
-                    f"the loss is not finite in epoch {epoch}: lower train.learning-rate, or look for damaged "
-                    f"pixels in the scenes. The run goes on from its last whole epoch."
+                    f"the loss is not finite in epoch {epoch}: lower train.learning-rate (now "
+                    f'{plan.settings.learning_rate:g}), set train.precision = "fp32", or look for damaged pixels '
+                    f"in the scenes."
                 )
-            advance(len(x))
     seconds = time.monotonic() - begin
     return {
         "epoch": epoch,
@@ -219,6 +230,23 @@ def _validate(
         return judge(forward, plan.inputs, plan.ground, held_out, batch_size, advance)
 
 
+def _require_spread(unet: UNet, samples: int, batch_size: int, window: int) -> None:
+    """Raise SettingsError where batch norm would get one value per channel, which has no spread."""
+    smallest = samples // -(-samples // batch_size)
+    if smallest == 1 and window <= unet.stride:
+        raise SettingsError(
+            f"a window of {window} px is one pixel at the bottom of the network (1/{unet.stride}) and a batch of "
+            f"one holds no other: batch norm can't learn from it. Use a train.window over {unet.stride} px, or a "
+            f"larger train.batch-size (now {batch_size}) and train.samples (now {samples})."
+        )
+
+
+def _best(history: list[Epoch]) -> Epoch:
+    """The first epoch of the highest mIoU; the last of all where none has one."""
+    scored = [record for record in history if not math.isnan(record["miou"])]
+    return max(scored, key=lambda record: record["miou"]) if scored else history[-1]
+
+
 def _time_is_up(history: list[Epoch], settings: TrainSettings, elapsed: float) -> bool:
     """Whether another epoch like the last would end after the minutes that were given."""
     if settings.minutes is None or not history:
@@ -234,7 +262,7 @@ def _state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _header(plan: TrainingPlan, precision: str, history: list[Epoch], *, finished: bool) -> ModelHeader:
-    best = max(history, key=lambda record: record["miou"])
+    best = _best(history)
     grid = next(iter(plan.ground.areas.values())).grid
     training = {
         "settings": plan.settings.model_dump(by_alias=True),
@@ -242,7 +270,7 @@ def _header(plan: TrainingPlan, precision: str, history: list[Epoch], *, finishe
         "precision": precision,
         "best_epoch": best["epoch"],
         "epochs": len(history),
-        "validation_miou": best["miou"],
+        "validation_miou": _number(best["miou"]),
         "finished": finished,
     }
     scale = None if grid.crs is None else resolution(grid)
@@ -251,8 +279,15 @@ def _header(plan: TrainingPlan, precision: str, history: list[Epoch], *, finishe
 
 def _finish(plan: TrainingPlan, out: Path, precision: str, history: list[Epoch]) -> ModelHeader:
     """Give the best epoch's weights their final name."""
+    path = out / "checkpoints" / BEST
+    try:
+        weights = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise TrainingError(
+            f"can't read the best epoch's weights in {path}: {error}. Delete {path.parent} to start anew."
+        ) from error
     header = _header(plan, precision, history, finished=True)
-    save_model(out / MODEL_FILE, load_file(out / "checkpoints" / "best.safetensors"), header)
+    save_model(out / MODEL_FILE, weights, header)
     return header
 
 
@@ -267,18 +302,28 @@ def _resume(path: Path, fingerprint: str) -> dict[str, Any] | None:
         return None
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, OSError, EOFError, ValueError) as error:
-        raise TrainingError(f"{path} is damaged ({error}). Delete it to train from the start.") from error
-    if state["fingerprint"] != fingerprint:
-        log.info("checkpoints/last.ckpt is of other settings or data: training from the start")
+        known = state["fingerprint"]
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError, TypeError, pickle.UnpicklingError) as error:
+        raise TrainingError(f"{path} is damaged or foreign. Delete it to train from the start.") from error
+    if known != fingerprint:
+        log.info("checkpoints/%s is of other settings or data: training from the start", LAST)
         return None
     return state
 
 
 def _write_history(path: Path, history: list[Epoch]) -> None:
-    write_text(path, "".join(json.dumps(record) + "\n" for record in history))
+    lines = [json.dumps({name: _number(value) for name, value in record.items()}) + "\n" for record in history]
+    write_text(path, "".join(lines))
+
+
+def _number(value: float) -> float | None:
+    """For JSON, which has no NaN."""
+    return value if math.isfinite(value) else None
 
 
 def read_history(path: Path) -> list[Epoch]:
-    """The records of metrics.jsonl; empty where there is none."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    """The records of metrics.jsonl, NaN where a value is null; empty where there is none."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return [
+        {name: math.nan if value is None else value for name, value in json.loads(line).items()} for line in lines
+    ]

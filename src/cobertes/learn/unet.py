@@ -15,6 +15,8 @@ from itertools import pairwise
 import timm
 import torch
 import torch.nn.functional as F
+from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+from huggingface_hub.errors import HfHubHTTPError
 from torch import Tensor, nn
 
 from cobertes.errors import InputFileError, SettingsError, did_you_mean
@@ -22,6 +24,7 @@ from cobertes.errors import InputFileError, SettingsError, did_you_mean
 SCRATCH = "scratch"
 BACKBONE_DECODER = (256, 128, 64, 32, 16)
 STEM_WIDTH = 32
+WEIGHTS_FILE = "model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -135,20 +138,57 @@ def _timm_backbone(name: str, channels: int, pretrained: bool) -> nn.Module:
     if name.split(".", maxsplit=1)[0] not in known:
         raise SettingsError(f"unknown encoder '{name}'.{did_you_mean(name, [SCRATCH, *known])}")
     try:
-        backbone: nn.Module = timm.create_model(name, pretrained=pretrained, in_chans=channels, features_only=True)
-    except (RuntimeError, AttributeError, TypeError) as error:
+        backbone: nn.Module = timm.create_model(name, in_chans=channels, features_only=True)
+        widths, reductions = backbone.feature_info.channels(), backbone.feature_info.reduction()  # type: ignore[operator,union-attr]
+        if reductions == [2 ** (i + 1) for i in range(len(reductions))]:
+            shapes = _shapes(backbone, channels)
+        else:
+            shapes = []
+    except Exception as error:  # 1,300 models of as many authors
+        raise SettingsError(f"encoder '{name}' can't be used in a U-Net ({error}). Try resnet50.") from error
+    if shapes != [(width, 64 // r, 96 // r) for width, r in zip(widths, reductions, strict=True)]:
+        scales = ", ".join(f"1/{r}" for r in reductions)
         raise SettingsError(
-            f"encoder '{name}' has no feature maps for a U-Net ({error}). Try resnet50."
+            f"encoder '{name}' has feature maps at {scales}, a U-Net needs 1/2, 1/4, 1/8 … Try resnet50."
+        )
+    return _pretrained(name, channels) if pretrained else backbone
+
+
+def _shapes(backbone: nn.Module, channels: int) -> list[tuple[int, ...]]:
+    """Shapes of the feature maps of an odd window: some models pad as they like or take one size only."""
+    backbone.eval()
+    with torch.no_grad():
+        shapes = [tuple(y.shape[1:]) for y in backbone(torch.zeros(1, channels, 64, 96))]
+    backbone.train()
+    return shapes
+
+
+def _pretrained(name: str, channels: int) -> nn.Module:
+    """The backbone with timm's weights, whose first convolution timm adapts to the number of channels."""
+    try:
+        _require_hub(name)
+        backbone: nn.Module = timm.create_model(name, pretrained=True, in_chans=channels, features_only=True)
+    except RuntimeError as error:
+        raise SettingsError(
+            f"encoder '{name}' can't start from pretrained weights ({error}). Use model.weights = \"random\"."
         ) from error
-    except (OSError, ValueError) as error:
+    except Exception as error:  # what an unreachable hub raises depends on the HTTP library beneath
         raise InputFileError(
             f"can't fetch the pretrained weights of '{name}': {error}. Use model.weights = \"random\", or put the "
             f"weights into the Hugging Face cache (HF_HOME) of this machine."
         ) from error
-    reductions = backbone.feature_info.reduction()  # type: ignore[operator,union-attr]
-    if reductions != [2 ** (i + 1) for i in range(len(reductions))]:
-        raise SettingsError(f"encoder '{name}' has feature maps at 1/{reductions}, a U-Net needs 1/2, 1/4, 1/8 …")
     return backbone
+
+
+def _require_hub(name: str) -> None:
+    """Raise whatever one request to the hub raises where weights are not cached: timm retries for a minute."""
+    repository = getattr(timm.models.get_pretrained_cfg(name), "hf_hub_id", None)
+    if not repository or try_to_load_from_cache(repository, WEIGHTS_FILE) is not None:
+        return
+    try:
+        get_hf_file_metadata(hf_hub_url(repository, WEIGHTS_FILE), timeout=10)
+    except HfHubHTTPError:
+        pass  # the hub answers
 
 
 def _fit(asked: tuple[int, ...], levels: int) -> list[int]:

@@ -6,10 +6,9 @@ training ground. Each pixel counts once there at any overlap, because the tiles'
 """
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,10 +18,9 @@ import numpy as np
 import rasterio
 from numpy.typing import NDArray
 from rasterio.errors import RasterioError
-from shapely.affinity import translate
 from shapely.geometry import Polygon, box
 
-from cobertes.errors import InputFileError, NoTilesError
+from cobertes.errors import InputFileError, NoTilesError, SettingsError
 from cobertes.files import replacing
 from cobertes.geo.area import Area
 from cobertes.geo.grid import crop, footprint
@@ -58,8 +56,9 @@ class TileIndex:
     """What the tiles stage finds: the table, the split and the statistics of the training tiles.
 
     ``frame`` has the columns area, row, col, height, width, block, split, keep, reason, labelled (share of
-    pixels with a label), valid_SEASON (share with an observation), counts (pixels per class index),
-    dominant (class key) and geometry.
+    pixels with a label), valid_SEASON (share with an observation; NaN where the scenes were not read), counts
+    (labelled pixels per class index; observed ones only, where the scenes were read), dominant (class key)
+    and geometry.
     """
 
     frame: gpd.GeoDataFrame
@@ -91,9 +90,14 @@ def build_index(
     """Index the tiles of all areas, draw the split, and measure the training ground.
 
     labels   area name -> labels on the area's grid
-    Raises NoTilesError where nothing is left to learn from, SplitError where the ground can't be split.
+    Raises NoTilesError where nothing is left to learn from, SplitError where the ground can't be split,
+    SettingsError where a tile's overlap is not smaller than its size.
     """
     areas = sorted(areas, key=lambda area: area.name)
+    if tiles.overlap >= tiles.size:
+        raise SettingsError(
+            f"tiles.overlap = {tiles.overlap} px must be smaller than tiles.size = {tiles.size} px"
+        )
     stride = tiles.size - tiles.overlap
     block = choose_block([area.shape for area in areas], stride, split)
     guard = tiles.size // 2 if split.guard is None else split.guard
@@ -106,11 +110,16 @@ def build_index(
         for area in areas:
             block_counts[area.name] = _count_blocks(labels[area.name], edges[area.name], legend, advance)
             rows += _count_tiles(area, labels[area.name], tiles, legend)
+    if not any(counts.any() for counts in block_counts.values()):
+        raise NoTilesError(
+            f"none of {len(rows)} tiles has a label. Check that the reference map lies on the scenes, its codes "
+            f"and labels.as-nodata."
+        )
     drawn = make_split(areas, block_counts, edges, block=block, guard=guard, classes=legend.keys, settings=split)
     dropped = {legend.index(what) for what in tiles.drop_only}
     for row in rows:
         _judge(row, drawn.areas[row["area"]], guard, dropped, legend)
-    moments = _observe({area.name: area for area in areas}, rows, tiles, progress)
+    moments = _observe(areas, labels, legend, rows, tiles, progress)
     frame = _frame(areas, rows, legend)
     _require_training_tiles(frame, tiles, block)
     statistics = _statistics(areas[0], rows, moments)
@@ -192,26 +201,31 @@ def _judge(row: dict[str, Any], split: AreaSplit, guard: int, dropped: set[int],
 
 
 def _observe(
-    areas: dict[str, Area],
+    areas: Sequence[Area],
+    labels: dict[str, Path],
+    legend: Legend,
     rows: list[dict[str, Any]],
     tiles: TileSettings,
     progress: Progress,
 ) -> dict[str, list[Moments]]:
     """Read the scenes of wanted tiles: set their validity, return the moments of training ground per season."""
-    moments: dict[str, list[Moments]] = {}
+    moments: dict[str, list[Moments]] = {season: [] for area in areas for season in area.scenes}
+    by_name = {area.name: (area, labels[area.name], _cells(area, tiles)) for area in areas}
     for row in rows:
-        row |= {f"valid_{season}": np.nan for season in areas[row["area"]].scenes}
+        row |= {f"valid_{season}": np.nan for season in by_name[row["area"]][0].scenes}
     wanted = [row for row in rows if row["keep"]]
-    cells = {name: _cells(area, tiles) for name, area in areas.items()}
-    read = partial(_observe_tile, areas, cells, tiles.min_labelled)
+
+    def read(row: dict[str, Any]) -> dict[str, Moments]:
+        area, path, cells = by_name[row["area"]]
+        return _observe_tile(area, path, _interior(cells, row["window"]), tiles.min_labelled, legend, row)
+
     with (
         progress.bar("scenes of tiles", len(wanted), "tiles") as advance,
         ThreadPoolExecutor(READ_THREADS) as pool,
     ):
-        for row, found in zip(wanted, pool.map(read, wanted), strict=True):
-            if row["keep"] and row["split"] == SPLIT_NAMES[TRAIN]:
-                for season, value in found.items():
-                    moments.setdefault(season, []).append(value)
+        for found in pool.map(read, wanted):
+            for season, value in found.items():
+                moments[season].append(value)
             advance(1)
     return moments
 
@@ -230,25 +244,28 @@ def _interior(cells: Cells, window: Window) -> Window:
 
 
 def _observe_tile(
-    areas: dict[str, Area],
-    cells: dict[str, Cells],
-    min_labelled: float,
-    row: dict[str, Any],
+    area: Area, labels: Path, interior: Window, min_labelled: float, legend: Legend, row: dict[str, Any]
 ) -> dict[str, Moments]:
-    area, window = areas[row["area"]], row["window"]
-    inside = _interior(cells[area.name], window).within(window)
-    found, seen = {}, np.zeros(window.shape, bool)
+    """Set a tile's validity, counts, keep and reason; the moments of its interior if it is kept for training."""
+    window, training = row["window"], row["split"] == SPLIT_NAMES[TRAIN]
+    inside, seen = interior.within(window), np.zeros(window.shape, bool)
+    found = {}
     for season, scene in area.scenes.items():
         values, valid = scene.read(window)
         row[f"valid_{season}"] = float(valid.mean())
-        found[season] = Moments.of(values[:, inside[0], inside[1]][:, valid[inside]])
         seen |= valid
-    if not seen.any():
+        if training:
+            found[season] = Moments.of(values[:, *inside][:, valid[inside]])
+    if not seen.all():  # a label counts only where a season was observed
+        indices = np.where(seen, legend.index_table()[read_labels(labels, window)], IGNORE_INDEX)
+        row["counts"] = _class_counts(indices, len(legend))
+        row["own_counts"] = _class_counts(indices[inside], len(legend))
+    if not row["counts"].any():
         row["reason"] = "no observation"
-    elif row["labelled"] * seen.mean() < min_labelled:
+    elif row["counts"].sum() < min_labelled * seen.size:
         row["reason"] = "few labelled pixels"
     row["keep"] = not row["reason"]
-    return found
+    return found if row["keep"] else {}
 
 
 def _frame(areas: Sequence[Area], rows: list[dict[str, Any]], legend: Legend) -> gpd.GeoDataFrame:
@@ -266,16 +283,21 @@ def _frame(areas: Sequence[Area], rows: list[dict[str, Any]], legend: Legend) ->
 
 def _geometries(areas: Sequence[Area], rows: list[dict[str, Any]]) -> tuple[list[Polygon], str | None]:
     """Outlines in EPSG:4326; where an area has no CRS, all in pixels, areas side by side."""
-    grids = {area.name: area.grid for area in areas}
+    windows: dict[str, list[Window]] = {area.name: [] for area in areas}
+    for row in rows:  # area by area, as the areas come
+        windows[row["area"]].append(row["window"])
+    outlines: list[Polygon] = []
     if all(area.grid.crs is not None for area in areas):
-        return [footprint(crop(grids[row["area"]], row["window"]), "EPSG:4326") for row in rows], "EPSG:4326"
-    lefts = np.cumsum([0, *(area.shape[1] + 1 for area in areas)])
-    left = {area.name: float(lefts[i]) for i, area in enumerate(areas)}
-
-    def outline(window: Window) -> Polygon:
-        return box(window.col, -window.row_stop, window.col_stop, -window.row)
-
-    return [translate(outline(row["window"]), left[row["area"]]) for row in rows], None
+        for area in areas:
+            own = [footprint(crop(area.grid, window)) for window in windows[area.name]]
+            outlines += gpd.GeoSeries(own, crs=area.grid.crs.proj).to_crs("EPSG:4326").tolist()
+        return outlines, "EPSG:4326"
+    left = 0
+    for area in areas:
+        for window in windows[area.name]:
+            outlines.append(box(left + window.col, -window.row_stop, left + window.col_stop, -window.row))
+        left += area.shape[1] + 1
+    return outlines, None
 
 
 def _require_training_tiles(frame: gpd.GeoDataFrame, tiles: TileSettings, block: int) -> None:
@@ -292,8 +314,11 @@ def _require_training_tiles(frame: gpd.GeoDataFrame, tiles: TileSettings, block:
 
 
 def _way_out(reasons: Any, tiles: TileSettings, block: int) -> str:
+    """What to do about the filter that the last tiles met; a tile is judged by its place before it is read."""
     if "no observation" in reasons:
         return "The scenes hold no valid pixel there: check their nodata value (`scene-nodata`)."
+    if "few labelled pixels" in reasons:
+        return f"tiles.min-labelled = {tiles.min_labelled:g} asks for more: lower it."
     if {"guard band", "between splits"} & set(reasons.index):
         return (
             f"Tiles of {tiles.size} px do not fit blocks of {block} px: smaller tiles.size or larger split.block."
@@ -304,6 +329,12 @@ def _way_out(reasons: Any, tiles: TileSettings, block: int) -> str:
 def _statistics(area: Area, rows: list[dict[str, Any]], moments: dict[str, list[Moments]]) -> Statistics:
     seasons = tuple(area.scenes)
     totals = [sum(moments[season][1:], moments[season][0]) for season in seasons]
+    for season, total in zip(seasons, totals, strict=True):
+        if total.count == 0:
+            raise NoTilesError(
+                f"season '{season}' has no valid pixel in the training tiles. Check its files and their nodata "
+                f"value (`scene-nodata`), or leave the season out."
+            )
     training = [row["own_counts"] for row in rows if row["keep"] and row["split"] == SPLIT_NAMES[TRAIN]]
     return Statistics(
         seasons,
@@ -313,16 +344,6 @@ def _statistics(area: Area, rows: list[dict[str, Any]], moments: dict[str, list[
         max(total.count for total in totals),
         np.sum(training, axis=0),
     )
-
-
-def held_out_windows(split: Split, letters: Iterable[str] = (VALIDATION,)) -> list[tuple[str, Window]]:
-    """``(area, block)`` of all held-out ground, each pixel in exactly one of them."""
-    return [
-        (name, window)
-        for name, area in split.areas.items()
-        for letter in letters
-        for window in area.windows(letter)
-    ]
 
 
 HELD_OUT = {"validation": VALIDATION, "test": TEST}

@@ -12,7 +12,7 @@ Kattenborn et al. 2022, ISPRS Open Journal 5, 100018).
 
 import csv
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from shapely.strtree import STRtree
 
 from cobertes.errors import InputFileError, SplitError, did_you_mean
 from cobertes.geo.area import Area
-from cobertes.geo.grid import crop, footprint, resolution
+from cobertes.geo.grid import ALIGNMENT, crop, footprint, resolution
 from cobertes.geo.windows import Window
 from cobertes.settings import SplitSettings
 
@@ -123,7 +123,7 @@ class Split:
 def choose_block(shapes: Sequence[tuple[int, int]], stride: int, settings: SplitSettings) -> int:
     """Side of a block: as asked, or up to four tiles, less where that leaves under 20 blocks.
 
-    Raises SplitError where the asked block is larger than every area.
+    Raises SplitError where the asked block leaves the only area in one piece.
     """
     if settings.by != "block":
         return max(max(shape) for shape in shapes)
@@ -132,11 +132,11 @@ def choose_block(shapes: Sequence[tuple[int, int]], stride: int, settings: Split
         return sum((len(block_edges(h, side)) - 1) * (len(block_edges(w, side)) - 1) for h, w in shapes)
 
     if settings.block is not None:
-        if all(settings.block >= max(shape) for shape in shapes) and len(shapes) == 1:
+        if blocks(settings.block) == 1:
             height, width = shapes[0]
             raise SplitError(
                 f"split.block = {settings.block} px, but the area has {width} x {height} px: one block can't be "
-                f"split. Leave split.block out, or take at most {min(height, width) // 4} px."
+                f"split. Leave split.block out, or take at most {max(1, min(height, width) // 4)} px."
             )
         return settings.block
     for tiles in range(TILES_PER_BLOCK, 0, -1):
@@ -152,11 +152,18 @@ def read_groups(path: Path) -> dict[str, str]:
     """Area -> group from the first two columns of a CSV with a header. Raises InputFileError."""
     if not path.is_file():
         raise InputFileError(f"no groups file at {path} (split.groups)")
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.reader(file) if row]
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = [[cell.strip() for cell in row[:2]] for row in csv.reader(file) if row]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputFileError(f"can't read {path} as a CSV: {error}") from error
     if len(rows) < 2 or any(len(row) < 2 for row in rows):
         raise InputFileError(f"{path}: a groups file needs a header and two columns, area and group")
-    return {row[0]: row[1] for row in rows[1:]}
+    groups: dict[str, str] = {}
+    for area, group in rows[1:]:
+        if groups.setdefault(area, group) != group:
+            raise InputFileError(f"{path}: area '{area}' is in the groups {groups[area]} and {group}")
+    return groups
 
 
 def make_split(
@@ -177,10 +184,23 @@ def make_split(
     Raises SplitError where there is too little to split.
     """
     unit_of, units = _units(areas, counts, settings)
-    if len(units) < 2 + (settings.test > 0):
+    needed = 2 + (settings.test > 0)
+    if len(units) < needed:
+        way_out = {
+            "block": "Use smaller tiles (tiles.size) or blocks (split.block).",
+            "area": 'Add areas, or split them by block (split.by = "block").',
+            "group": 'Add areas of other groups, or split by block or area (split.by = "area").',
+        }
         raise SplitError(
-            f"found {len(units)} labelled {settings.by}s to split, needed at least {2 + (settings.test > 0)}. "
-            f"Use smaller tiles (tiles.size) or blocks (split.block)."
+            f"found {len(units)} labelled {settings.by}s to split, needed at least {needed}. "
+            + way_out[settings.by]
+        )
+    if len(units) < MIN_BLOCKS:
+        log.warning(
+            "only %d labelled %ss to split: scores from less than %d say little about other ground",
+            len(units),
+            settings.by,
+            MIN_BLOCKS,
         )
     letter = _draw(units, settings)
     result = {}
@@ -221,47 +241,69 @@ def _draw(units: Mapping[tuple[str, int, int], NDArray[np.int64]], settings: Spl
     shares = table / table.sum(axis=0)
     size = table.sum(axis=1) / table.sum()
     rng = np.random.default_rng(settings.seed)
-    wanted = [(VALIDATION, settings.validation), (TEST, settings.test)]
+    wanted = [(VALIDATION, settings.validation), *([(TEST, settings.test)] if settings.test else [])]
     best, best_score = np.full(len(size), TRAIN), np.inf
     for _ in range(CANDIDATES):
         letters, score, free = np.full(len(size), TRAIN), 0.0, rng.permutation(len(size))
-        for name, share in wanted:
-            if share == 0:
-                continue
-            # at least one unit, at most all but one
-            take = min(max(1, int(np.argmin(abs(np.cumsum(size[free]) - share))) + 1), len(free) - 1)
+        for i, (name, share) in enumerate(wanted, start=1):
+            # at least one unit, and at least one left for each split to come and for training
+            most = len(free) - 1 - len(wanted[i:])
+            take = min(int(np.argmin(abs(np.cumsum(size[free]) - share))) + 1, most)
             letters[free[:take]], free = name, free[take:]
             got = shares[letters == name].sum(axis=0)
-            score += float(np.minimum(abs(got / share - 1), 2).mean()) + float((got == 0).sum() + (got == 1).sum())
+            lost = (got == 0).sum() + (got > 1 - 1e-9).sum()
+            score += float(np.minimum(abs(got / share - 1), 2).mean()) + float(lost)
         if score < best_score:
             best, best_score = letters, score
     return dict(zip(units, best.tolist(), strict=True))
 
 
 def _leave_out_beside_other_areas(areas: Sequence[Area], split: Split) -> None:
-    """Mark training blocks within the guard band of another area's validation or test blocks.
+    """Mark blocks that lie on or near another area's held-out ground.
 
-    Areas without CRS are unrelated places. Others are compared in the CRS of the first of them.
+    Training blocks keep the guard band, in the area's own pixels, from validation and test blocks of others;
+    validation blocks, by which the epoch is chosen, must not lie on test blocks. Areas without CRS are
+    unrelated places.
     """
-    placed = [area for area in areas if area.grid.crs is not None]
-    if len(placed) < 2:
+    near = list(_neighbours([area for area in areas if area.grid.crs is not None], split.guard))
+    for area, others in near:
+        _leave_out(area, VALIDATION, others, (TEST,), 0, split)
+    for area, others in near:
+        _leave_out(area, TRAIN, others, (VALIDATION, TEST), split.guard, split)
+
+
+def _neighbours(areas: Sequence[Area], guard: int) -> Iterator[tuple[Area, list[Area]]]:
+    """Areas with those that lie within their guard band, give or take, by the boxes of both in degrees."""
+    if len(areas) < 2:
         return
-    crs = placed[0].grid.crs
-    held = [
-        (footprint(crop(area.grid, window), crs), area.name)
-        for area in placed
-        for letter in (VALIDATION, TEST)
-        for window in split.areas[area.name].windows(letter)
-    ]
-    tree = STRtree([shape for shape, _ in held])
-    margin = split.guard * resolution(placed[0].grid)
-    for area in placed:
-        letters = split.areas[area.name].letters
-        for row, col in np.argwhere(letters == TRAIN):
-            shape = footprint(crop(area.grid, split.areas[area.name].block(int(row), int(col))), crs)
-            near = tree.query(box(*shape.buffer(margin).bounds), predicate="intersects")
-            if any(held[i][1] != area.name for i in near):
-                letters[row, col] = LEFT_OUT
+    boxes = [box(*footprint(area.grid, "EPSG:4326").bounds) for area in areas]
+    tree = STRtree(boxes)
+    for i, area in enumerate(areas):
+        west, south, east, north = boxes[i].bounds
+        margin = 2 * guard * max(east - west, north - south) / min(area.shape)
+        near = tree.query(box(west - margin, south - margin, east + margin, north + margin))
+        if others := [areas[j] for j in sorted(near) if j != i]:
+            yield area, others
+
+
+def _leave_out(
+    area: Area, letter: str, others: Sequence[Area], held_out: Iterable[str], guard: int, split: Split
+) -> None:
+    """Mark the area's blocks of a split within ``guard`` pixels of the others' held-out blocks."""
+    blocks, crs = split.areas[area.name], area.grid.crs
+    tree = STRtree(
+        [
+            footprint(crop(other.grid, window), crs)
+            for other in others
+            for name in held_out
+            for window in split.areas[other.name].windows(name)
+        ]
+    )
+    reach = (guard - ALIGNMENT) * resolution(area.grid)  # to touch is not to overlap
+    for row, col in np.argwhere(blocks.letters == letter):
+        shape = footprint(crop(area.grid, blocks.block(int(row), int(col))))
+        if len(tree.query(box(*shape.buffer(reach).bounds), predicate="intersects")):
+            blocks.letters[row, col] = LEFT_OUT
 
 
 def _warn(
@@ -273,16 +315,22 @@ def _warn(
         for letter in (TRAIN, VALIDATION, TEST)
     }
     sides = (TRAIN, VALIDATION, TEST) if settings.test else (TRAIN, VALIDATION)
+    everywhere = sum(area_counts.sum(axis=(0, 1)) for area_counts in counts.values())
     for i, key in enumerate(classes):
         present = [SPLIT_NAMES[s] for s in sides if totals[s][i]]
         missing = [SPLIT_NAMES[s] for s in sides if not totals[s][i]]
-        if present and missing:
-            text = f"class '{key}' is in {' and '.join(present)} but not in {' and '.join(missing)}"
-            if settings.require_all_classes:
-                raise SplitError(
-                    f"{text}. Use smaller blocks (split.block), or split.require-all-classes = false."
-                )
-            log.warning("%s: it can't be %s", text, "learnt" if "train" in missing else "judged")
+        if not missing:
+            continue
+        if not everywhere[i]:
+            text, way_out = f"class '{key}' never occurs in the labels", "leave it out of the legend"
+            lacks = "learnt or judged"
+        else:
+            where = " and ".join(present) or "ground left out beside other areas"
+            text, way_out = f"class '{key}' is in {where} but not in {' and '.join(missing)}", "use smaller blocks"
+            lacks = "learnt" if "train" in missing else "judged"
+        if settings.require_all_classes:
+            raise SplitError(f"{text}. Set split.require-all-classes = false, or {way_out}.")
+        log.warning("%s: it can't be %s", text, lacks)
     lost = guard_share(split, counts)
     if lost > GUARD_SHARE_WARNING:
         log.warning(

@@ -7,6 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+ROUNDING = 1e-9
+"""Spread, as a share of the mean, that sums of floating-point numbers make out of a constant band."""
+
 
 @dataclass(frozen=True)
 class Moments:
@@ -38,7 +41,7 @@ class Moments:
     def std(self) -> NDArray[np.float64]:
         """Standard deviation per band; 1 where a band is constant, so that it can be divided by."""
         std = np.sqrt(self.squares / max(self.count, 1))
-        return np.where(std > 0, std, 1.0)
+        return np.where(std > ROUNDING * abs(self.mean), std, 1.0)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,94 @@
+"""What people see while a command works: progress bars, a log, tables; on standard error, results aside."""
+
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console as RichConsole
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from cobertes.progress import SILENT, Advance
+from cobertes.progress import Progress as ProgressProtocol
+
+
+class _Rate(ProgressColumn):
+    """Amount done, and per second."""
+
+    def render(self, task: Task) -> Text:
+        unit = task.fields["unit"]
+        done = f"{task.completed:,.4g}/{task.total or 0:,.4g} {unit}"
+        return Text(f"{done}  {task.speed:,.3g} {unit}/s" if task.speed else done, style="dim")
+
+
+class _Log(logging.Handler):
+    """Log records as plain lines above the bars; only what is more than information names its level."""
+
+    def __init__(self, console: RichConsole) -> None:
+        super().__init__()
+        self.console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        level = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
+        style = "yellow" if level else "dim"
+        self.console.print(f"{level}{record.getMessage()}", style=style, markup=False)
+
+
+class Console:
+    """Where a command writes. ``quiet`` leaves errors and results only; ``as_json`` makes the result JSON."""
+
+    def __init__(self, *, quiet: bool = False, debug: bool = False, as_json: bool = False) -> None:
+        self.quiet, self.debug, self.as_json = quiet, debug, as_json
+        self.error = RichConsole(stderr=True, highlight=False, soft_wrap=True)
+        self.out = RichConsole(highlight=False, soft_wrap=True)
+        self.result: dict[str, Any] = {}
+        log = logging.getLogger("cobertes")
+        log.handlers, log.propagate = [_Log(self.error)], False
+        log.setLevel(logging.DEBUG if debug else logging.ERROR if quiet else logging.INFO)
+
+    @property
+    def progress(self) -> ProgressProtocol:
+        """Bars for the stages; none where nobody watches."""
+        return SILENT if self.quiet or not self.error.is_terminal else _Bars(self.error)
+
+    def say(self, text: str, style: str | None = None) -> None:
+        """A line for people."""
+        if not self.quiet:
+            self.error.print(text, style=style, markup=False)
+
+    def fail(self, message: str) -> None:
+        """The one line that says what is wrong."""
+        self.error.print(f"error: {message}", style="bold red", markup=False)
+        if self.as_json:
+            self.result = {"error": message}
+            self.finish()
+
+    def answer(self, text: str | Table, **result: Any) -> None:
+        """The result of a command: text or a table for people, ``result`` for ``--json``."""
+        self.result |= result
+        if not self.as_json:
+            self.out.print(text, markup=False) if isinstance(text, str) else self.out.print(text)
+
+    def finish(self) -> None:
+        """Write the one JSON object, where it was asked for."""
+        if self.as_json:
+            json.dump(self.result, sys.stdout, ensure_ascii=False, default=str)
+            sys.stdout.write("\n")
+
+
+class _Bars:
+    """Bars with rate and time left."""
+
+    def __init__(self, console: RichConsole) -> None:
+        self.console = console
+
+    @contextmanager
+    def bar(self, name: str, total: float, unit: str) -> Iterator[Advance]:
+        columns = TextColumn("{task.description:<18}"), BarColumn(30), _Rate(), TimeRemainingColumn()
+        with Progress(*columns, console=self.console, transient=True) as progress:
+            task = progress.add_task(name, total=total, unit=unit)
+            yield lambda amount: progress.advance(task, amount)

@@ -1,0 +1,62 @@
+"""Options that every command has, and what happens to errors: in one place."""
+
+import inspect
+from collections.abc import Callable
+from functools import wraps
+from typing import Annotated, Any
+
+import typer
+
+from cobertes.cli.console import Console
+from cobertes.errors import CobertesError
+
+SHARED = {
+    "quiet": Annotated[bool, typer.Option("--quiet", help="No progress, no log; errors and the result only.")],
+    "debug": Annotated[bool, typer.Option("--debug", help="Log every step, and show tracebacks.")],
+    "as_json": Annotated[bool, typer.Option("--json", help="The result as one JSON object on standard output.")],
+}
+
+USER_CAN_MEND, UNEXPECTED, INTERRUPTED = 2, 1, 130
+
+
+def command(app: typer.Typer, name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Register a function of (console, ...) as a command with the shared options.
+
+    A `CobertesError` becomes one line and exit code 2, an interrupt 130, anything else one line and 1.
+    """
+
+    def register(function: Callable[..., None]) -> Callable[..., None]:
+        own = inspect.signature(function)
+
+        @wraps(function)
+        def run(*, quiet: bool, debug: bool, as_json: bool, **values: Any) -> None:
+            console = Console(quiet=quiet, debug=debug, as_json=as_json)
+            try:
+                function(console, **values)
+            except CobertesError as error:
+                if debug:
+                    raise
+                console.fail(str(error))
+                raise typer.Exit(USER_CAN_MEND) from error
+            except KeyboardInterrupt as error:
+                console.fail("interrupted; nothing is half-written. The same command goes on from there.")
+                raise typer.Exit(INTERRUPTED) from error
+            except Exception as error:  # the last resort: what it is, and where to learn more
+                if debug:
+                    raise
+                console.fail(
+                    f"unexpected {type(error).__name__}: {error}. Run it again with --debug and report that."
+                )
+                raise typer.Exit(UNEXPECTED) from error
+            console.finish()
+
+        keyword = inspect.Parameter.KEYWORD_ONLY
+        shared = [
+            inspect.Parameter(key, keyword, default=False, annotation=option) for key, option in SHARED.items()
+        ]
+        parameters = [p.replace(kind=keyword) for p in list(own.parameters.values())[1:]]
+        run.__signature__ = own.replace(parameters=[*parameters, *shared])  # type: ignore[attr-defined]
+        app.command(name)(run)
+        return function
+
+    return register

@@ -1,0 +1,367 @@
+"""A project: ``project.toml`` read, validated and resolved into areas, scenes and a legend.
+
+    [[area]]
+    scenes = "images/*.tif"       one area per stem that both globs know: 001.tif -> area 001
+    reference = "labels/*.tif"
+
+    scenes = { april = "s2_april.tif", august = "granule/B*.tif" }      two seasons, one of band files
+    reference = "map.tif"
+
+Paths are relative to the TOML; ``~`` and environment variables are expanded. What the files hold is checked
+here, before any stage runs: seasons, bands and grids that do not fit stop the run at once.
+"""
+
+import glob
+import os
+import re
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ValidationError
+
+from cobertes.errors import InputFileError, SettingsError, did_you_mean
+from cobertes.geo.area import ONLY_SEASON, Area
+from cobertes.geo.grid import warn_without_crs
+from cobertes.geo.scene import Scene, open_scene
+from cobertes.labels.legend import Legend, load_crosswalk, load_legend, translation
+from cobertes.labels.reference import reference_nodata
+from cobertes.settings import AreaSettings, Settings
+from cobertes.tiles.split import read_groups, require_known_groups
+
+RASTER_SUFFIXES = {".tif", ".tiff", ".vrt", ".jp2", ".img"}
+
+SHOWN_BANDS = (
+    ("red", "b04", "b4", "b04_10m"),
+    ("green", "b03", "b3", "b03_10m"),
+    ("blue", "b02", "b2", "b02_10m"),
+)
+"""Names by which the bands for a natural-colour picture are found."""
+
+
+@dataclass(frozen=True)
+class Project:
+    """A project ready to run.
+
+    ``path`` of the TOML; ``areas`` with opened scenes; ``source_legend`` the whole legend, None where the
+    project only predicts.
+    """
+
+    path: Path
+    settings: Settings
+    areas: tuple[Area, ...]
+    source_legend: Legend | None
+
+    @property
+    def folder(self) -> Path:
+        """What paths are relative to."""
+        return self.path.parent
+
+    @property
+    def predict_only(self) -> bool:
+        """Whether a trained model is named, so that nothing is learnt."""
+        return self.settings.predict.model is not None
+
+    @property
+    def legend(self) -> Legend:
+        """The classes that are learnt and mapped: the legend less ``labels.as-nodata``."""
+        if self.source_legend is None:
+            raise SettingsError(f"{self.path}: a project that only predicts has the model's legend")
+        return self.source_legend.without(self.settings.labels.as_nodata)
+
+    @property
+    def seasons(self) -> tuple[str, ...]:
+        """Seasons in the order of the channels."""
+        return tuple(self.areas[0].scenes)
+
+    @property
+    def bands(self) -> tuple[str, ...]:
+        """Bands in the order of the channels."""
+        return next(iter(self.areas[0].scenes.values())).band_names
+
+    @property
+    def rgb(self) -> list[str]:
+        """The bands shown as red, green and blue."""
+        return self.settings.rgb or natural_colours(self.bands)
+
+    def table(self, area: Area) -> NDArray[np.int16]:
+        """(256,) int16 from `translation`: what each code of the area's reference map becomes."""
+        if self.source_legend is None or area.reference is None:
+            raise SettingsError(f"area '{area.name}' has no reference map")
+        labels = self.settings.labels
+        crosswalk = load_crosswalk(area.crosswalk, self.folder) if area.crosswalk else None
+        return translation(
+            self.source_legend,
+            crosswalk=crosswalk,
+            codes=labels.codes,
+            as_nodata=labels.as_nodata,
+            source_nodata=reference_nodata(area.reference),
+        )
+
+
+def load_project(path: Path) -> Project:
+    """Read, validate and resolve a project file, and inspect every file it names.
+
+    Raises SettingsError for the file itself; InputFileError, BandMismatchError, GridMismatchError and
+    LegendError for what it names.
+    """
+    settings = read_settings(path)
+    folder = path.parent
+    legend = load_legend(settings.legend, folder) if settings.legend else None
+    if legend is None and settings.predict.model is None:
+        raise SettingsError(
+            f"{path}: `legend` is missing. Name one of the packaged legends (`cobertes legends`) or a TOML file, "
+            f"or a trained model in predict.model to predict only."
+        )
+    if legend is not None:
+        for what in [*settings.labels.as_nodata, *settings.tiles.drop_only]:
+            legend.find(what)
+    areas = _open_areas(settings, path)
+    _require_same_seasons(areas)
+    if settings.predict.model is None:
+        for area in areas:
+            if area.reference is None:
+                raise SettingsError(
+                    f"{path}: area '{area.name}' has no reference map to learn from. Add `reference`, or name a "
+                    f"trained model in predict.model to predict only."
+                )
+    warn_without_crs(area.name for area in areas if area.grid.crs is None)
+    return Project(path, settings, tuple(areas), legend)
+
+
+def read_settings(path: Path) -> Settings:
+    """Parse and validate a project file. Raises InputFileError, SettingsError naming every key that is wrong."""
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputFileError(
+            f"no project file at {path}. `cobertes init SCENE --reference MAP` writes one."
+        ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputFileError(f"can't read {path}: {error}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"{path} is not valid TOML: {error}") from error
+    try:
+        return Settings.model_validate(data)
+    except ValidationError as error:
+        raise SettingsError(f"{path}: {'; '.join(_explain(error))}") from error
+
+
+def natural_colours(bands: Sequence[str]) -> list[str]:
+    """The bands to show as red, green and blue: by name, else the first three (or the first one, grey)."""
+    names = {band.lower(): band for band in bands}
+    found = [next((names[alias] for alias in aliases if alias in names), None) for aliases in SHOWN_BANDS]
+    if all(found):
+        return [band for band in found if band]
+    return list(bands[:3]) if len(bands) >= 3 else [bands[0]] * 3
+
+
+# --- errors of the settings, as a person would say them
+
+
+def _explain(error: ValidationError) -> list[str]:
+    lines = {}
+    for item in error.errors():
+        where = [
+            part for part in item["loc"] if not (isinstance(part, str) and re.search(r"[\[\]]|^(str|dict)$", part))
+        ]
+        key = ".".join(str(part) for part in where)
+        if item["type"] == "extra_forbidden":
+            lines[key] = f"unknown key '{key}'.{did_you_mean(str(where[-1]), _keys_beside(where[:-1]))}"
+        elif item["type"] == "missing":
+            lines[key] = f"'{key}' is missing"
+        else:
+            lines[key] = f"'{key}': {item['msg'].lower()}, found {item['input']!r}"
+    return list(lines.values())
+
+
+def _keys_beside(where: Sequence[int | str]) -> list[str]:
+    """The keys that the table at ``where`` knows."""
+    section: Any = Settings
+    for part in where:
+        if isinstance(part, int):
+            continue
+        field = next((f for n, f in section.model_fields.items() if part in (f.alias, n)), None)
+        section = AreaSettings if part == "area" else getattr(field, "annotation", None)
+        if not (isinstance(section, type) and issubclass(section, BaseModel)):
+            return []
+    return [field.alias or name for name, field in section.model_fields.items()]
+
+
+# --- areas and their files
+
+
+@dataclass(frozen=True)
+class _Found:
+    """An area's files, before they are opened."""
+
+    name: str
+    scenes: dict[str, list[str]]
+    reference: Path | None
+    crosswalk: str | None
+
+
+def _open_areas(settings: Settings, path: Path) -> list[Area]:
+    found = [one for area in settings.area for one in _find_area(area, path)]
+    names = [one.name for one in found]
+    twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
+    if twice:
+        raise SettingsError(f"{path}: two areas are called '{twice[0]}'. Give each [[area]] a `name` of its own.")
+    groups = _groups(settings, path, names)
+    bands = list(settings.bands)
+    areas = []
+    for one in found:
+        scenes: dict[str, Scene] = {}
+        for season, files in one.scenes.items():
+            scenes[season] = open_scene(files, bands, settings.scene_nodata)
+            bands = bands or list(scenes[season].band_names)
+        areas.append(Area(one.name, scenes, one.reference, one.crosswalk, groups.get(one.name)))
+    return areas
+
+
+def _groups(settings: Settings, path: Path, names: Sequence[str]) -> dict[str, str]:
+    if settings.split.by != "group":
+        return {}
+    if settings.split.groups is None:
+        raise SettingsError(f'{path}: split.by = "group" needs split.groups, a CSV of area and group')
+    file = resolve(settings.split.groups, path.parent)
+    groups = read_groups(file)
+    require_known_groups(names, groups, file)
+    return groups
+
+
+def _find_area(area: AreaSettings, path: Path) -> list[_Found]:
+    """One area, or one per stem where scenes and reference map are both globs."""
+    folder = path.parent
+    seasons = area.scenes if isinstance(area.scenes, dict) else {ONLY_SEASON: area.scenes}
+    if not seasons:
+        raise SettingsError(f"{path}: an area needs at least one scene")
+    if _is_glob(area.reference) and all(_is_glob(spec) for spec in seasons.values()):
+        return _areas_by_stem(area, {season: str(spec) for season, spec in seasons.items()}, path)
+    scenes = {season: scene_files(spec, folder) for season, spec in seasons.items()}
+    reference = _existing(resolve(area.reference, folder), "reference map") if area.reference else None
+    name = area.name or (Path(next(iter(scenes.values()))[0]).stem if len(scenes) == 1 else path.stem)
+    return [_Found(_file_name(name), scenes, reference, area.crosswalk)]
+
+
+def _areas_by_stem(area: AreaSettings, seasons: Mapping[str, str], path: Path) -> list[_Found]:
+    folder = path.parent
+    scenes = {season: _by_stem(pattern, folder) for season, pattern in seasons.items()}
+    references = _by_stem(str(area.reference), folder)
+    stems = [stem for stem in references if all(stem in files for files in scenes.values())]
+    if not stems:
+        listed = ", ".join(f"{pattern} ({len(scenes[season])} files)" for season, pattern in seasons.items())
+        raise InputFileError(
+            f"{path}: no stem is in both {listed} and {area.reference} ({len(references)} files), looked for "
+            f"beside the project file. Scenes and reference maps of an area must share what the * stands for."
+        )
+    prefix = f"{area.name}-" if area.name else ""
+    return [
+        _Found(
+            _file_name(f"{prefix}{stem}"),
+            {season: [str(files[stem])] for season, files in scenes.items()},
+            references[stem],
+            area.crosswalk,
+        )
+        for stem in stems
+    ]
+
+
+def _file_name(name: str) -> str:
+    """An area's name is that of its files, too."""
+    return re.sub(r"[^\w.-]+", "_", name)
+
+
+def _by_stem(pattern: str, folder: Path) -> dict[str, Path]:
+    """What the first ``*`` of the file name stands for -> file: ``s2_*_april.tif`` -> the place's name."""
+    where = resolve(pattern, folder)
+    before, _, after = where.name.partition("*")
+    expression = re.compile(re.escape(before) + "(.*)" + re.escape(after.replace("*", "\0")).replace("\0", ".*"))
+    files = {}
+    for file in sorted(glob.glob(str(where))):
+        match = expression.fullmatch(Path(file).name)
+        files[match[1] if match else Path(file).stem] = Path(file)
+    return files
+
+
+def scene_files(spec: str | Iterable[str], folder: Path = Path()) -> list[str]:
+    """The files of a SCENE: a file, a VRT, a folder or glob of band files, or a list of them.
+
+    A text may hold several, divided by commas. Raises InputFileError where one is not there.
+    """
+    parts = [part.strip() for part in spec.split(",")] if isinstance(spec, str) else list(spec)
+    files: list[str] = []
+    for part in parts:
+        if "://" in part or part.startswith("/vsi"):
+            files.append(part)
+            continue
+        path = resolve(part, folder)
+        if _is_glob(part):
+            found = [Path(file) for file in sorted(glob.glob(str(path)))]
+        elif path.is_dir():
+            found = [file for file in sorted(path.iterdir()) if file.suffix.lower() in RASTER_SUFFIXES]
+        else:
+            found = [_existing(path, "scene")]
+        if not found:
+            raise InputFileError(f"no raster matches {path}. Check the path; it is relative to the project file.")
+        files += map(str, found)
+    return files
+
+
+def resolve(text: str, folder: Path) -> Path:
+    """A path of the project file: ``~`` and variables expanded, relative to the file's folder."""
+    return folder / Path(os.path.expandvars(text)).expanduser()
+
+
+def _is_glob(spec: Any) -> bool:
+    return isinstance(spec, str) and bool(re.search(r"[*?]|\[.+\]", spec))
+
+
+def _existing(path: Path, what: str) -> Path:
+    if not path.exists():
+        beside = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
+        hint = did_you_mean(path.name, beside) if len(beside) <= 1000 else ""
+        near = hint if hint.startswith(" Did") else ""
+        raise InputFileError(f"no {what} at {path}.{near} Paths in a project are relative to its file.")
+    return path
+
+
+def _require_same_seasons(areas: Sequence[Area]) -> None:
+    first = areas[0]
+    for area in areas:
+        if list(area.scenes) != list(first.scenes):
+            raise SettingsError(
+                f"area '{area.name}' has the seasons {', '.join(area.scenes)}, but '{first.name}' has "
+                f"{', '.join(first.scenes)}: all areas need the same seasons, in the same order."
+            )
+
+
+def season_specs(arguments: Sequence[str]) -> dict[str, list[str]]:
+    """Season -> SCENE of ``SCENE`` or ``season=SCENE`` arguments.
+
+    Several without a season are the band files of one scene: a shell has expanded ``B*.tif``.
+    Raises SettingsError where a season is named twice, or is missing beside others.
+    """
+    specs: dict[str, list[str]] = {}
+    for argument in arguments:
+        season, equals, scene = argument.partition("=")
+        if not equals or not re.fullmatch(r"[\w-]+", season):
+            season, scene = ONLY_SEASON, argument
+        elif season in specs:
+            raise SettingsError(f"two scenes of season '{season}': every season has one, april=SCENE august=SCENE")
+        specs.setdefault(season, []).append(scene)
+    if ONLY_SEASON in specs and len(specs) > 1:
+        raise SettingsError("name the season of every scene: april=SCENE august=SCENE")
+    return specs
+
+
+def open_scenes(arguments: Sequence[str], bands: Sequence[str] = (), folder: Path = Path()) -> dict[str, Scene]:
+    """Season -> scene of ``SCENE`` or ``season=SCENE`` arguments; see `scene_files` for what a SCENE is."""
+    return {
+        season: open_scene([file for spec in specs for file in scene_files(spec, folder)], list(bands))
+        for season, specs in season_specs(arguments).items()
+    }

@@ -1,0 +1,235 @@
+"""A run: the stages strung together over one folder. The only place that does so.
+
+    labels -> tiles -> train -> evaluate -> predict -> report        (predict-only projects: predict -> report)
+
+    runs/NAME/project.toml      the settings, defaults included
+              labels/AREA.tif   tiles.parquet   statistics.json   split.json
+              checkpoints/      metrics.jsonl   tensorboard/      model.safetensors
+              assessment.json   confusion.csv   maps/AREA.tif     maps/AREA.confidence.tif   report.html
+              stages.json       what each stage was made from, so that a second run does only what changed
+
+Stale results are replaced, a trained model never is. A stage is up to date where its fingerprint (of its
+settings and of the files it reads) is the one in stages.json and its outputs are there.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import chain, count
+from pathlib import Path
+from typing import Any
+
+from cobertes import stages
+from cobertes.apply.report import toml_text
+from cobertes.errors import SettingsError, did_you_mean
+from cobertes.files import read_json, write_json, write_text
+from cobertes.fingerprint import changed_keys, fingerprint, stamp
+from cobertes.geo.grid import describe
+from cobertes.progress import SILENT, Progress
+from cobertes.project import Project
+from cobertes.stages import RunFolder, learning_settings, model_file, trained_fingerprint, training_fingerprint
+
+STAGES = ("labels", "tiles", "train", "evaluate", "predict", "report")
+
+
+@dataclass(frozen=True)
+class Step:
+    """A stage of a planned run: whether it ``runs``, and ``why`` in a few words."""
+
+    stage: str
+    runs: bool
+    why: str
+
+
+class Run:
+    """A project in its run folder.
+
+    ``tell`` gets (stage, text) when a stage has finished, ``on_epoch`` the record of each epoch.
+    """
+
+    def __init__(
+        self,
+        project: Project,
+        folder: Path,
+        *,
+        progress: Progress = SILENT,
+        tell: Callable[[str, str], None] = lambda stage, text: None,
+        on_epoch: Callable[[dict[str, float]], None] = lambda record: None,
+    ) -> None:
+        self.project, self.files = project, RunFolder(folder)
+        self.progress, self.tell, self.on_epoch = progress, tell, on_epoch
+        self.learning = learning_settings(project)
+
+    # --- which stages run
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The stages of this project, in order."""
+        return ("predict", "report") if self.project.predict_only else STAGES
+
+    def plan(self, only: str | None = None, start: str | None = None) -> list[Step]:
+        """What `run` would do now. A stage after one that runs is looked at again when its turn comes."""
+        steps: list[Step] = []
+        for stage in self._selected(only, start):
+            if start is not None:
+                steps.append(Step(stage, True, f"from {start} on"))
+            elif any(step.runs for step in steps):
+                steps.append(Step(stage, True, f"after {steps[-1].stage}, where that changes something"))
+            else:
+                fresh, why = self._state(stage)
+                steps.append(Step(stage, not fresh, why))
+        return steps
+
+    def run(self, only: str | None = None, start: str | None = None) -> list[str]:
+        """Run the stages that are not up to date; returns the names of those that ran.
+
+        only    this stage alone
+        start   this stage and all after it, up to date or not; a model there is keeps its file under another name
+        Raises SettingsError where a trained model would be replaced, and whatever the stages raise.
+        """
+        selected = self._selected(only, start)
+        retrain = start is not None and "train" in selected
+        if not retrain and {"labels", "tiles", "train"} & set(selected):
+            self._require_same_learning()
+        write_text(self.files.project, self._resolved())
+        ran = []
+        for stage in selected:
+            fresh, _ = self._state(stage)
+            if fresh and start is None:
+                self.tell(stage, "up to date")
+                continue
+            if stage == "train":
+                self._keep_old_model(retrain)
+            made = self._make(stage)
+            self._note(stage)
+            self.tell(stage, made)
+            ran.append(stage)
+        return ran
+
+    def _selected(self, only: str | None, start: str | None) -> tuple[str, ...]:
+        if only is not None and start is not None:
+            raise SettingsError("--only and --from exclude each other")
+        for asked in filter(None, (only, start)):
+            if asked not in self.stages:
+                raise SettingsError(f"no stage '{asked}' in this project.{did_you_mean(asked, self.stages)}")
+        if only is not None:
+            return (only,)
+        return self.stages[self.stages.index(start) :] if start else self.stages
+
+    def _state(self, stage: str) -> tuple[bool, str]:
+        missing = [path for path in self._outputs(stage) if not path.exists()]
+        if missing:
+            return False, f"{missing[0].relative_to(self.files.path)} is not there"
+        now = self._fingerprint(stage)
+        noted = self._noted().get(stage, {}).get("fingerprint")
+        if noted == now or (stage == "train" and trained_fingerprint(self.files.model) == now):
+            return True, "up to date"
+        return False, "its settings or inputs changed"
+
+    def _outputs(self, stage: str) -> list[Path]:
+        files, areas = self.files, self.project.areas
+        return {
+            "labels": [files.labels(area.name) for area in areas],
+            "tiles": [files.tiles, files.statistics, files.split],
+            "train": [files.model],
+            "evaluate": [files.assessment, files.confusion],
+            "predict": [path(area.name) for area in areas for path in (files.map, files.confidence)],
+            "report": [files.report],
+        }[stage]
+
+    def _fingerprint(self, stage: str) -> str:
+        """Of what a stage is made from, as it is on disk now."""
+        settings = self.project.settings.model_dump(by_alias=True, mode="json")
+        learning, files, areas = self.learning, self.files, self.project.areas
+        scenes = [[stamp(path) for scene in area.scenes.values() for path in scene.files] for area in areas]
+        grids = [(area.name, list(area.scenes), describe(area.grid)) for area in areas]
+        labels = [stamp(files.labels(area.name)) for area in areas]
+        match stage:
+            case "labels":
+                legend = self.project.legend.to_dict()
+                tables = [self.project.table(area).tolist() for area in areas]
+                maps = [stamp(str(area.reference)) for area in areas]
+                return fingerprint(grids, maps, legend, tables, learning["labels"])
+            case "tiles":
+                groups = [area.group for area in areas]
+                return fingerprint(
+                    grids,
+                    labels,
+                    scenes,
+                    groups,
+                    *(learning[k] for k in ("bands", "scene-nodata", "tiles", "split")),
+                )
+            case "train":
+                return training_fingerprint(self.project, files) if files.tiles.exists() else ""
+            case "evaluate":
+                return fingerprint(stamp(files.model), stamp(files.tiles), labels, settings["predict"])
+            case "predict":
+                return fingerprint(stamp(model_file(self.project, files)), grids, scenes, settings["predict"])
+            case _:
+                inputs = [files.assessment, files.metrics, *self._outputs("predict")]
+                return fingerprint(settings, self.project.rgb, labels, [stamp(path) for path in inputs])
+
+    def _make(self, stage: str) -> str:
+        """Run one stage; returns its line for people."""
+        todo = self.project, self.files, self.progress
+        match stage:
+            case "labels":
+                return stages.label(*todo)
+            case "tiles":
+                return stages.tile(*todo)
+            case "train":
+                return stages.train(*todo, self.on_epoch)
+            case "evaluate":
+                return stages.evaluate(*todo)
+            case "predict":
+                return stages.predict(*todo)
+            case _:
+                return stages.report(*todo)
+
+    def _noted(self) -> dict[str, Any]:
+        noted: dict[str, Any] = read_json(self.files.stages) if self.files.stages.exists() else {}
+        return noted
+
+    def _note(self, stage: str) -> None:
+        entry: dict[str, Any] = {"fingerprint": self._fingerprint(stage)}
+        if stage == "train":
+            entry["settings"] = self.learning
+        write_json(self.files.stages, self._noted() | {stage: entry})
+
+    # --- the trained model is never replaced
+
+    def _require_same_learning(self) -> None:
+        trained = self._noted().get("train", {}).get("settings")
+        if trained is None or not self.files.model.exists():
+            return
+        changed = changed_keys(trained, self.learning)
+        if changed:
+            raise SettingsError(self._never_replaced(f"with other settings ({', '.join(changed[:4])})"))
+
+    def _keep_old_model(self, retrain: bool) -> None:
+        if not self.files.model.exists():
+            return
+        if not retrain:
+            raise SettingsError(self._never_replaced("on other tiles"))
+        kept = self._kept_name()
+        self.files.model.rename(kept)
+        self.files.checkpoint.unlink(missing_ok=True)
+        self.tell("train", f"the old model is kept as {kept.name}")
+
+    def _never_replaced(self, why: str) -> str:
+        return (
+            f"{self.files.model} was trained {why}, and a trained model is never replaced. Use --run NEW, or "
+            f"--from train, which keeps the old model as {self._kept_name().name}."
+        )
+
+    def _kept_name(self) -> Path:
+        """A name for the old model that no file has yet."""
+        stem = f"model.{trained_fingerprint(self.files.model)}"
+        names = chain([stem], (f"{stem}-{again}" for again in count(2)))
+        paths = (self.files.path / f"{name}.safetensors" for name in names)
+        return next(path for path in paths if not path.exists())
+
+    def _resolved(self) -> str:
+        settings = toml_text(self.project.settings.model_dump(by_alias=True, mode="json"))
+        place = self.project.path.absolute()
+        head = f"# The settings of this run, defaults included. Paths are relative to the folder of\n# {place}\n"
+        return head + settings

@@ -1,0 +1,301 @@
+"""The stages of a run, one function each: what it reads and writes lies in the run's folder.
+
+    run (skips what is up to date) --> stages --> labels, tiles, learn, apply
+
+A stage never calls the next one. Each returns a line for people that says what came out.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cobertes.files import read_json, write_json
+from cobertes.fingerprint import fingerprint
+from cobertes.labels.aggregate import make_labels
+from cobertes.progress import SILENT, Progress
+from cobertes.project import Project, resolve
+from cobertes.tiles.ground import Ground
+from cobertes.tiles.index import build_index, load_index, save_index
+from cobertes.tiles.split import Split
+from cobertes.tiles.statistics import Statistics
+
+LEARNING_SECTIONS = ("legend", "bands", "scene-nodata", "labels", "tiles", "split", "model", "train")
+"""Settings that decide what a model learns."""
+
+NOT_LEARNT = {"labels": {"memory"}, "train": {"device", "precision"}}
+"""Keys of those sections that say how to compute, not what."""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where a run keeps its files."""
+
+    path: Path
+
+    def labels(self, area: str) -> Path:
+        """Labels of an area."""
+        return self.path / "labels" / f"{area}.tif"
+
+    def map(self, area: str) -> Path:
+        """Predicted map of an area."""
+        return self.path / "maps" / f"{area}.tif"
+
+    def confidence(self, area: str) -> Path:
+        """Confidence of the predicted map of an area."""
+        return self.path / "maps" / f"{area}.confidence.tif"
+
+    @property
+    def project(self) -> Path:
+        """The settings, defaults included."""
+        return self.path / "project.toml"
+
+    @property
+    def tiles(self) -> Path:
+        """The tile index."""
+        return self.path / "tiles.parquet"
+
+    @property
+    def statistics(self) -> Path:
+        """Mean and deviation per band, class counts."""
+        return self.path / "statistics.json"
+
+    @property
+    def split(self) -> Path:
+        """A letter per block."""
+        return self.path / "split.json"
+
+    @property
+    def checkpoint(self) -> Path:
+        """What an interrupted training goes on from."""
+        return self.path / "checkpoints" / "last.ckpt"
+
+    @property
+    def model(self) -> Path:
+        """The trained model."""
+        return self.path / "model.safetensors"
+
+    @property
+    def metrics(self) -> Path:
+        """A line per epoch."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def assessment(self) -> Path:
+        """Scores of the model and its baselines."""
+        return self.path / "assessment.json"
+
+    @property
+    def confusion(self) -> Path:
+        """The model's confusion matrix."""
+        return self.path / "confusion.csv"
+
+    @property
+    def report(self) -> Path:
+        """The report."""
+        return self.path / "report.html"
+
+    @property
+    def stages(self) -> Path:
+        """What each stage was made from."""
+        return self.path / "stages.json"
+
+
+def learning_settings(project: Project) -> dict[str, Any]:
+    """The settings that decide what a model learns, as plain values."""
+    settings = project.settings.model_dump(by_alias=True, mode="json")
+    learning = {}
+    for name in LEARNING_SECTIONS:
+        section = settings[name]
+        skipped = NOT_LEARNT.get(name, set())
+        learning[name] = {k: v for k, v in section.items() if k not in skipped} if skipped else section
+    return learning
+
+
+def training_fingerprint(project: Project, files: RunFolder) -> str:
+    """Of the content of index, split and statistics: labels made again to the same end change nothing."""
+    frame = load_index(files.tiles)
+    columns = ["area", "row", "col", "height", "width", "split", "keep"]
+    rows = frame[columns].to_dict("list") | {"counts": [list(map(int, c)) for c in frame["counts"]]}
+    learning = learning_settings(project)
+    learnt = [learning[section] for section in ("bands", "model", "train")]
+    return fingerprint(rows, read_json(files.statistics), read_json(files.split), learnt)
+
+
+def trained_fingerprint(model: Path) -> str:
+    """What a model file says of the data and settings it was trained on."""
+    from cobertes.learn.modelfile import read_header
+
+    return str(read_header(model).training.get("fingerprint", ""))
+
+
+def label(project: Project, files: RunFolder, progress: Progress = SILENT) -> str:
+    """Bring every area's reference map onto its scene's grid."""
+    settings = project.settings.labels
+    hows, counts = set(), 0
+    for area in project.areas:
+        made = make_labels(
+            Path(str(area.reference)),
+            area.grid,
+            files.labels(area.name),
+            legend=project.legend,
+            table=project.table(area),
+            method=settings.method,
+            min_valid=settings.min_valid,
+            unknown=settings.unknown,
+            memory=settings.memory,
+            overwrite=True,
+            progress=progress,
+        )
+        hows.add(made.how)
+        counts += sum(made.counts.values()) - made.counts[project.legend.nodata]
+    return f"{_count(project.areas, 'area')}, {counts:,} labelled pixels; {'; '.join(sorted(hows)[:3])}"
+
+
+def tile(project: Project, files: RunFolder, progress: Progress = SILENT) -> str:
+    """Index the tiles, draw the split, measure the training ground."""
+    settings = project.settings
+    index = build_index(
+        project.areas,
+        {area.name: files.labels(area.name) for area in project.areas},
+        project.legend,
+        tiles=settings.tiles,
+        split=settings.split,
+        progress=progress,
+    )
+    save_index(index.frame, files.tiles)
+    write_json(files.statistics, index.statistics.to_dict(project.legend.keys))
+    write_json(files.split, index.split.to_dict())
+    kept = index.frame[index.frame["keep"]]["split"].value_counts()
+    left = index.frame[~index.frame["keep"]]["reason"].value_counts()
+    text = ", ".join(f"{count} {split}" for split, count in kept.items())
+    dropped = "".join(f"; {reason}: {count}" for reason, count in left.items())
+    return f"{len(index.frame)} tiles: {text}{dropped}. Blocks of {index.split.block} px"
+
+
+def open_ground(project: Project, files: RunFolder) -> Ground:
+    """The labelled ground of this run, as its labels and tiles stages left it."""
+    areas = {area.name: area for area in project.areas}
+    labels = {name: files.labels(name) for name in areas}
+    return Ground(areas, labels, project.legend, Split.from_dict(read_json(files.split)))
+
+
+def train(
+    project: Project,
+    files: RunFolder,
+    progress: Progress = SILENT,
+    on_epoch: Callable[[dict[str, float]], None] = lambda record: None,
+) -> str:
+    """Train the model, or go on from the last checkpoint; ``on_epoch`` gets each epoch's record."""
+    from cobertes.learn.train import plan_training, train_model
+
+    settings = project.settings
+    plan = plan_training(
+        load_index(files.tiles),
+        open_ground(project, files),
+        Statistics.from_dict(read_json(files.statistics)),
+        model=settings.model,
+        train=settings.train,
+        tile_size=settings.tiles.size,
+        fingerprint=training_fingerprint(project, files),
+    )
+    header = train_model(plan, files.path, progress=progress, report=on_epoch)
+    facts = header.training
+    return f"best of {facts['epochs']} epochs: {facts['best_epoch']}, mIoU {facts['validation_miou']:.3f}"
+
+
+def evaluate(project: Project, files: RunFolder, progress: Progress = SILENT) -> str:
+    """Judge the model and its baselines on the held-out blocks."""
+    from cobertes.apply.engine import open_engine
+    from cobertes.apply.evaluate import assess
+
+    settings, ground = project.settings.predict, open_ground(project, files)
+    engine = open_engine(files.model, device=settings.device, precision=settings.precision)
+    assessment = assess(
+        engine,
+        ground,
+        load_index(files.tiles),
+        Statistics.from_dict(read_json(files.statistics)),
+        window=settings.window,
+        overlap=settings.overlap,
+        batch_size=settings.batch_size,
+        progress=progress,
+    )
+    assessment.model.save_csv(files.confusion, ground.legend)
+    write_json(files.assessment, assessment.to_dict(ground))
+    forest = assessment.baselines["random_forest"]
+    return (
+        f"mIoU {assessment.model.miou:.3f} (forest {forest.miou:.3f}), overall accuracy "
+        f"{assessment.model.overall_accuracy:.3f} (forest {forest.overall_accuracy:.3f}) on {assessment.split}"
+    )
+
+
+def model_file(project: Project, files: RunFolder) -> Path:
+    """The model that the project names, or this run's own."""
+    named = project.settings.predict.model
+    if named is None:
+        return files.model
+    from cobertes.learn.modelfile import model_path
+
+    return model_path(resolve(named, project.folder))
+
+
+def predict(project: Project, files: RunFolder, progress: Progress = SILENT) -> str:
+    """Map every area."""
+    from cobertes.apply.engine import open_engine
+    from cobertes.apply.predict import predict_map
+
+    settings = project.settings.predict
+    engine = open_engine(model_file(project, files), device=settings.device, precision=settings.precision)
+    pixels = seconds = 0.0
+    for area in project.areas:
+        made = predict_map(
+            engine,
+            area.scenes,
+            files.map(area.name),
+            confidence=files.confidence(area.name),
+            window=settings.window,
+            overlap=settings.overlap,
+            batch_size=settings.batch_size,
+            memory=settings.memory,
+            overwrite=True,
+            progress=progress,
+        )
+        pixels, seconds = pixels + sum(made.counts.values()), seconds + made.seconds
+    speed = pixels / 1e6 / max(seconds, 1e-9)
+    return f"{_count(project.areas, 'map')} of {pixels / 1e6:.2f} Mpx at {speed:.2f} Mpx/s, {engine.how}"
+
+
+def report(project: Project, files: RunFolder, progress: Progress = SILENT) -> str:
+    """Write the report on whatever is there."""
+    from cobertes.apply.report import write_report
+    from cobertes.learn.modelfile import read_header
+    from cobertes.learn.train import read_history
+
+    header = read_header(model_file(project, files))
+    names = [area.name for area in project.areas]
+    learnt = not project.predict_only
+    write_report(
+        files.report,
+        title=project.settings.name,
+        areas=project.areas,
+        legend=header.legend,
+        maps=_existing(names, files.map),
+        confidence=_existing(names, files.confidence),
+        labels=_existing(names, files.labels) if learnt else {},
+        rgb=project.rgb,
+        assessment=read_json(files.assessment) if learnt and files.assessment.exists() else None,
+        history=read_history(files.metrics) if learnt else [],
+        model=header.facts(),
+        settings=project.settings.model_dump(by_alias=True, mode="json"),
+        split=read_json(files.split) if learnt and files.split.exists() else None,
+    )
+    return str(files.report)
+
+
+def _existing(names: Sequence[str], path: Callable[[str], Path]) -> dict[str, Path]:
+    return {name: path(name) for name in names if path(name).exists()}
+
+
+def _count(things: Sequence[Any], noun: str) -> str:
+    return f"{len(things)} {noun}{'' if len(things) == 1 else 's'}"

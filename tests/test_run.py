@@ -1,0 +1,268 @@
+"""A whole run: every stage on a small project, what a second run does, and that a model is never replaced."""
+
+import json
+import re
+import shutil
+import tomllib
+from pathlib import Path
+
+import geopandas as gpd
+import numpy as np
+import pytest
+import rasterio
+
+from cobertes.errors import (
+    CobertesError,
+    NoTilesError,
+    SettingsError,
+    SplitError,
+    UnknownCodesError,
+)
+from cobertes.project import load_project
+from cobertes.run import STAGES, Run
+from cobertes.settings import Settings
+from projects import BANDS, write_ground, write_project
+from rasters import grid_at, read_raster, write_raster
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A project and its finished run; tests that change it work on a copy."""
+    folder = tmp_path_factory.mktemp("finished")
+    write_ground(folder)
+    project = write_project(folder)
+    run_of(project).run()
+    return folder
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def run_of(project: Path, **options) -> Run:
+    return Run(load_project(project), project.parent / "run", **options)
+
+
+def runs(project: Path, **selected) -> list[str]:
+    return [step.stage for step in run_of(project).plan(**selected) if step.runs]
+
+
+def test_every_stage_leaves_its_file(finished):
+    files = {str(path.relative_to(finished / "run")) for path in (finished / "run").rglob("*") if path.is_file()}
+    assert files >= {
+        "project.toml", "labels/here.tif", "tiles.parquet", "statistics.json", "split.json", "checkpoints/last.ckpt",
+        "model.safetensors", "metrics.jsonl", "assessment.json", "confusion.csv", "maps/here.tif",
+        "maps/here.confidence.tif", "report.html",
+    }  # fmt: skip
+    assert not [name for name in files if "partial" in name]
+
+
+def test_the_assessment_has_the_settled_keys_and_beats_guessing(finished):
+    found = json.loads((finished / "run" / "assessment.json").read_text())
+    assert found["split"] == "validation"
+    assert set(found["baselines"]) == {"most_frequent", "random_forest"}
+    scores = found["model"]
+    assert set(scores["classes"]["water"]) == {
+        "code", "name", "iou", "dice", "producers_accuracy", "users_accuracy", "support"
+    }  # fmt: skip
+    assert scores["classes"]["urban"]["iou"] is None
+    matrix = np.array(scores["confusion_matrix"])
+    assert matrix.shape == (12, 12)
+    assert matrix.sum() == found["pixels"]
+    # rows are the reference: the forest saw the same pixels
+    other = np.array(found["baselines"]["random_forest"]["confusion_matrix"])
+    assert matrix.sum(axis=1).tolist() == other.sum(axis=1).tolist()
+    assert found["baselines"]["random_forest"]["overall_accuracy"] > 0.9
+    assert scores["overall_accuracy"] > found["baselines"]["most_frequent"]["overall_accuracy"]
+
+
+def test_scores_are_those_of_the_map_in_the_held_out_blocks(finished):
+    folder = finished / "run"
+    split = json.loads((folder / "split.json").read_text())
+    labels, mapped = read_raster(folder / "labels" / "here.tif"), read_raster(folder / "maps" / "here.tif")
+    rows, cols = split["edges"]["here"]["rows"], split["edges"]["here"]["cols"]
+    held = np.zeros(labels.shape, bool)
+    for i, line in enumerate(split["areas"]["here"]):
+        for j, letter in enumerate(line):
+            held[rows[i] : rows[i + 1], cols[j] : cols[j + 1]] = letter == "v"
+    held &= labels > 0
+    found = json.loads((folder / "assessment.json").read_text())
+    assert found["pixels"] == held.sum()
+    assert found["model"]["overall_accuracy"] == pytest.approx((labels == mapped)[held].mean())
+
+
+def test_the_index_opens_as_geoparquet(finished):
+    frame = gpd.read_parquet(finished / "run" / "tiles.parquet")
+    assert frame.crs.to_epsg() == 4326
+    assert {"area", "row", "col", "split", "keep", "reason", "valid_april", "valid_august", "counts"} <= set(frame)
+
+
+def test_the_map_has_the_scene_s_grid_names_and_nodata(finished):
+    with (
+        rasterio.open(finished / "run" / "maps" / "here.tif") as found,
+        rasterio.open(finished / "april.tif") as scene,
+    ):
+        assert (found.transform, found.crs, found.shape) == (scene.transform, scene.crs, scene.shape)
+        assert found.nodata == 0
+        assert found.colormap(1)[12] == (0, 0, 220, 255)
+        assert found.tags()["class_12"] == "Watercourses and water bodies"
+        assert set(np.unique(found.read(1))) <= set(range(1, 13))
+    names = (finished / "run" / "maps" / "here.tif.aux.xml").read_text()
+    assert "<Category>Watercourses and water bodies</Category>" in names
+
+
+def test_the_written_settings_are_a_project_again(finished):
+    text = (finished / "run" / "project.toml").read_text()
+    assert Settings.model_validate(tomllib.loads(text)) == load_project(finished / "project.toml").settings
+
+
+def test_a_second_run_does_nothing(copy):
+    before = {path: path.stat().st_mtime_ns for path in (copy / "run").rglob("*") if path.name != "project.toml"}
+    told = []
+    again = Run(load_project(copy / "project.toml"), copy / "run", tell=lambda *line: told.append(line))
+    again.files.stages.write_text((copy / "run" / "stages.json").read_text())
+    ran = again.run()
+    # the copy's files are new, so what reads scenes and maps looks changed; what was learnt is the same
+    assert "train" not in ran
+    assert again.run() == []
+    assert told[-6:] == [(stage, "up to date") for stage in STAGES]
+    assert (copy / "run" / "model.safetensors").stat().st_mtime_ns == before[copy / "run" / "model.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("tables", "expected"),
+    [
+        ({}, []),
+        ({"predict": "overlap = 2"}, ["evaluate", "predict", "report"]),
+        ({"train": "learning-rate = 0.01"}, ["train", "evaluate", "predict", "report"]),
+        ({"tiles": "overlap = 4"}, ["tiles", "train", "evaluate", "predict", "report"]),
+    ],
+)
+def test_only_what_changed_is_planned(copy, tables, expected):
+    run_of(copy / "project.toml").run()
+    write_project(copy, **tables)
+    assert runs(copy / "project.toml") == expected
+
+
+def test_changed_learning_settings_stop_before_anything_is_touched(copy):
+    run_of(copy / "project.toml").run()
+    write_project(copy, train="learning-rate = 0.01")
+    before = {path: path.read_bytes() for path in (copy / "run").rglob("*") if path.is_file()}
+    with pytest.raises(SettingsError, match=r"other settings \(train.learning-rate\).*--run NEW, or --from train"):
+        run_of(copy / "project.toml").run()
+    assert {path: path.read_bytes() for path in (copy / "run").rglob("*") if path.is_file()} == before
+
+
+def test_from_train_keeps_the_old_model(copy):
+    old = (copy / "run" / "model.safetensors").read_bytes()
+    for times in (1, 2):
+        ran = run_of(copy / "project.toml").run(start="train")
+        assert ran == ["train", "evaluate", "predict", "report"]
+        kept = sorted((copy / "run").glob("model.*.safetensors"))
+        assert len(kept) == times
+        assert old in [path.read_bytes() for path in kept]
+
+
+def test_new_labels_do_not_replace_the_model(copy):
+    fine = read_raster(copy / "reference.tif")
+    fine[:40] = 3
+    write_raster(copy / "reference.tif", fine, grid_at(192, 192, 5), nodata=0)
+    with pytest.raises(SettingsError, match="on other tiles, and a trained model is never replaced"):
+        run_of(copy / "project.toml").run()
+    assert (copy / "run" / "model.safetensors").exists()
+
+
+def test_one_stage_alone_needs_the_ones_before(finished, tmp_path):
+    write_ground(tmp_path)
+    project = write_project(tmp_path)
+    with pytest.raises(CobertesError, match="no file at .*an earlier stage has not run|no tile index"):
+        run_of(project).run(only="train")
+    with pytest.raises(SettingsError, match="no stage 'trian' in this project. Did you mean 'train'"):
+        run_of(project).run(only="trian")
+    assert run_of(project).run(only="labels") == ["labels"]
+
+
+def test_a_finished_model_maps_another_place(finished, tmp_path):
+    write_ground(tmp_path, seed=5, size=60)
+    (tmp_path / "project.toml").write_text(
+        'name = "elsewhere"\n[[area]]\nname = "there"\nscenes = { april = "april.tif", august = "august.tif" }\n'
+        f'[predict]\nmodel = "{finished / "run"}"\nprecision = "fp32"\n'
+    )
+    assert run_of(tmp_path / "project.toml").run() == ["predict", "report"]
+    assert read_raster(tmp_path / "run" / "maps" / "there.tif").shape == (60, 60)
+    assert "was not judged" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_stray_codes_stop_the_run_and_can_be_mapped(tmp_path):
+    write_ground(tmp_path)
+    fine = read_raster(tmp_path / "reference.tif")
+    fine[5, :7], fine[9, :3] = 19, 41
+    write_raster(tmp_path / "reference.tif", fine, grid_at(192, 192, 5), nodata=0)
+    with pytest.raises(UnknownCodesError, match=r"19 \(7 px.*41 \(3 px"):
+        run_of(write_project(tmp_path)).run(only="labels")
+    assert not list((tmp_path / "run" / "labels").glob("*"))
+    mapped = write_project(tmp_path, area='[labels]\ncodes = { 19 = "bare-soil", 41 = "nodata" }')
+    assert run_of(mapped).run(only="labels") == ["labels"]
+
+
+def test_a_scene_without_a_valid_pixel_says_so(tmp_path):
+    write_ground(tmp_path, empty=96)
+    run = run_of(write_project(tmp_path))
+    with pytest.raises(NoTilesError, match="hold no valid pixel there: check their nodata value"):
+        run.run()
+    assert not run.files.tiles.exists()
+
+
+def test_a_block_larger_than_the_area_is_refused(tmp_path):
+    write_ground(tmp_path)
+    with pytest.raises(SplitError, match=r"split.block = 500 px, but the area has 96 x 96 px"):
+        run_of(write_project(tmp_path, split="block = 500")).run()
+
+
+def test_tiles_of_only_named_classes_are_left_out_with_the_reason(tmp_path):
+    write_ground(tmp_path)
+    fine = read_raster(tmp_path / "reference.tif")
+    fine[:64, :] = 12
+    write_raster(tmp_path / "reference.tif", fine, grid_at(192, 192, 5), nodata=0)
+    run = run_of(write_project(tmp_path, tiles='drop-only = ["water"]'))
+    run.run(only="labels")
+    run.run(only="tiles")
+    frame = gpd.read_parquet(run.files.tiles)
+    assert (frame.loc[frame["row"] < 32, "reason"] == "only water").all()
+    only_water = frame["counts"].map(lambda counts: counts[11] == sum(counts) > 0)
+    assert (frame["reason"] == "only water").tolist() == only_water.tolist()
+    assert not only_water.all()
+
+
+def test_a_class_that_never_occurs_is_told(tmp_path, caplog):
+    write_ground(tmp_path)
+    run = run_of(write_project(tmp_path))
+    run.run(only="labels")
+    run.run(only="tiles")
+    assert any(re.search("urban.*never occur|never occur.*urban", record.message) for record in caplog.records)
+
+
+def test_chips_without_coordinates_run_from_labels_to_report(tmp_path):
+    write_ground(tmp_path, size=96)
+    april, codes = read_raster(tmp_path / "april.tif"), read_raster(tmp_path / "reference.tif")[::2, ::2]
+    for kind in ("i", "l"):
+        (tmp_path / kind).mkdir()
+    for number in range(9):
+        row, col = 32 * (number // 3), 32 * (number % 3)
+        write_raster(tmp_path / "i" / f"{number}.tif", april[:, row : row + 32, col : col + 32])
+        write_raster(tmp_path / "l" / f"{number}.tif", codes[row : row + 32, col : col + 32], nodata=0)
+    (tmp_path / "groups.csv").write_text("chip,group\n" + "".join(f"{n},{n // 2}\n" for n in range(9)))
+    (tmp_path / "project.toml").write_text(
+        f'name = "chips"\nlegend = "catalonia-12"\nbands = {list(BANDS)}\n[[area]]\nscenes = "i/*.tif"\nreference = "l/*.tif"\n'
+        '[tiles]\nsize = 32\n[split]\nby = "group"\ngroups = "groups.csv"\n'
+        '[model]\nencoder = "scratch"\nwidth = 8\ndepth = 2\n[train]\nepochs = 2\nprecision = "fp32"\n'
+    )
+    run = run_of(tmp_path / "project.toml")
+    assert run.run() == list(STAGES)
+    frame = gpd.read_parquet(run.files.tiles)
+    assert frame.crs is None
+    sides = frame.assign(group=frame["area"].astype(int) // 2).groupby("group")["split"].nunique()
+    assert (sides == 1).all()
+    assert len(list((tmp_path / "run" / "maps").glob("?.tif"))) == 9

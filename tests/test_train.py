@@ -1,0 +1,499 @@
+"""The training loop: what is learnt, exact resuming, and what is said where it can't go on."""
+
+import json
+import logging
+import math
+from contextlib import contextmanager
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from cobertes.errors import SettingsError, StorageError, TrainingError
+from cobertes.learn import device, train
+from cobertes.learn.device import choose_precision, start
+from cobertes.learn.infer import judge, plan_blocks
+from cobertes.learn.inputs import Inputs
+from cobertes.learn.modelfile import load_model, read_header
+from cobertes.learn.train import plan_training, read_history, train_model
+from cobertes.learn.unet import UNet, UNetSettings
+from cobertes.settings import ModelSettings, TrainSettings
+from rasters import write_raster
+from test_samples import LEGEND, PLAIN, project_of
+
+TIMES = {"seconds", "elapsed", "tiles_per_second", "waiting_share"}
+SCRATCH = {"encoder": "scratch", "width": 4, "depth": 2}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A landscape of patches, each class with a colour of its own in two bands, under noise."""
+    rng = np.random.default_rng(0)
+    index = np.kron(rng.choice(len(LEGEND), (16, 16), p=[0.5, 0.2, 0.15, 0.1, 0.05]), np.ones((8, 8), int))
+    colours = np.array([[600, 900], [1500, 700], [900, 2500], [2200, 2100], [300, 3000]])
+    values = np.moveaxis(colours[index], -1, 0) + rng.normal(0, 250, (2, *index.shape))
+    labels = LEGEND.codes[index]
+    labels[rng.random(labels.shape) < 0.05] = 0
+    folder = tmp_path_factory.mktemp("project")
+    return project_of(folder, {"here": {"scene": values.clip(1).astype(np.uint16)}}, {"here": labels}, guard=4)
+
+
+def plan_of(project, *, model=SCRATCH, fingerprint="same", **options):
+    options = {"epochs": 3, "samples": 24, "batch_size": 6, "precision": "fp32", "device": "cpu"} | options
+    return plan_training(
+        project.index.frame, project.ground, project.index.statistics,
+        model=ModelSettings(**model), train=TrainSettings(**options), tile_size=16, fingerprint=fingerprint,
+    )  # fmt: skip
+
+
+def without_times(history):
+    return [{name: value for name, value in record.items() if name not in TIMES} for record in history]
+
+
+class StopError(Exception):
+    """Somebody pulls the plug."""
+
+
+def stop_after(epoch):
+    def report(record):
+        if record["epoch"] == epoch:
+            raise StopError
+
+    return report
+
+
+def same_weights(a, b):
+    first, second = load_model(a)[0].state_dict(), load_model(b)[0].state_dict()
+    return all(torch.equal(first[name], second[name]) for name in first)
+
+
+def most_frequent(project):
+    """Validation mIoU of a map that is one class throughout."""
+    common = int(project.index.statistics.class_counts.argmax())
+
+    def forward(x):
+        return torch.nn.functional.one_hot(torch.full(x[:, 0].shape, common), len(LEGEND)).movedim(-1, 1).float()
+
+    plan = plan_blocks(project.ground, "v", 16, 4)
+    return judge(forward, Inputs.of(project.index.statistics), project.ground, plan, 8)[0].miou
+
+
+# --- learning ----------------------------------------------------------------------------------------------
+
+
+def test_a_small_project_is_learnt_in_seconds(project, tmp_path):
+    records = []
+    plan = plan_of(project, epochs=5, samples=48, learning_rate=0.01)
+    header = train_model(plan, tmp_path, report=records.append)
+    assert len(records) == 5
+    assert records[-1]["loss"] < records[0]["loss"] / 2
+    assert header.training["validation_miou"] > most_frequent(project) + 0.3
+    assert header.training["validation_miou"] == max(record["miou"] for record in records)
+    for record in records:
+        assert record.keys() == {
+            "epoch", "loss", "validation_loss", "miou", "mean_dice", "overall_accuracy", "learning_rate",
+            "seconds", "elapsed", "tiles_per_second", "waiting_share",
+        }  # fmt: skip
+        assert 0 <= record["waiting_share"] <= 1
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"precision": "bf16"},
+        {"precision": "auto"},
+        {"class_weights": "ins", "optimizer": "adamw"},
+        {"window": 21, "batch_size": 5},
+    ],
+)
+def test_other_settings_learn_too(project, tmp_path, options):
+    plan = plan_of(project, epochs=4, samples=48, **{"learning_rate": 0.01} | options)
+    header = train_model(plan, tmp_path)
+    assert header.training["validation_miou"] > most_frequent(project) + 0.2
+    assert header.window == options.get("window", 16)
+
+
+def test_a_backbone_learns_from_any_number_of_bands(project, tmp_path):
+    plan = plan_of(project, model={"encoder": "resnet18", "decoder": [8]}, epochs=1, samples=12)
+    header = train_model(plan, tmp_path)
+    model, _ = load_model(tmp_path)
+    assert model.encoder.backbone.conv1.weight.shape[1] == 2
+    assert header.network.encoder == "resnet18"
+
+
+def test_the_model_file_holds_the_best_epoch(project, tmp_path):
+    # a learning rate at which epochs get worse again
+    plan = plan_of(project, epochs=6, learning_rate=0.3)
+    header = train_model(plan, tmp_path)
+    history = read_history(tmp_path / "metrics.jsonl")
+    best = max(history, key=lambda record: record["miou"])
+    assert best["epoch"] < 6
+    model, again = load_model(tmp_path)
+    held_out = plan_blocks(project.ground, "v", 16, 4)
+    with torch.inference_mode():
+        matrix, loss = judge(model, again.inputs, project.ground, held_out, 6)
+    assert matrix.miou == pytest.approx(best["miou"], abs=1e-6)
+    assert loss == pytest.approx(best["validation_loss"], rel=1e-4)
+    assert header.to_json() == again.to_json()
+    assert {k: again.training[k] for k in ("best_epoch", "epochs", "finished", "fingerprint", "precision")} == {
+        "best_epoch": best["epoch"], "epochs": 6, "finished": True, "fingerprint": "same", "precision": "fp32",
+    }  # fmt: skip
+    assert (again.resolution, again.legend) == (10.0, LEGEND)
+
+
+def test_metrics_go_to_a_file_and_to_tensorboard(project, tmp_path):
+    records = []
+    train_model(plan_of(project), tmp_path, report=records.append)
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == records
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    for name in ("loss", "validation_loss", "miou", "mean_dice", "learning_rate"):
+        found = [(e.step, e.value) for e in events.Scalars(name)]
+        assert found == [(r["epoch"], pytest.approx(r[name], rel=1e-6)) for r in records]
+
+
+def test_the_learning_rate_halves_where_validation_does_not_improve(project, tmp_path):
+    plan = plan_of(project, epochs=6, learning_rate=0.3, plateau_patience=1)
+    train_model(plan, tmp_path)
+    history = read_history(tmp_path / "metrics.jsonl")
+    bad, rate, best = 0, 0.3, math.inf
+    for record in history:
+        assert record["learning_rate"] == rate
+        bad = 0 if record["validation_loss"] < best * (1 - 1e-4) else bad + 1
+        best = min(best, record["validation_loss"])
+        if bad > 1:
+            bad, rate = 0, rate / 2
+    assert rate < 0.3
+
+
+def test_progress_shows_each_epoch_and_its_validation(project, tmp_path):
+    bars, moved = [], {}
+
+    class Bars:
+        @contextmanager
+        def bar(self, name, total, unit):
+            bars.append((name, total, unit))
+            key = len(bars)
+            yield lambda amount: moved.__setitem__(key, moved.get(key, 0) + amount)
+
+    train_model(plan_of(project, epochs=2), tmp_path, progress=Bars())
+    assert [name for name, _, _ in bars] == ["epoch 1", "validation", "epoch 2", "validation"]
+    assert [moved[i + 1] for i in range(4)] == [total for _, total, _ in bars]
+
+
+# --- resuming ----------------------------------------------------------------------------------------------
+
+
+def test_a_training_that_was_stopped_goes_on_exactly(project, tmp_path):
+    plan = plan_of(project, epochs=5, learning_rate=0.01, plateau_patience=0)
+    train_model(plan, tmp_path / "whole")
+    for epoch in (1, 3):
+        with pytest.raises(StopError):
+            train_model(plan, tmp_path / "parts", report=stop_after(epoch))
+        assert not (tmp_path / "parts" / "model.safetensors").exists()
+        torch.randn(7)  # whatever else draws random numbers in between
+    train_model(plan, tmp_path / "parts")
+    whole, parts = (read_history(tmp_path / name / "metrics.jsonl") for name in ("whole", "parts"))
+    assert without_times(parts) == without_times(whole)
+    assert [r["elapsed"] for r in parts] == sorted(r["elapsed"] for r in parts)
+    assert same_weights(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_two_trainings_with_one_seed_are_the_same_and_with_another_are_not(project, tmp_path):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        train_model(plan_of(project, seed=seed, epochs=2), tmp_path / name)
+        torch.randn(3)
+    a, b, c = (without_times(read_history(tmp_path / name / "metrics.jsonl")) for name in "abc")
+    assert a == b
+    assert a != c
+
+
+def test_dropout_in_an_encoder_does_not_break_exact_resuming(project, tmp_path, monkeypatch):
+    class Dropping(UNet):
+        def forward(self, x):
+            return super().forward(torch.nn.functional.dropout(x, 0.2, self.training))
+
+    monkeypatch.setattr(train, "UNet", Dropping)
+    plan = plan_of(project, epochs=2)
+    train_model(plan, tmp_path / "whole")
+    with pytest.raises(StopError):
+        train_model(plan, tmp_path / "parts", report=stop_after(1))
+    train_model(plan, tmp_path / "parts")
+    whole, parts = (read_history(tmp_path / name / "metrics.jsonl") for name in ("whole", "parts"))
+    assert without_times(parts) == without_times(whole)
+
+
+def test_a_resumed_training_needs_no_hub(project, tmp_path, monkeypatch):
+    asked = []
+
+    class Fetching(UNet):
+        def __init__(self, settings, *, pretrained):
+            asked.append(pretrained)
+            super().__init__(settings)
+
+    monkeypatch.setattr(train, "UNet", Fetching)
+    plan = plan_of(project, model=SCRATCH | {"weights": "imagenet"}, epochs=2)
+    with pytest.raises(StopError):
+        train_model(plan, tmp_path, report=stop_after(1))
+    train_model(plan, tmp_path)
+    assert asked == [True, False]
+
+
+class _Interrupted:
+    """A progress bar at which somebody presses Ctrl-C, in the middle of an epoch."""
+
+    @contextmanager
+    def bar(self, name, total, unit):
+        def advance(amount):
+            if name == "epoch 2":
+                raise KeyboardInterrupt
+
+        yield advance
+
+
+def test_an_interrupt_in_an_epoch_leaves_the_last_whole_one(project, tmp_path):
+    plan = plan_of(project)
+    with pytest.raises(KeyboardInterrupt):
+        train_model(plan, tmp_path, progress=_Interrupted())
+    found = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()}
+    events = {name for name in found if name.startswith("tensorboard")}
+    assert found - events == {"metrics.jsonl", "checkpoints/last.ckpt", "checkpoints/best.safetensors"}
+    assert [r["epoch"] for r in read_history(tmp_path / "metrics.jsonl")] == [1]
+    assert not read_header(tmp_path / "checkpoints" / "best.safetensors").training["finished"]
+    train_model(plan, tmp_path)
+    assert [r["epoch"] for r in read_history(tmp_path / "metrics.jsonl")] == [1, 2, 3]
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [e.step for e in events.Scalars("loss")] == [1, 2, 3]
+
+
+def test_a_finished_training_is_not_trained_again(project, tmp_path):
+    plan = plan_of(project, epochs=2)
+    train_model(plan, tmp_path)
+    before = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").unlink()
+    train_model(plan, tmp_path, report=lambda record: pytest.fail("an epoch was trained"))
+    assert (tmp_path / "model.safetensors").read_bytes() == before
+
+
+def test_a_checkpoint_of_other_settings_is_not_gone_on_with(project, tmp_path, caplog):
+    train_model(plan_of(project, epochs=2), tmp_path)
+    records = []
+    with caplog.at_level(logging.INFO):
+        train_model(plan_of(project, epochs=1, fingerprint="other"), tmp_path, report=records.append)
+    assert "of other settings or data: training from the start" in caplog.text
+    assert [r["epoch"] for r in records] == [1]
+    assert len(read_history(tmp_path / "metrics.jsonl")) == 1
+    assert read_header(tmp_path / "model.safetensors").training["fingerprint"] == "other"
+
+
+def _save_other(path):
+    torch.save({"weights": torch.zeros(2)}, path)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(b"not a checkpoint"),
+        lambda path: torch.save([1, 2], path),
+        _save_other,
+    ],
+)
+def test_a_damaged_checkpoint_is_told_with_the_way_out(project, tmp_path, damage):
+    plan = plan_of(project, epochs=1)
+    train_model(plan, tmp_path)
+    damage(tmp_path / "checkpoints" / "last.ckpt")
+    with pytest.raises(
+        TrainingError, match=r"last\.ckpt is damaged or foreign\. Delete it to train from the start"
+    ):
+        train_model(plan, tmp_path)
+
+
+def test_lost_weights_of_the_best_epoch_are_told_with_the_way_out(project, tmp_path):
+    plan = plan_of(project, epochs=1)
+    train_model(plan, tmp_path)
+    for damage in (lambda path: path.write_bytes(b"x" * 20), lambda path: path.unlink()):
+        damage(tmp_path / "checkpoints" / "best.safetensors")
+        with pytest.raises(TrainingError, match=r"best\.safetensors: .*Delete .*checkpoints to start anew"):
+            train_model(plan, tmp_path)
+
+
+# --- where it ends -----------------------------------------------------------------------------------------
+
+
+def test_minutes_end_a_training_after_whole_epochs(project, tmp_path):
+    records = []
+    plan = plan_of(project, epochs=1000, minutes=0.01)
+    header = train_model(plan, tmp_path, report=records.append)
+    assert 1 <= len(records) < 1000
+    assert header.training["epochs"] == len(records)
+    assert header.training["finished"]
+
+
+@pytest.mark.parametrize(
+    ("ends", "now", "up"),
+    [([], 500, False), ([50], 50, True), ([40], 60, False), ([40, 60], 95, False), ([40, 60], 105, True)],
+)
+def test_an_epoch_is_not_begun_that_would_end_after_the_minutes(ends, now, up):
+    settings = TrainSettings(minutes=2 if ends != [50] else 1.5)
+    assert train._time_is_up([{"elapsed": end} for end in ends], settings, now) is up
+    assert train._time_is_up([{"elapsed": 1e9}], TrainSettings(), 1e9) is False
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_way_out(project, tmp_path):
+    plan = plan_of(project, learning_rate=1e30)
+    with pytest.raises(TrainingError, match=r"not finite in epoch \d.*lower train.learning-rate \(now 1e\+30\)"):
+        train_model(plan, tmp_path)
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+def _without_held_out_labels(project, folder):
+    """The same project, but nothing in its validation blocks is labelled."""
+    labels = np.zeros((128, 128), np.uint8)
+    ground = project.ground
+    for block in ground.split.areas["here"].windows("t"):
+        labels[block.slices] = 10
+        labels[block.row : block.row + 10, block.col : block.col_stop] = 20
+    path = write_raster(folder / "labels.tif", labels, ground.areas["here"].grid, nodata=0)
+    return replace(project, ground=replace(ground, labels={"here": path}))
+
+
+def test_training_goes_on_where_nothing_held_out_is_labelled(project, tmp_path):
+    plan = plan_of(_without_held_out_labels(project, tmp_path), epochs=3, plateau_patience=0)
+    header = train_model(plan, tmp_path)
+    history = read_history(tmp_path / "metrics.jsonl")
+    assert all(math.isnan(r["miou"]) and math.isnan(r["validation_loss"]) for r in history)
+    assert {r["learning_rate"] for r in history} == {0.001}  # nothing says that it should fall
+    assert header.training["best_epoch"] == 3  # without a score the last epoch is taken
+    json.loads(header.to_json(), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    for line in (tmp_path / "metrics.jsonl").read_text().splitlines():
+        json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+
+
+def test_the_best_epoch_is_the_first_of_the_highest_score():
+    def best(*scores):
+        return train._best([{"epoch": i, "miou": score} for i, score in enumerate(scores, 1)])["epoch"]
+
+    nan = math.nan
+    assert best(0.1, 0.3, 0.3, 0.2) == 2
+    assert best(nan, 0.1, nan, 0.2, 0.1) == 4
+    assert best(nan, 0.0) == 2
+    assert best(nan, nan) == 2
+
+
+def test_batches_without_labels_teach_nothing(project, tmp_path):
+    other = _without_held_out_labels(project, tmp_path)
+    empty = write_raster(tmp_path / "no.tif", np.zeros((128, 128), np.uint8), other.ground.areas["here"].grid)
+    other = replace(other, ground=replace(other.ground, labels={"here": empty}))
+    train_model(plan_of(other, epochs=1), tmp_path / "run")
+    torch.manual_seed(0)
+    start_weights = dict(UNet(UNetSettings(2, 5, "scratch", 4, 2)).named_parameters())
+    model, _ = load_model(tmp_path / "run")
+    assert all(torch.equal(p, start_weights[name]) for name, p in model.named_parameters())
+
+
+@pytest.mark.parametrize(("samples", "batch_size"), [(1, 4), (5, 1), (3, 2)])
+def test_a_batch_with_one_value_per_channel_is_refused_before_training(project, tmp_path, samples, batch_size):
+    plan = plan_of(project, model={"encoder": "resnet18"}, samples=samples, batch_size=batch_size)
+    with pytest.raises(SettingsError, match=r"window of 16 px is one pixel .*1/32.*train.window over 32 px"):
+        train_model(plan, tmp_path)
+
+
+def test_a_batch_of_one_is_enough_where_the_window_is_larger_than_the_stride(project, tmp_path):
+    plan = plan_of(project, samples=1, batch_size=1, epochs=1, **PLAIN | {"sampling": "balanced"})
+    assert train_model(plan, tmp_path).training["epochs"] == 1
+
+
+def test_a_full_disk_is_a_storage_error_and_keeps_the_last_checkpoint(project, tmp_path, monkeypatch):
+    plan = plan_of(project)
+    with pytest.raises(StopError):
+        train_model(plan, tmp_path, report=stop_after(1))
+    before = (tmp_path / "checkpoints" / "last.ckpt").read_bytes()
+
+    def full(state, path):
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(StorageError, match=r"can't write .*last\.ckpt: No space left on device"):
+        train_model(plan, tmp_path)
+    assert (tmp_path / "checkpoints" / "last.ckpt").read_bytes() == before
+    assert not list((tmp_path / "checkpoints").glob(".*"))
+
+
+# --- devices and precision ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("faster", "expected"), [("bf16", "bf16"), ("fp32", "fp32")])
+def test_the_trial_takes_the_faster_precision(monkeypatch, faster, expected):
+    seconds = {"fp32": 1.0, "bf16": 0.5 if faster == "bf16" else 0.95}
+    monkeypatch.setattr(device, "_time_steps", lambda model, where, precision, *rest: seconds[precision])
+    model = torch.nn.Conv2d(1, 1, 1)
+    precision, reason = choose_precision("auto", "cpu", model, (1, 1, 8, 8), learning=True)
+    assert precision == expected
+    assert f"bf16 runs at {1 / seconds['bf16']:.2f} x fp32" in reason
+
+
+def test_a_trial_is_not_made_where_the_precision_is_set():
+    assert choose_precision("bf16", "cpu", None, (1, 1, 8, 8), learning=True) == ("bf16", "as set")
+
+
+def test_a_layer_without_bf16_means_fp32(monkeypatch):
+    def steps(model, where, precision, *rest):
+        if precision == "bf16":
+            raise RuntimeError('"conv" not implemented for BFloat16')
+        return 1.0
+
+    monkeypatch.setattr(device, "_time_steps", steps)
+    found = choose_precision("auto", "cpu", torch.nn.Conv2d(1, 1, 1), (1, 1, 8, 8), learning=True)
+    assert found == ("fp32", 'bf16 does not run here: "conv" not implemented for BFloat16')
+
+
+@pytest.mark.parametrize("learning", [True, False])
+def test_the_trial_leaves_model_and_random_numbers_as_they_were(learning):
+    torch.manual_seed(5)
+    model = UNet(UNetSettings(2, 3, "scratch", 4, 2))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    state = torch.get_rng_state()
+    precision, _ = choose_precision("auto", "cpu", model, (4, 2, 16, 16), learning=learning)
+    assert precision in ("fp32", "bf16")
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters())
+    assert model.training
+
+
+def test_a_trial_chooses_nothing_but_the_precision(project, tmp_path, monkeypatch):
+    train_model(plan_of(project, epochs=2), tmp_path / "set")
+    monkeypatch.setattr(device, "WORTH_IT", math.inf)  # so fp32 comes out
+    train_model(plan_of(project, epochs=2, precision="auto"), tmp_path / "tried")
+    assert same_weights(tmp_path / "set", tmp_path / "tried")
+
+
+def test_a_resumed_training_keeps_its_precision(project, tmp_path, monkeypatch):
+    plan = plan_of(project, epochs=2, precision="auto")
+    monkeypatch.setattr(device, "WORTH_IT", math.inf)
+    with pytest.raises(StopError):
+        train_model(plan, tmp_path, report=stop_after(1))
+    monkeypatch.setattr(device, "WORTH_IT", 0.0)  # now a trial would say bf16
+    assert train_model(plan, tmp_path).training["precision"] == "fp32"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_a_device_that_is_not_there_is_a_settings_error(project, tmp_path):
+    for name in ("cuda", "mps"):
+        if name == "mps" and torch.backends.mps.is_available():
+            continue
+        with pytest.raises(SettingsError, match=rf"can't use device '{name}': .*Use device \"auto\" or \"cpu\""):
+            start(name, "fp32")
