@@ -208,7 +208,7 @@ def test_seasons_on_the_command_line(place):
         open_scenes([f"april={place / 'april.tif'}", f"april={place / 'august.tif'}"])
     with pytest.raises(SettingsError, match="name the season of every scene"):
         open_scenes([f"april={place / 'april.tif'}", str(place / "august.tif")])
-    with pytest.raises(SettingsError, match="bands of the same name.*april="):
+    with pytest.raises(BandMismatchError, match="'B02' is there more than once.*april=FILE"):
         open_scenes([str(place / "april.tif"), str(place / "august.tif")])
 
 

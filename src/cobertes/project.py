@@ -240,7 +240,7 @@ def _find_area(area: AreaSettings, path: Path) -> list[_Found]:
     seasons = area.scenes if isinstance(area.scenes, dict) else {ONLY_SEASON: area.scenes}
     if not seasons:
         raise SettingsError(f"{path}: an area needs at least one scene")
-    if _is_glob(area.reference) and all(_is_glob(spec) for spec in seasons.values()):
+    if _is_glob(area.reference, folder) and all(_is_glob(spec, folder) for spec in seasons.values()):
         return _areas_by_stem(area, {season: str(spec) for season, spec in seasons.items()}, path)
     scenes = {season: scene_files(spec, folder) for season, spec in seasons.items()}
     reference = _existing(resolve(area.reference, folder), "reference map") if area.reference else None
@@ -300,7 +300,7 @@ def scene_files(spec: str | Iterable[str], folder: Path = Path()) -> list[str]:
             files.append(part)
             continue
         path = resolve(part, folder)
-        if _is_glob(part):
+        if _is_glob(part, folder):
             found = [Path(file) for file in sorted(glob.glob(str(path)))]
         elif path.is_dir():
             found = [file for file in sorted(path.iterdir()) if file.suffix.lower() in RASTER_SUFFIXES]
@@ -317,8 +317,9 @@ def resolve(text: str, folder: Path) -> Path:
     return folder / Path(os.path.expandvars(text)).expanduser()
 
 
-def _is_glob(spec: Any) -> bool:
-    return isinstance(spec, str) and bool(re.search(r"[*?]|\[.+\]", spec))
+def _is_glob(spec: Any, folder: Path) -> bool:
+    """Whether a text is a pattern; the name of a file may hold brackets, too."""
+    return isinstance(spec, str) and bool(re.search(r"[*?]|\[.+\]", spec)) and not resolve(spec, folder).exists()
 
 
 def _existing(path: Path, what: str) -> Path:

@@ -1,13 +1,15 @@
 """A first project file for scenes and a reference map that nobody has described yet: ``cobertes init``."""
 
+import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import rasterio
 from numpy.typing import NDArray
+from rasterio.errors import RasterioError
 
 from cobertes.errors import InputFileError
 from cobertes.files import write_text
@@ -15,27 +17,32 @@ from cobertes.geo.area import ONLY_SEASON
 from cobertes.geo.grid import describe, grid_of, open_raster, require_same_grid
 from cobertes.geo.raster import check_writable
 from cobertes.geo.scene import Scene
-from cobertes.geo.windows import tile_windows
 from cobertes.labels.legend import CODES, Legend, legend_names, load_legend
+from cobertes.labels.reference import place
 from cobertes.project import natural_colours, open_scenes
 from cobertes.settings import SplitSettings
 from cobertes.tiles.split import choose_block
 
-SAMPLE_WINDOWS, SAMPLE_SIDE = 400, 500
-"""A map is looked at in that many windows of that side, spread evenly: 100 million pixels at most."""
+SAMPLE_BLOCKS, SAMPLE_PIXELS = 400, 100_000_000
+"""Of a map with more pixels, so many storage blocks are looked at, or as many more as hold these pixels."""
 TILE_SIZES = (512, 256, 128, 64)
 ENOUGH_TILES = 80
-GOOD_FIT, MOST_UNKNOWN = 0.5, 0.05
-"""A packaged legend is proposed where this share of its classes occurs and at most that share of pixels is unknown
-to it."""
+GOOD_FIT, COUNTED_FIT, MOST_UNKNOWN = 0.4, 0.75, 0.05
+"""A packaged legend is proposed where this share of its classes occurs (more, where its codes just count from 1:
+any map's may do that) and at most that share of pixels is unknown to it."""
+LISTED_CODES = 20
 
 
 @dataclass(frozen=True)
 class Codes:
-    """What a look at a map found: ``counts`` (256,) of the pixels looked at, and whether these are ``all``."""
+    """What a look at a map found: ``counts`` (256,) of the pixels looked at, and whether these are ``all``.
+
+    ``nodata`` is the value that the file declares, which need not be a code; pixels that have it and are no
+    code are not counted.
+    """
 
     counts: NDArray[np.int64]
-    nodata: int | None
+    nodata: float | None
     all: bool
 
     @property
@@ -43,46 +50,73 @@ class Codes:
         """The codes that occur, without nodata."""
         return [int(code) for code in np.flatnonzero(self.counts) if code != self.nodata]
 
+    @property
+    def legend_nodata(self) -> int:
+        """The code that means nodata in a legend of these codes: as declared, else 0, else one that is free."""
+        if self.nodata is not None and self.nodata in range(CODES):
+            return int(self.nodata)
+        declared_elsewhere = self.nodata is not None and self.counts[0] > 0
+        return int(np.flatnonzero(self.counts == 0)[-1]) if declared_elsewhere else 0
+
 
 def write_project(scenes: Sequence[str], reference: Path, out: Path, *, overwrite: bool = False) -> str:
     """Inspect scenes (``SCENE`` or ``season=SCENE``) and a map, write a commented project; returns what was found.
 
     Where no packaged legend fits the codes, a legend is written beside the project, for the user to fill in.
-    Raises InputFileError, GridMismatchError, SettingsError, OutputExistsError, StorageError.
+    Raises InputFileError, BandMismatchError, GridMismatchError, SettingsError, OutputExistsError, StorageError.
     """
     check_writable(out, overwrite=overwrite)
     opened = open_scenes(scenes)
-    require_same_grid((scene.files[0], scene.grid) for scene in opened.values())
+    grids = [(scene.files[0], scene.grid) for scene in opened.values()]
+    require_same_grid(grids)
+    with open_raster(reference) as dataset:
+        place(reference, dataset, grids[0][1])
     codes = look_at_codes(reference)
     if not codes.found:
         raise InputFileError(f"{reference} holds no class codes: every pixel looked at is nodata")
     legend = propose_legend(codes)
     if legend is None:
-        legend_file = out.with_name(f"{out.stem}-legend.toml")
+        legend_file = _legend_file(out)
         check_writable(legend_file, overwrite=overwrite)
         write_text(legend_file, _own_legend(reference, codes))
     write_text(out, _project_text(opened, reference, out, codes, legend))
-    return _facts(opened, reference, codes, legend)
+    return _facts(opened, reference, out, codes, legend)
 
 
 def look_at_codes(reference: Path) -> Codes:
-    """Count the codes of a map: all pixels where there are few, else windows spread over it."""
+    """Count the codes of a map: all pixels where there are few, else storage blocks drawn over all of it."""
     counts = np.zeros(CODES, np.int64)
     with open_raster(reference) as dataset:
-        windows = list(tile_windows(dataset.shape, SAMPLE_SIDE))
-        chosen = windows[:: -(-len(windows) // SAMPLE_WINDOWS)]
-        for window in chosen:
-            part = dataset.read(
-                1, window=rasterio.windows.Window(window.col, window.row, window.width, window.height)
-            )
-            if part.min() < 0 or part.max() >= CODES or not np.issubdtype(part.dtype, np.integer):
-                raise InputFileError(
-                    f"{reference} holds {part.max()}, but class codes are whole numbers, 0 to 255"
-                )
-            counts += np.bincount(part.ravel(), minlength=CODES)
         declared = dataset.nodata
-    nodata = int(declared) if declared is not None and 0 <= declared < CODES else None
-    return Codes(counts, nodata, len(chosen) == len(windows))
+        blocks = [window for _, window in dataset.block_windows(1)]
+        pixels = dataset.width * dataset.height
+        take = max(SAMPLE_BLOCKS, SAMPLE_PIXELS * len(blocks) // pixels)
+        everything = pixels <= SAMPLE_PIXELS or take >= len(blocks)
+        chosen = np.arange(len(blocks))
+        if not everything:  # drawn, not every n-th: that might be one column of blocks
+            chosen = np.sort(np.random.default_rng(0).choice(len(blocks), take, replace=False))
+        for i in chosen:
+            try:
+                part = dataset.read(1, window=blocks[i])
+            except RasterioError as error:
+                raise InputFileError(
+                    f"can't read {reference}, rows from {blocks[i].row_off} on: {error.__cause__ or error}. The "
+                    f"file may be truncated: fetch it again."
+                ) from error
+            counts += _count(part, declared, reference)
+    return Codes(counts, declared, everything)
+
+
+def _count(part: NDArray[np.integer], declared: float | None, reference: Path) -> NDArray[np.int64]:
+    strange = part[(part < 0) | (part >= CODES)] if part.dtype != np.uint8 else part[:0]
+    strange = strange if declared is None else strange[strange != declared]
+    if strange.size:
+        raise InputFileError(
+            f"{reference} holds {strange[0]}, but class codes are from 0 to 255. If it means nodata, declare it: "
+            f"gdal_edit.py -a_nodata {strange[0]} {reference.name}"
+        )
+    codes = part[(part >= 0) & (part < CODES)] if part.dtype != np.uint8 else part.ravel()
+    return np.bincount(codes, minlength=CODES)
 
 
 def propose_legend(codes: Codes) -> Legend | None:
@@ -92,11 +126,13 @@ def propose_legend(codes: Codes) -> Legend | None:
 
     def fit(legend: Legend) -> float:
         known = {c.code for c in legend.classes}
+        share = len(found & known) / len(known)
         unknown = sum(int(codes.counts[code]) for code in found - known - {legend.nodata})
-        return -1.0 if unknown > MOST_UNKNOWN * total else len(found & known) / len(known) - unknown / total
+        needed = COUNTED_FIT if known == set(range(1, len(known) + 1)) else GOOD_FIT
+        return -1.0 if unknown > MOST_UNKNOWN * total or share < needed else share - unknown / total
 
     best = max((load_legend(name) for name in legend_names()), key=fit)
-    return best if fit(best) >= GOOD_FIT else None
+    return best if fit(best) > 0 else None
 
 
 def _tile_size(scene: Scene) -> int:
@@ -104,6 +140,23 @@ def _tile_size(scene: Scene) -> int:
     return next(
         (size for size in TILE_SIZES if (height // size) * (width // size) >= ENOUGH_TILES), TILE_SIZES[-1]
     )
+
+
+def _tiling(scene: Scene) -> tuple[int, int]:
+    """Tile size and split block in pixels."""
+    size = _tile_size(scene)
+    return size, choose_block([scene.shape], size, SplitSettings())
+
+
+def _legend_file(out: Path) -> Path:
+    return out.with_name(f"{out.stem}-legend.toml")
+
+
+def _toml(value: str | Sequence[str]) -> str:
+    """A text or a list of texts as TOML; JSON's quoting is TOML's."""
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False)
+    return f"[{', '.join(map(_toml, value))}]"
 
 
 def _relative(file: str | Path, out: Path) -> str:
@@ -115,76 +168,103 @@ def _project_text(
     scenes: Mapping[str, Scene], reference: Path, out: Path, codes: Codes, legend: Legend | None
 ) -> str:
     scene = next(iter(scenes.values()))
-    size = _tile_size(scene)
-    unknown = (
-        [] if legend is None else [c for c in codes.found if c not in (legend.nodata, *legend.codes.tolist())]
-    )
-    specs = {season: _scene_spec(one, out) for season, one in scenes.items()}
-    where = (
-        specs.get(ONLY_SEASON) or "{ " + ", ".join(f"{season} = {spec}" for season, spec in specs.items()) + " }"
-    )
-    bands = ", ".join(f'"{name}"' for name in scene.band_names)
-    rgb = ", ".join(f'"{name}"' for name in natural_colours(scene.band_names))
-    named = f'"{legend.name}"' if legend else f'"{out.stem}-legend.toml"'
+    size, block = _tiling(scene)
+    named = legend.name if legend else _legend_file(out).name
     doubt = (
         "its codes fit: check that its classes are the map's"
         if legend
         else "written from the codes: name the classes"
     )
-    if unknown:
-        stray = ", ".join(f'{code} = "nodata"' for code in unknown)
-        codes_lines = f"# Codes outside the legend: say what they are.\n# codes = {{ {stray} }}"
-    else:
-        codes_lines = '# codes = { 19 = "bare-soil", 41 = "nodata" }    # single codes that the legend lacks'
-    block = choose_block([scene.shape], size, SplitSettings())
     return f"""\
 # Written by `cobertes init`. Every key and its default: docs/project.md.
 # Paths are relative to this file.
-name = "{out.stem if out.stem != "project" else out.absolute().parent.name}"
-legend = {named}    # {doubt}
-bands = [{bands}]
-rgb = [{rgb}]    # shown as red, green, blue
+name = {_toml(_project_name(out))}
+legend = {_toml(named)}    # {doubt}
+bands = {_toml(scene.band_names)}
+rgb = {_toml(natural_colours(scene.band_names))}    # shown as red, green, blue
 
+# {describe(scene.grid)}
 [[area]]
-name = "{Path(scene.files[0]).stem}"
-scenes = {where}    # {describe(scene.grid)}
-reference = "{_relative(reference, out)}"    # codes {", ".join(map(str, codes.found[:20]))}
+name = {_toml(_area_name(scenes, out))}
+scenes = {_scenes_text(scenes, out)}
+reference = {_toml(_relative(reference, out))}    # codes {_listed(codes.found)}
 
 [labels]
 method = "majority"    # or "nearest"
-{codes_lines}
+{_codes_text(codes, legend)}
 
 [tiles]
-size = {size}
-# drop-only = ["water"]    # tiles of nothing else are left out
+size = {size}    # px
+# drop-only = ["water"]    # tiles that hold nothing else are left out
 
 [split]
 block = {block}    # px; a block goes to training or validation as a whole
 
 [model]
-encoder = "resnet50"    # scratch, resnet18, or another timm backbone
-# weights = "imagenet"    # pretrained weights, fetched once
+encoder = "resnet50"    # "scratch", "resnet18", or another timm backbone
+# weights = "imagenet"    # start from pretrained weights, fetched once
 
 [train]
 epochs = 100
 # minutes = 60    # stop after this wall time
 batch-size = 12
 learning-rate = 0.001
-# class-weights = "ins"
+# class-weights = "ins"    # rare classes count more
 """
 
 
-def _scene_spec(scene: Scene, out: Path) -> str:
-    files = [f'"{_relative(file, out)}"' for file in scene.files]
-    return files[0] if len(files) == 1 else f"[{', '.join(files)}]"
+def _project_name(out: Path) -> str:
+    return out.stem if out.stem != "project" else out.absolute().parent.name or "project"
+
+
+def _area_name(scenes: Mapping[str, Scene], out: Path) -> str:
+    """The stem of the only file; of several, none is the area's name."""
+    files = [file for scene in scenes.values() for file in scene.files]
+    return Path(files[0]).stem if len(files) == 1 else _project_name(out)
+
+
+def _scenes_text(scenes: Mapping[str, Scene], out: Path) -> str:
+    specs = {season: [_relative(file, out) for file in scene.files] for season, scene in scenes.items()}
+    if ONLY_SEASON not in specs:
+        # a table within a line may not be broken, so it is a long line
+        pairs = (f"{_key(season)} = {_spec(files)}" for season, files in specs.items())
+        return f"{{ {', '.join(pairs)} }}"
+    files = specs[ONLY_SEASON]
+    return _spec(files) if len(files) == 1 else "".join(["[\n", *(f"    {_toml(file)},\n" for file in files), "]"])
+
+
+def _spec(files: list[str]) -> str:
+    """One file as a text, unless its commas would be taken for a list."""
+    return _toml(files[0] if len(files) == 1 and "," not in files[0] else files)
+
+
+def _key(season: str) -> str:
+    return season if re.fullmatch(r"[A-Za-z0-9_-]+", season) else _toml(season)
+
+
+def _listed(codes: Sequence[int]) -> str:
+    more = len(codes) - LISTED_CODES
+    return ", ".join(map(str, codes[:LISTED_CODES])) + (f" and {more} more" if more > 0 else "")
+
+
+def _codes_text(codes: Codes, legend: Legend | None) -> str:
+    unknown = _unknown(codes, legend)
+    if not unknown:
+        return '# codes = { 19 = "bare-soil", 41 = "nodata" }    # single codes that the legend lacks'
+    stray = ", ".join(f'{code} = "nodata"' for code in unknown)
+    return f"# Codes outside the legend: say which classes they are, and take the # away.\n# codes = {{ {stray} }}"
+
+
+def _unknown(codes: Codes, legend: Legend | None) -> list[int]:
+    return [] if legend is None else [c for c in codes.found if c not in (legend.nodata, *legend.codes.tolist())]
 
 
 def _own_legend(reference: Path, codes: Codes) -> str:
     """A legend with a class per code found, in the map's own colours where it has a palette."""
     with open_raster(reference) as dataset:
         palette = dataset.colormap(1) if dataset.colorinterp[0].name == "palette" else {}
-    nodata = codes.nodata if codes.nodata is not None else 0
-    head = f"# The codes found in {reference.name}: give the classes keys and names."
+    nodata = codes.legend_nodata
+    head = f"# The codes found in {' '.join(reference.name.split())}: give the classes keys and names."
     lines = [f'{head}\nname = "own"\nnodata = {nodata}\n']
     for number, code in enumerate(code for code in codes.found if code != nodata):
         hue = palette.get(code, (97 * number % 200 + 40, 57 * number % 200 + 40, 151 * number % 200 + 40))
@@ -195,22 +275,34 @@ def _own_legend(reference: Path, codes: Codes) -> str:
     return "\n".join(lines)
 
 
-def _facts(scenes: Mapping[str, Scene], reference: Path, codes: Codes, legend: Legend | None) -> str:
+def _facts(scenes: Mapping[str, Scene], reference: Path, out: Path, codes: Codes, legend: Legend | None) -> str:
     scene = next(iter(scenes.values()))
     with open_raster(reference) as dataset:
-        place = describe(grid_of(dataset))
-    total = codes.counts.sum()
-    rows = [f"  {code:>3}  {100 * codes.counts[code] / total:6.2f} %" for code in codes.found]
+        map_grid = describe(grid_of(dataset))
+    total = int(codes.counts.sum())
     seen = "all pixels" if codes.all else f"{total:,} pixels looked at"
     seasons = "" if ONLY_SEASON in scenes else f", seasons {', '.join(scenes)}"
+    size, block = _tiling(scene)
     return "\n".join(
         [
-            f"scene: {describe(scene.grid)}, {len(scene.bands)} bands ({', '.join(scene.band_names)}){seasons}",
-            f"map:   {place}",
+            f"scene:  {describe(scene.grid)}, {len(scene.bands)} bands ({', '.join(scene.band_names)}){seasons}",
+            f"map:    {map_grid}",
             f"codes in {seen}:",
-            *rows,
-            f"legend: {legend.name} ({len(legend)} classes)"
+            *_code_rows(codes, legend, total),
+            f"legend: {legend.name} ({len(legend)} classes): the codes fit, check that they mean the same"
             if legend
-            else "legend: none of the packaged ones fits",
+            else f"legend: none of the packaged ones fits; name the classes in {_legend_file(out)}",
+            f"tiles:  {size} px, in blocks of {block} px",
         ]
     )
+
+
+def _code_rows(codes: Codes, legend: Legend | None, total: int) -> list[str]:
+    names = {c.code: c.name for c in legend.classes} if legend else {}
+    unknown = _unknown(codes, legend)
+    rows = []
+    for code in map(int, np.flatnonzero(codes.counts)):
+        is_nodata = code == codes.nodata or (legend is not None and code == legend.nodata)
+        name = "nodata" if is_nodata else "outside the legend" if code in unknown else names.get(code, "")
+        rows.append(f"  {code:>3}  {100 * codes.counts[code] / total:6.2f} %  {name}".rstrip())
+    return rows

@@ -126,6 +126,8 @@ class TrainSettings(Section):
     """The optimizer."""
     learning_rate: Annotated[float, Field(gt=0)] = 0.001
     """Its first step size."""
+    averaging: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    """Decay of the running average of the weights, which is validated and kept; 0: the weights themselves."""
     plateau_factor: Annotated[float, Field(gt=0, lt=1)] = 0.5
     """The learning rate is multiplied by it when the validation loss no longer falls."""
     plateau_patience: Annotated[int, Field(ge=0)] = 3

@@ -3,7 +3,6 @@
 There is one so far, PyTorch on CPU, CUDA or MPS through Fabric.
 """
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +12,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cobertes.errors import SettingsError, did_you_mean
 from cobertes.learn.device import inference_precision, start
 from cobertes.learn.modelfile import ModelHeader, load_model, model_path
 
-log = logging.getLogger(__name__)
-
 PERCENT = 100
+PRECISIONS = ("auto", "fp32", "bf16")
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,13 @@ class Engine:
 
 
 def open_engine(path: Path, *, device: str = "auto", precision: str = "auto") -> Engine:
-    """Load a ``model.safetensors``, or that of a run's folder. Raises InputFileError, ModelFileError."""
+    """Load a ``model.safetensors``, or that of a run's folder.
+
+    device, precision  as in the settings: auto, cpu, cuda, mps; auto, fp32, bf16
+    Raises InputFileError, ModelFileError, SettingsError.
+    """
+    if precision not in PRECISIONS:
+        raise SettingsError(f"no precision '{precision}'.{did_you_mean(precision, PRECISIONS)}")
     model, header = load_model(model_path(path))
     chosen, reason = inference_precision(precision, device)
     fabric = start(device, chosen)

@@ -22,7 +22,7 @@ from cobertes.apply.engine import Engine
 from cobertes.errors import SettingsError
 from cobertes.geo.area import ONLY_SEASON
 from cobertes.geo.grid import bounds_window, crop, require_same_grid, whole
-from cobertes.geo.raster import RasterKind, new_raster, release
+from cobertes.geo.raster import RasterKind, check_not_input, new_raster, release
 from cobertes.geo.scene import Scene
 from cobertes.geo.windows import PlannedWindow, Window, plan_strips
 from cobertes.learn.infer import read_ahead
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 NO_CONFIDENCE = 255
 """Nodata of a confidence raster, whose values are percent."""
 
-LIBRARIES_MB, FORWARD_MB = 700, 1400
+LIBRARIES_MB, FORWARD_MB = 850, 1400
 """Peak memory of the process with torch loaded, and of a forward pass at the default batch, roughly."""
 
 CACHE_MB = (64, 1024)
@@ -96,9 +96,10 @@ def predict_map(
     Raises SettingsError, GridMismatchError, BandMismatchError, ModelFileError, InputFileError,
     OutputExistsError, StorageError; whatever happens, ``out`` is the old file or the whole new one.
     """
-    if confidence is not None and confidence.absolute() == out.absolute():
+    if confidence is not None and confidence.resolve() == out.resolve():
         raise SettingsError("the map and its confidence must be different files")
     scenes = name_seasons(scenes, engine)
+    check_not_input((out, confidence), (file for scene in scenes.values() for file in scene.files))
     require_same_grid((scene.files[0], scene.grid) for scene in scenes.values())
     grid = next(iter(scenes.values())).grid
     region = whole(grid) if bounds is None else bounds_window(grid, bounds)
@@ -121,6 +122,8 @@ def predict_map(
             for strip in strips:
                 work.run(strip, advance)
         counts = {int(code): int(work.counts[code]) for code in sorted({legend.nodata, *legend.codes.tolist()})}
+    if not work.computed:
+        log.warning("%s is empty: no valid pixel there. Check the scenes' place and nodata value.", out)
     return MapReport(counts, work.computed, work.skipped, time.monotonic() - begin)
 
 

@@ -15,14 +15,22 @@ from rich.text import Text
 from cobertes.progress import SILENT, Advance
 from cobertes.progress import Progress as ProgressProtocol
 
+PLAIN: dict[str, Any] = {"highlight": False, "soft_wrap": True, "emoji": False, "markup": False}
+"""Texts are printed as they are: names of files and classes may hold brackets and colons."""
+
 
 class _Rate(ProgressColumn):
     """Amount done, and per second."""
 
     def render(self, task: Task) -> Text:
         unit = task.fields["unit"]
-        done = f"{task.completed:,.4g}/{task.total or 0:,.4g} {unit}"
-        return Text(f"{done}  {task.speed:,.3g} {unit}/s" if task.speed else done, style="dim")
+        done = f"{_short(task.completed)}/{_short(task.total or 0)} {unit}"
+        return Text(f"{done}  {_short(task.speed)}/s" if task.speed else done, style="dim")
+
+
+def _short(number: float) -> str:
+    """Three digits, or all before the point."""
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
 
 class _Log(logging.Handler):
@@ -35,7 +43,7 @@ class _Log(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         level = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
         style = "yellow" if level else "dim"
-        self.console.print(f"{level}{record.getMessage()}", style=style, markup=False)
+        self.console.print(f"{level}{record.getMessage()}", style=style)
 
 
 class Console:
@@ -43,11 +51,11 @@ class Console:
 
     def __init__(self, *, quiet: bool = False, debug: bool = False, as_json: bool = False) -> None:
         self.quiet, self.debug, self.as_json = quiet, debug, as_json
-        self.error = RichConsole(stderr=True, highlight=False, soft_wrap=True)
-        self.out = RichConsole(highlight=False, soft_wrap=True)
+        self.error = RichConsole(stderr=True, **PLAIN)
+        self.out = RichConsole(**PLAIN)
         self.result: dict[str, Any] = {}
         log = logging.getLogger("cobertes")
-        log.handlers, log.propagate = [_Log(self.error)], False
+        log.handlers = [_Log(self.error)]
         log.setLevel(logging.DEBUG if debug else logging.ERROR if quiet else logging.INFO)
 
     @property
@@ -58,11 +66,12 @@ class Console:
     def say(self, text: str, style: str | None = None) -> None:
         """A line for people."""
         if not self.quiet:
-            self.error.print(text, style=style, markup=False)
+            self.error.print(text, style=style)
 
     def fail(self, message: str) -> None:
         """The one line that says what is wrong."""
-        self.error.print(f"error: {message}", style="bold red", markup=False)
+        message = " ".join(message.split())  # some libraries' messages are whole paragraphs
+        self.error.print(f"error: {message}", style="bold red")
         if self.as_json:
             self.result = {"error": message}
             self.finish()
@@ -71,7 +80,7 @@ class Console:
         """The result of a command: text or a table for people, ``result`` for ``--json``."""
         self.result |= result
         if not self.as_json:
-            self.out.print(text, markup=False) if isinstance(text, str) else self.out.print(text)
+            self.out.print(text)
 
     def finish(self) -> None:
         """Write the one JSON object, where it was asked for."""
@@ -88,7 +97,8 @@ class _Bars:
 
     @contextmanager
     def bar(self, name: str, total: float, unit: str) -> Iterator[Advance]:
-        columns = TextColumn("{task.description:<18}"), BarColumn(30), _Rate(), TimeRemainingColumn()
+        # 80 columns hold a line, also of ten thousands of tiles
+        columns = TextColumn("{task.description:<16}"), BarColumn(20), _Rate(), TimeRemainingColumn()
         with Progress(*columns, console=self.console, transient=True) as progress:
             task = progress.add_task(name, total=total, unit=unit)
             yield lambda amount: progress.advance(task, amount)

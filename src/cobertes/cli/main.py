@@ -9,6 +9,7 @@ from cobertes.cli.console import Console
 from cobertes.cli.options import command
 
 if TYPE_CHECKING:
+    from cobertes.labels.legend import Legend
     from cobertes.run import Run
 
 app = typer.Typer(
@@ -45,7 +46,7 @@ def _version(
         raise typer.Exit
 
 
-@command(app, "demo")
+@command(app, "demo", "Run everything on generated data.")
 def demo(
     console: Console,
     *,
@@ -68,7 +69,7 @@ def demo(
     run(console, project=project_file)
 
 
-@command(app, "run")
+@command(app, "run", "Run a project, from labels to report.")
 def run(
     console: Console,
     *,
@@ -146,12 +147,12 @@ def _tell_results(console: Console, job: "Run", ran: list[str]) -> None:
     console.answer("\n".join(lines) or f"run: {files.path}", **result)
 
 
-@command(app, "init")
+@command(app, "init", "Write a first project file.")
 def init(
     console: Console,
     *,
     scenes: Annotated[
-        list[str], typer.Argument(metavar="SCENE...", help="A scene, or season=SCENE for each of several seasons.")
+        list[str], typer.Argument(metavar="SCENE", help="A scene, or season=SCENE for each of several seasons.")
     ],
     reference: Annotated[Path, typer.Option(metavar="MAP", help="The reference land-cover map.")],
     out: Annotated[Path, typer.Option("-o", metavar="FILE", help="The project file to write.")] = Path(
@@ -171,7 +172,7 @@ def init(
     console.answer(f"{found}\nwrote {out}. Look it over, then: cobertes run {out}", project=str(out), found=found)
 
 
-@command(app, "labels")
+@command(app, "labels", "Bring a reference map onto a scene's grid.")
 def labels(
     console: Console,
     *,
@@ -198,6 +199,7 @@ def labels(
 
     cobertes labels landcover_1m.tif --like s2_april.tif -o labels.tif --legend catalonia-12
     """
+    from cobertes.geo.raster import check_not_input
     from cobertes.geo.scene import open_scene
     from cobertes.labels.aggregate import make_labels
     from cobertes.labels.legend import load_crosswalk, load_legend, translation
@@ -210,9 +212,11 @@ def labels(
         crosswalk=load_crosswalk(crosswalk) if crosswalk else None,
         source_nodata=reference_nodata(reference),
     )
+    scene = open_scene(scene_files(like))
+    check_not_input((out, purity, fractions), scene.files)
     made = make_labels(
         reference,
-        open_scene(scene_files(like)).grid,
+        scene.grid,
         out,
         legend=classes,
         table=table,
@@ -225,20 +229,23 @@ def labels(
         overwrite=overwrite,
         progress=console.progress,
     )
-    rows = [f"{code:>4}  {count:>14,}" for code, count in made.counts.items()]
     console.answer(
-        f"{made.how}\ncode  pixels\n" + "\n".join(rows), labels=str(out), counts=made.counts, how=made.how
+        f"{out}: {made.how}\n{_class_table(classes, made.counts)}",
+        labels=str(out),
+        counts=made.counts,
+        unknown=made.unknown,
+        how=made.how,
     )
 
 
-@command(app, "predict")
+@command(app, "predict", "Map a scene with a trained model.")
 def predict(
     console: Console,
     *,
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="A model.safetensors, or a run's folder.")],
     scenes: Annotated[
         list[str],
-        typer.Argument(metavar="SCENE...", help="A scene, or season=SCENE for each season of the model."),
+        typer.Argument(metavar="SCENE", help="A scene, or season=SCENE for each season of the model."),
     ],
     out: Annotated[Path, typer.Option("-o", metavar="FILE", help="The map to write.")],
     confidence: Annotated[
@@ -282,12 +289,21 @@ def predict(
         overwrite=overwrite,
         progress=console.progress,
     )
-    legend = engine.header.legend
-    rows = [f"{c.code:>4}  {made.counts[c.code]:>14,}  {c.name}" for c in legend.classes]
     speed = f"{made.mpx_per_second:.2f} Mpx/s, {made.windows} windows, {made.skipped} empty ones skipped"
+    table = _class_table(engine.header.legend, made.counts)
     console.answer(
-        f"{out}: {speed}\ncode          pixels  class\n" + "\n".join(rows), map=str(out), counts=made.counts
+        f"{out}: {speed}\n{table}", map=str(out), counts=made.counts, windows=made.windows, skipped=made.skipped
     )
+
+
+def _class_table(legend: "Legend", counts: dict[int, int]) -> str:
+    """Pixels and share of each class, nodata last."""
+    names = {c.code: c.name for c in legend.classes} | {legend.nodata: "nodata"}
+    total = max(sum(counts.values()), 1)
+    rows = [
+        f"{code:>4}  {counts[code]:>14,}  {counts[code] / total:>7.2%}  {name}" for code, name in names.items()
+    ]
+    return "\n".join([f"{'code':>4}  {'pixels':>14}  {'share':>7}  class", *rows])
 
 
 def _bounds(text: str | None) -> tuple[float, float, float, float] | None:
@@ -302,7 +318,7 @@ def _bounds(text: str | None) -> tuple[float, float, float, float] | None:
     return west, south, east, north
 
 
-@command(app, "legends")
+@command(app, "legends", "Show the packaged legends.")
 def legends(
     console: Console,
     *,

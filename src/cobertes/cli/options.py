@@ -1,6 +1,7 @@
 """Options that every command has, and what happens to errors: in one place."""
 
 import inspect
+import traceback
 from collections.abc import Callable
 from functools import wraps
 from typing import Annotated, Any
@@ -19,10 +20,11 @@ SHARED = {
 USER_CAN_MEND, UNEXPECTED, INTERRUPTED = 2, 1, 130
 
 
-def command(app: typer.Typer, name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Register a function of (console, ...) as a command with the shared options.
+def command(app: typer.Typer, name: str, short: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Register a function of (console, ...) as a command with the shared options; ``short`` is for the overview.
 
-    A `CobertesError` becomes one line and exit code 2, an interrupt 130, anything else one line and 1.
+    A `CobertesError` becomes one line and exit code 2, an interrupt 130, anything else one line and 1;
+    with ``--debug`` the traceback stands before the line.
     """
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
@@ -31,23 +33,22 @@ def command(app: typer.Typer, name: str) -> Callable[[Callable[..., None]], Call
         @wraps(function)
         def run(*, quiet: bool, debug: bool, as_json: bool, **values: Any) -> None:
             console = Console(quiet=quiet, debug=debug, as_json=as_json)
+
+            def stop(message: str, code: int) -> None:
+                if debug:
+                    traceback.print_exc()
+                console.fail(message)
+                raise typer.Exit(code)
+
             try:
                 function(console, **values)
             except CobertesError as error:
-                if debug:
-                    raise
-                console.fail(str(error))
-                raise typer.Exit(USER_CAN_MEND) from error
-            except KeyboardInterrupt as error:
-                console.fail("interrupted; nothing is half-written. The same command goes on from there.")
-                raise typer.Exit(INTERRUPTED) from error
+                stop(str(error), USER_CAN_MEND)
+            except KeyboardInterrupt:
+                stop("interrupted; nothing is half-written. `cobertes run` goes on from there.", INTERRUPTED)
             except Exception as error:  # the last resort: what it is, and where to learn more
-                if debug:
-                    raise
-                console.fail(
-                    f"unexpected {type(error).__name__}: {error}. Run it again with --debug and report that."
-                )
-                raise typer.Exit(UNEXPECTED) from error
+                what = f"unexpected {type(error).__name__}: {error}"
+                stop(f"{what}. Run it again with --debug and report that.", UNEXPECTED)
             console.finish()
 
         keyword = inspect.Parameter.KEYWORD_ONLY
@@ -56,7 +57,7 @@ def command(app: typer.Typer, name: str) -> Callable[[Callable[..., None]], Call
         ]
         parameters = [p.replace(kind=keyword) for p in list(own.parameters.values())[1:]]
         run.__signature__ = own.replace(parameters=[*parameters, *shared])  # type: ignore[attr-defined]
-        app.command(name)(run)
+        app.command(name, short_help=short)(run)
         return function
 
     return register

@@ -14,7 +14,7 @@ import errno
 import mmap
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,11 +28,13 @@ from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 from rasterio.errors import RasterioError
 
-from cobertes.errors import CobertesError, OutputExistsError, StorageError
+from cobertes.errors import CobertesError, OutputExistsError, SettingsError, StorageError
+from cobertes.geo.windows import tile_windows
 
 GDAL_TYPES = {"uint8": "Byte", "uint16": "UInt16", "int16": "Int16", "float32": "Float32"}
 STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG)
 GDAL_CACHE_BYTES = 128 * 2**20  # rasterio hands a number on as bytes, so 128 would be 128 bytes
+READ_BACK = 1024  # side of the windows in which a finished COG is compared, in pixels
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,14 @@ def check_writable(path: Path, *, overwrite: bool) -> None:
         raise StorageError(f"can't make the folder {path.parent}: {error.strerror}") from error
     if not os.access(path.parent, os.W_OK):
         raise StorageError(f"no permission to write into {path.parent}. Choose another output.")
+
+
+def check_not_input(outputs: Iterable[Path | None], inputs: Iterable[Path | str]) -> None:
+    """Raise SettingsError where an output would be written onto an input."""
+    read = {Path(path).resolve() for path in inputs}
+    for path in outputs:
+        if path is not None and path.resolve() in read:
+            raise SettingsError(f"{path} is an input. Name another file for the output.")
 
 
 @contextmanager
@@ -145,6 +155,27 @@ def _copy_to_cog(partial: Path, name: str, grid: GeoBox, kind: RasterKind) -> No
             )
     except RasterioError as error:
         raise StorageError(f"can't write {partial.parent / name}: {error}. Is the disk full?") from error
+    _read_back(partial, name, grid, kind)
+
+
+def _read_back(partial: Path, name: str, grid: GeoBox, kind: RasterKind) -> None:
+    """Raise StorageError unless the COG holds the raw file's pixels: GDAL's threads only log a full disk."""
+    shape = (len(kind.descriptions), grid.height, grid.width)
+    raw = np.memmap(partial / "pixels.raw", kind.dtype, "r", shape=shape)
+    whole = True
+    try:
+        with rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE_BYTES), rasterio.open(partial / name) as file:
+            for window in tile_windows((grid.height, grid.width), READ_BACK):
+                rows, cols = window.slices
+                place = rasterio.windows.Window.from_slices(rows, cols)
+                whole &= file.read(window=place).tobytes() == raw[:, rows, cols].tobytes()
+                release(raw)
+    except RasterioError:
+        whole = False
+    if not whole:
+        raise StorageError(
+            f"can't write {partial.parent / name}: what was written reads back otherwise. Is the disk full?"
+        )
 
 
 def _raw_vrt(grid: GeoBox, kind: RasterKind) -> str:

@@ -20,6 +20,7 @@ from torch.utils.tensorboard import SummaryWriter
 from cobertes.errors import SettingsError, TrainingError
 from cobertes.files import replacing, write_text
 from cobertes.geo.grid import resolution
+from cobertes.learn.averaging import Averaged
 from cobertes.learn.device import choose_precision, start
 from cobertes.learn.infer import judge, plan_blocks
 from cobertes.learn.inputs import Inputs
@@ -100,22 +101,23 @@ def train_model(
     unet = UNet(plan.network, pretrained=plan.pretrained and state is None)
     batch_size = min(settings.batch_size, len(plan.sampler))
     _require_spread(unet, len(plan.sampler), batch_size, window)
-    model: nn.Module = unet
     # A trial may end otherwise the second time, so a resumed training keeps the precision it had.
     asked = state["precision"] if state is not None and settings.precision == "auto" else settings.precision
     shape = (batch_size, plan.network.channels, window, window)
-    precision, reason = choose_precision(asked, settings.device, model, shape, learning=True)
+    precision, reason = choose_precision(asked, settings.device, unet, shape, learning=True)
     fabric = start(settings.device, precision)
     log.info(
         "U-Net with encoder %s, %.1f million parameters, on %s in %s (%s); %d windows of %d px per epoch",
-        plan.network.encoder, count_parameters(model) / 1e6, fabric.device.type, precision, reason,
+        plan.network.encoder, count_parameters(unet) / 1e6, fabric.device.type, precision, reason,
         len(plan.sampler), window,
     )  # fmt: skip
 
     # Channels last is the layout that convolutions are fastest in, on CPUs with bf16 units and on CUDA alike.
-    model = model.to(memory_format=torch.channels_last)
+    unet = unet.to(memory_format=torch.channels_last)
     kind = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.Adam
-    model, optimizer = fabric.setup(model, kind(model.parameters(), lr=settings.learning_rate))
+    averaged = Averaged(unet, settings.averaging)
+    judged = fabric.setup_module(averaged.model)
+    model, optimizer = fabric.setup(unet, kind(unet.parameters(), lr=settings.learning_rate))
     schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(
         optimizer, factor=settings.plateau_factor, patience=settings.plateau_patience
     )
@@ -125,6 +127,7 @@ def train_model(
     history: list[Epoch] = []
     if state is not None:
         model.load_state_dict(state["model"])
+        averaged.load_state_dict(state["averaged"])
         optimizer.load_state_dict(state["optimizer"])
         schedule.load_state_dict(state["schedule"])
         history = state["history"]
@@ -137,8 +140,8 @@ def train_model(
         for epoch in range(len(history) + 1, settings.epochs + 1):
             if _time_is_up(history, settings, time.monotonic() - begin):
                 break
-            record = _train_epoch(fabric, model, optimizer, plan, weights, epoch, batch_size, progress)
-            matrix, record["validation_loss"] = _validate(fabric, model, plan, held_out, batch_size, progress)
+            record = _train_epoch(fabric, model, optimizer, averaged, plan, weights, epoch, batch_size, progress)
+            matrix, record["validation_loss"] = _validate(fabric, judged, plan, held_out, batch_size, progress)
             record |= {
                 "miou": matrix.miou,
                 "mean_dice": matrix.mean_dice,
@@ -150,12 +153,13 @@ def train_model(
             history.append(record)
             if _best(history) is record:
                 header = _header(plan, precision, history, finished=False)
-                save_model(checkpoints / BEST, _state(model), header)
+                save_model(checkpoints / BEST, averaged.model.state_dict(), header)
             # The checkpoint is written last: whatever it says has happened is on disk.
             _save_checkpoint(checkpoints / LAST, {
                 "fingerprint": plan.fingerprint,
                 "precision": precision,
                 "model": _state(model),
+                "averaged": averaged.state_dict(),
                 "optimizer": optimizer.state_dict(),
                 "schedule": schedule.state_dict(),
                 "history": history,
@@ -171,6 +175,7 @@ def _train_epoch(
     fabric: Fabric,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
+    averaged: Averaged,
     plan: TrainingPlan,
     weights: Tensor | None,
     epoch: int,
@@ -198,6 +203,7 @@ def _train_epoch(
             fabric.backward(loss / count)
             optimizer.step()
             optimizer.zero_grad()
+            averaged.update()
             total, weight = total + float(loss.detach()), weight + float(count)
             if not math.isfinite(total):
                 raise TrainingError(
@@ -219,8 +225,6 @@ def _train_epoch(
 def _validate(
     fabric: Fabric, model: nn.Module, plan: TrainingPlan, held_out: Any, batch_size: int, progress: Progress
 ) -> tuple[Any, float]:
-    model.eval()
-
     def forward(x: Tensor) -> Tensor:
         with torch.inference_mode():
             logits: Tensor = model(x.to(fabric.device, memory_format=torch.channels_last))

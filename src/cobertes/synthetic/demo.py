@@ -140,7 +140,7 @@ def write_demo(out: Path, *, size: int = 1200, seed: int = 0, progress: Progress
 
 def _project(size: int) -> str:
     # a small landscape needs small tiles, so that there are enough of them to split
-    tile = min(128, max(32, size // 6 // 32 * 32))
+    tile = min(64, max(32, size // 6 // 32 * 32))
     facts = {"@km@": f"{size * 10 / 1000:g}", "@tile@": str(tile), "@overlap@": str(tile // 4)}
     text = PROJECT
     for mark, fact in facts.items():
@@ -345,13 +345,15 @@ drop-only = ["water"]      # the open sea teaches nothing
 validation = 0.2           # in blocks of ground, never at random
 
 [model]
-encoder = "resnet18"
+encoder = "scratch"        # few parameters and many steps suit a small area and four minutes
+width = 24
 
 [train]
-epochs = 40
+epochs = 100
 minutes = 4                # ends earlier where this time is over
-batch-size = 16
-learning-rate = 0.001
+samples = 1024
+batch-size = 32
+learning-rate = 0.002
 
 [predict]
 overlap = @overlap@

@@ -316,21 +316,18 @@ def _warn(
     }
     sides = (TRAIN, VALIDATION, TEST) if settings.test else (TRAIN, VALIDATION)
     everywhere = sum(area_counts.sum(axis=(0, 1)) for area_counts in counts.values())
+    absent = [key for key, count in zip(classes, everywhere, strict=True) if not count]
+    if absent:
+        many, listed = len(absent) > 1, "', '".join(absent)
+        text = f"class{'es' if many else ''} '{listed}' never occur{'' if many else 's'} in the labels"
+        _lacking(settings, text, "leave it out of the legend", "learnt or judged")
     for i, key in enumerate(classes):
         present = [SPLIT_NAMES[s] for s in sides if totals[s][i]]
         missing = [SPLIT_NAMES[s] for s in sides if not totals[s][i]]
-        if not missing:
-            continue
-        if not everywhere[i]:
-            text, way_out = f"class '{key}' never occurs in the labels", "leave it out of the legend"
-            lacks = "learnt or judged"
-        else:
+        if missing and everywhere[i]:
             where = " and ".join(present) or "ground left out beside other areas"
-            text, way_out = f"class '{key}' is in {where} but not in {' and '.join(missing)}", "use smaller blocks"
-            lacks = "learnt" if "train" in missing else "judged"
-        if settings.require_all_classes:
-            raise SplitError(f"{text}. Set split.require-all-classes = false, or {way_out}.")
-        log.warning("%s: it can't be %s", text, lacks)
+            text = f"class '{key}' is in {where} but not in {' and '.join(missing)}"
+            _lacking(settings, text, "use smaller blocks", "learnt" if "train" in missing else "judged")
     lost = guard_share(split, counts)
     if lost > GUARD_SHARE_WARNING:
         log.warning(
@@ -340,6 +337,12 @@ def _warn(
             split.block,
             split.guard,
         )
+
+
+def _lacking(settings: SplitSettings, text: str, way_out: str, lacks: str) -> None:
+    if settings.require_all_classes:
+        raise SplitError(f"{text}. Set split.require-all-classes = false, or {way_out}.")
+    log.warning("%s: it can't be %s", text, lacks)
 
 
 def guard_share(split: Split, counts: Mapping[str, NDArray[np.int64]]) -> float:
