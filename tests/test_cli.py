@@ -369,6 +369,10 @@ def test_an_output_is_never_an_input(trained, place):
     before = state(place)
     scenes = f"april={place / 'april.tif'}", f"august={place / 'august.tif'}"
     fails("is an input", "predict", model(trained), *scenes, "-o", place / "april.tif", "--overwrite")
+    weights = model(trained) / "model.safetensors"
+    learnt = weights.read_bytes()
+    fails("is an input", "predict", model(trained), *scenes, "-o", weights, "--overwrite")
+    assert weights.read_bytes() == learnt
     fails("must be different files", "labels", place / "reference.tif", "--like", place / "april.tif", "-o", place / "reference.tif", "--overwrite")  # fmt: skip
     fails("is an input", "labels", place / "reference.tif", "--like", place / "april.tif", "-o", place / "april.tif", "--overwrite")  # fmt: skip
     assert state(place) == before
@@ -543,6 +547,11 @@ def test_a_line_of_progress_fits_a_terminal_of_80_columns():
     assert any("58,023/90,000 windows" in line for line in lines)
     # a line that is too long would go on in a second one
     assert all(line.startswith("judging on test") for line in lines if line.strip())
+
+
+def test_a_demo_of_another_size_is_not_passed_off_as_the_one_asked_for(place):
+    write_project(place)
+    fails(r"holds scenes of 96 x 96 px, not of 192 x 192 px\. Name another --out", "demo", "--out", place, "--size", 192)  # fmt: skip
 
 
 @pytest.mark.slow

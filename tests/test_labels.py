@@ -653,3 +653,12 @@ def test_denver_on_its_own_grid_equals_gdal_mode_except_at_ties(tmp_path):
     np.testing.assert_array_equal(label, expected)
     np.testing.assert_array_equal(label[~ties], gdal[~ties])
     assert ties.mean() < 0.01
+
+
+def test_a_table_without_a_code_for_nodata_is_refused(tmp_path):
+    table = translation(LEGEND, codes={0: "class-2"})
+    with pytest.raises(LegendError, match="none is left for ground that the map does not cover"):
+        label_map(tmp_path, np.ones((9, 9), np.uint8), scene(3, 3), 3, table=table)
+    table = translation(LEGEND, codes={0: "class-2", 255: "nodata"})
+    label, _ = label_map(tmp_path, np.zeros((9, 9), np.uint8), scene(3, 3), 3, table=table)
+    assert (label == 2).all()

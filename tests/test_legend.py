@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -263,3 +264,11 @@ def test_bad_crosswalks_are_told_what_is_wrong(tmp_path, text):
     (tmp_path / "walk.toml").write_text(text)
     with pytest.raises(LegendError, match=r"a crosswalk needs `name` and \[codes\]"):
         load_crosswalk("walk.toml", tmp_path)
+
+
+def test_a_crosswalk_to_another_legend_is_refused():
+    crosswalk = load_crosswalk("icgc-41")
+    with pytest.raises(LegendError, match="'icgc-41' leads to legend 'catalonia-12', but the legend is 'icgc-41'"):
+        translation(load_legend("icgc-41"), crosswalk=crosswalk)
+    renamed = replace(load_legend("catalonia-12"), name="les meves")
+    assert translation(renamed, crosswalk=crosswalk)[41] == 12

@@ -14,7 +14,7 @@ from cobertes.errors import (
     SettingsError,
     SplitError,
 )
-from cobertes.project import load_project, natural_colours, open_scenes, scene_files
+from cobertes.project import file_name, load_project, natural_colours, open_scenes, scene_files
 from projects import BANDS, write_ground, write_project
 from rasters import DATA, grid_at, needs, write_raster
 
@@ -166,6 +166,24 @@ def test_a_project_that_only_predicts_needs_no_reference_map(place):
             "no band 'B99'",
         ),
         (HEAD + "[split]\nby = 'group'\n[[area]]\nscenes = 'april.tif'", SettingsError, "needs split.groups"),
+        (HEAD + "[[area]]\nscenes = []\nreference = 'reference.tif'", InputFileError, "a scene without a file"),
+        (HEAD + "[[area]]\nscenes = ' '\nreference = 'reference.tif'", InputFileError, "a scene without a file: ' '. Name"),
+        ("name = ''\n[[area]]\nscenes = 'april.tif'", SettingsError, "'name': string should have at least 1 character"),
+        (
+            HEAD + "rgb = ['B04', 'B3', 'B02']\n[[area]]\nscenes = 'april.tif'\nreference = 'reference.tif'",
+            BandMismatchError,
+            "no band 'B3' to show in `rgb`. Did you mean 'B03'",
+        ),
+        (
+            HEAD + "rgb = ['B04']\n[[area]]\nscenes = 'april.tif'\nreference = 'reference.tif'",
+            SettingsError,
+            "`rgb` names 1 bands, needed 3",
+        ),
+        (
+            HEAD + "[split]\nvalidation = 0.6\ntest = 0.4\n[[area]]\nscenes = 'april.tif'",
+            SettingsError,
+            "split.validation = 0.6 and split.test = 0.4 leave nothing to train on",
+        ),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_said_in_one_line(place, text, error, message):
@@ -227,3 +245,60 @@ def test_216_chips_in_three_lines(monkeypatch):
     assert len(project.areas) == 216
     assert len({area.group for area in project.areas}) > 20
     assert len(re.findall(r"^(?:\[\[area|scenes|reference)", path.read_text(), re.MULTILINE)) == 3
+
+
+@pytest.mark.parametrize("reference", ["*/labels.tif", "?/labels.tif", "maps/*.tif"])
+def test_a_star_may_stand_for_folders(tmp_path, reference):
+    (tmp_path / "maps").mkdir()
+    for stem in ("a", "b"):
+        (tmp_path / stem).mkdir()
+        write_raster(tmp_path / stem / "scene.tif", np.ones((3, 8, 8), np.uint16))
+        write_raster(tmp_path / stem / "labels.tif", np.ones((8, 8), np.uint8))
+        write_raster(tmp_path / "maps" / f"{stem}.tif", np.ones((8, 8), np.uint8))
+    text = HEAD + f'[[area]]\nscenes = "*/scene.tif"\nreference = "{reference}"'
+    if "?" in reference:  # what it stands for has no name
+        with pytest.raises(SettingsError, match=r"both for the area 'labels'\. Name the files so"):
+            project_of(tmp_path, text)
+        return
+    areas = project_of(tmp_path, text).areas
+    assert [area.name for area in areas] == ["a", "b"]
+    assert areas[1].scenes["scene"].files == (str(tmp_path / "b" / "scene.tif"),)
+
+
+def test_files_without_a_partner_are_told(tmp_path, caplog):
+    for name in ("i1", "i2", "i3"):
+        write_raster(tmp_path / f"{name}.tif", np.ones((3, 8, 8), np.uint16), grid_at(8, 8))
+    for name in ("l1", "l9"):
+        write_raster(tmp_path / f"{name}.tif", np.ones((8, 8), np.uint8), grid_at(8, 8))
+    project = project_of(tmp_path, HEAD + '[[area]]\nscenes = "i*.tif"\nreference = "l*.tif"')
+    assert [area.name for area in project.areas] == ["1"]
+    assert [record.message for record in caplog.records] == [
+        "left out, because not every one of the patterns finds a file for them: 2, 3, 9"
+    ]
+
+
+def test_a_variable_that_is_not_set_is_named(place, monkeypatch):
+    monkeypatch.delenv("NO_SUCH_FOLDER", raising=False)
+    for spec in ("$NO_SUCH_FOLDER/april.tif", "${NO_SUCH_FOLDER}/*.tif"):
+        with pytest.raises(SettingsError, match="environment variable NO_SUCH_FOLDER is not set. Set it"):
+            project_of(place, HEAD + f'[[area]]\nscenes = "{spec}"\nreference = "reference.tif"')
+    (place / "a$b.tif").symlink_to(place / "april.tif")
+    assert scene_files("a$b.tif", place) == [str(place / "a$b.tif")]
+
+
+def test_names_stay_within_their_folder():
+    names = {
+        "Vall d'Aran": "Vall_d_Aran",
+        "../../x": "__.._x",
+        "..": "_",
+        "/x": "_x",
+        "s2_2018.v1-a": "s2_2018.v1-a",
+    }
+    assert {name: file_name(name) for name in names} == names
+
+
+def test_an_area_whose_name_is_no_file_name_finds_its_group(place):
+    (place / "groups.csv").write_text("area,group\nVall d'Aran,1\n")
+    area = '[[area]]\nname = "Vall d\'Aran"\nscenes = "april.tif"\nreference = "reference.tif"'
+    (found,) = project_of(place, HEAD + f"[split]\nby = 'group'\ngroups = 'groups.csv'\n{area}").areas
+    assert (found.name, found.group) == ("Vall_d_Aran", "1")

@@ -1,5 +1,6 @@
 """`cobertes init`: what it finds in files that nobody has described, and that what it writes is a project."""
 
+import dataclasses
 import tomllib
 
 import numpy as np
@@ -8,8 +9,9 @@ import rasterio
 
 from cobertes import propose
 from cobertes.errors import GridMismatchError, InputFileError, OutputExistsError, SettingsError, StorageError
+from cobertes.geo.area import ONLY_SEASON
 from cobertes.labels.legend import load_legend
-from cobertes.project import load_project
+from cobertes.project import load_project, open_scenes
 from cobertes.propose import look_at_codes, propose_legend, write_project
 from rasters import grid_at, write_raster
 
@@ -47,8 +49,8 @@ def test_a_scene_and_a_map_become_a_project(place):
     assert (project.settings.name, project.settings.legend) == ("fields", "catalonia-12")
     assert (project.bands, project.rgb) == (BANDS, ["B04", "B03", "B02"])
     assert project.areas[0].name == "scene"
-    assert project.settings.tiles.size == 64
-    assert f"tiles:  64 px, in blocks of {project.settings.split.block} px" in found
+    assert project.settings.tiles.size == 16
+    assert f"tiles:  16 px, in blocks of {project.settings.split.block} px" in found
     assert (
         "scene:  96 x 96 px of 10 m, origin (240000, 4780000), EPSG:32631, 4 bands (B02, B03, B04, B08)" in found
     )
@@ -251,3 +253,28 @@ def test_scenes_that_do_not_belong_together_are_refused(place):
     (place / "file").touch()
     with pytest.raises(StorageError, match="can't make the folder"):
         write_project([str(place / "scene.tif")], place / "map.tif", place / "file" / "p.toml")
+
+
+def test_the_map_and_the_scenes_are_never_overwritten(place):
+    before = {path: path.read_bytes() for path in place.iterdir()}
+    for name in ("map.tif", "scene.tif"):
+        with pytest.raises(SettingsError, match=rf"{name} is an input"):
+            write_project([str(place / "scene.tif")], place / "map.tif", place / name, overwrite=True)
+    assert {path: path.read_bytes() for path in place.iterdir()} == before
+
+
+def test_a_map_of_zeros_that_declares_nothing_holds_no_class(place):
+    write_map(place, [0], nodata=None)
+    with pytest.raises(InputFileError, match="holds no class codes"):
+        write_project([str(place / "scene.tif")], place / "map.tif", place / "p.toml")
+    assert not list(place.glob("*.toml"))
+
+
+@pytest.mark.parametrize(
+    ("side", "tile"), [(96, 16), (227, 32), (300, 64), (572, 64), (640, 64), (1200, 128), (30_000, 512)]
+)
+def test_the_proposed_tile_fits_the_proposed_block(place, side, tile):
+    scene = open_scenes([str(place / "scene.tif")])[ONLY_SEASON]
+    size, block = propose._tiling(dataclasses.replace(scene, grid=grid_at(side, side)))
+    assert size == tile
+    assert block >= tile

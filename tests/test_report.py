@@ -7,6 +7,7 @@ import math
 import re
 import shutil
 import subprocess
+import tomllib
 from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
@@ -483,3 +484,10 @@ def test_in_a_browser_tables_sort_pictures_load_and_nothing_complains(place, tmp
         "pictures": 6,
         "overflow": False,
     }
+
+
+def test_settings_are_toml_whatever_they_hold():
+    settings = {"nodata": math.nan, "scenes": {"april 2018": "a.tif", 'b"c': "b.tif"}}
+    found = tomllib.loads(toml_text(settings))
+    assert math.isnan(found["nodata"])
+    assert found["scenes"] == settings["scenes"]

@@ -146,6 +146,29 @@ def test_only_what_changed_is_planned(copy, tables, expected):
     assert runs(copy / "project.toml") == expected
 
 
+def test_a_map_is_made_again_where_scenes_are_read_otherwise(finished, tmp_path):
+    write_ground(tmp_path, seed=5, size=60)
+    text = (
+        'name = "there"\n{}[[area]]\nname = "there"\nscenes = {{ april = "april.tif", august = "august.tif" }}\n'
+        f'[predict]\nmodel = "{finished / "run"}"\nprecision = "fp32"\n'
+    )
+    project = tmp_path / "project.toml"
+    project.write_text(text.format(""))
+    run_of(project).run()
+    assert runs(project) == []
+    project.write_text(text.format("scene-nodata = 500\n"))
+    assert runs(project) == ["predict", "report"]
+
+
+def test_nan_as_the_scenes_nodata_is_the_same_setting_on_every_run(tmp_path):
+    write_ground(tmp_path)
+    write_project(tmp_path)
+    project = tmp_path / "project.toml"
+    project.write_text("scene-nodata = nan\n" + project.read_text().replace("epochs = 8", "epochs = 1"))
+    assert run_of(project).run() == list(STAGES)
+    assert run_of(project).run() == []
+
+
 def test_changed_learning_settings_stop_before_anything_is_touched(copy):
     run_of(copy / "project.toml").run()
     write_project(copy, train="learning-rate = 0.01")
@@ -163,6 +186,27 @@ def test_from_train_keeps_the_old_model(copy):
         kept = sorted((copy / "run").glob("model.*.safetensors"))
         assert len(kept) == times
         assert old in [path.read_bytes() for path in kept]
+
+
+def test_a_new_training_that_can_t_start_leaves_the_old_model_in_its_place(copy):
+    old = (copy / "run" / "model.safetensors").read_bytes()
+    text = (copy / "project.toml").read_text()
+    (copy / "project.toml").write_text(text.replace('encoder = "scratch"', 'encoder = "resnt50"'))
+    with pytest.raises(SettingsError, match="unknown encoder 'resnt50'"):
+        run_of(copy / "project.toml").run(start="train")
+    assert (copy / "run" / "model.safetensors").read_bytes() == old
+    assert not list((copy / "run").glob("model.*.safetensors"))
+
+
+def test_a_project_file_is_not_taken_for_the_settings_of_a_run(tmp_path):
+    write_ground(tmp_path)
+    project = write_project(tmp_path)
+    before = project.read_bytes()
+    with pytest.raises(
+        SettingsError, match=r"project.toml was not written by a run and would be replaced.*--run DIR"
+    ):
+        Run(load_project(project), tmp_path).run(only="labels")
+    assert project.read_bytes() == before
 
 
 def test_new_labels_do_not_replace_the_model(copy):
@@ -234,6 +278,17 @@ def test_tiles_of_only_named_classes_are_left_out_with_the_reason(tmp_path):
     only_water = frame["counts"].map(lambda counts: counts[11] == sum(counts) > 0)
     assert (frame["reason"] == "only water").tolist() == only_water.tolist()
     assert not only_water.all()
+
+
+def test_a_class_may_be_nodata_and_dropped_at_once(tmp_path):
+    write_ground(tmp_path)
+    labels = '[labels]\nas-nodata = ["water"]'
+    run = run_of(write_project(tmp_path, area=labels, tiles='drop-only = ["Watercourses and water bodies", 3]'))
+    run.run(only="labels")
+    run.run(only="tiles")
+    frame = gpd.read_parquet(run.files.tiles)
+    assert frame["keep"].any()
+    assert len(frame["counts"][0]) == 11
 
 
 def test_a_class_that_never_occurs_is_told(tmp_path, caplog):

@@ -83,6 +83,15 @@ def letters_of(split):
     return {name: area.letters.tolist() for name, area in split.areas.items()}
 
 
+def test_parts_of_a_window_are_what_it_shares_with_each_block():
+    split = split_of([area_of("one", (100, 90))], 20, validation=0.4).areas["one"]
+    for row, col, height, width in [(0, 0, 100, 90), (13, 37, 41, 20), (20, 40, 20, 20), (-5, 81, 30, 30)]:
+        window = Window(row, col, height, width)
+        for letter in (TRAIN, VALIDATION):
+            expected = [part for block in split.windows(letter) if (part := window.meet(block))]
+            assert split.parts(window, letter) == expected
+
+
 # --- the guard band ----------------------------------------------------------------------------------------
 
 
@@ -370,7 +379,7 @@ def test_few_blocks_are_told(caplog):
     ]
 
 
-def test_guard_bands_that_take_much_are_told(caplog):
+def test_guard_bands_that_take_much_are_told(caplog, monkeypatch):
     areas = [area_of("one")]
     with caplog.at_level(logging.WARNING):
         split = split_of(areas, guard=20, counts=counts_where(b=[(0, 0), (4, 4)], c=[(1, 1), (3, 3)]))
@@ -383,6 +392,8 @@ def test_guard_bands_that_take_much_are_told(caplog):
         for r in range(100) for c in range(100)
     ) / 10_000  # fmt: skip
     assert guard_share(split, {"one": np.ones((5, 5, 1), int)}) == pytest.approx(lost, abs=0.02)
+    monkeypatch.setattr("cobertes.tiles.split.GUARD_CELLS", 400)  # 5 x 5 px each, as of a very large area
+    assert guard_share(split, {"one": np.ones((5, 5, 1), int)}) == pytest.approx(lost, abs=0.05)
 
 
 def test_narrow_guard_bands_say_nothing(caplog):

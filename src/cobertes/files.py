@@ -48,7 +48,9 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise InputFileError(f"no file at {path}: an earlier stage has not run yet") from error
+        raise InputFileError(
+            f"no file at {path}: an earlier stage has not run yet. Run all of them: `cobertes run PROJECT`"
+        ) from error
     except (ValueError, OSError) as error:
         raise InputFileError(f"can't read {path}: {error}. Delete it and run the stage again.") from error
 

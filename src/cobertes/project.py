@@ -12,6 +12,7 @@ here, before any stage runs: seasons, bands and grids that do not fit stop the r
 """
 
 import glob
+import logging
 import os
 import re
 import tomllib
@@ -24,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 
-from cobertes.errors import InputFileError, SettingsError, did_you_mean
+from cobertes.errors import BandMismatchError, InputFileError, SettingsError, did_you_mean
 from cobertes.geo.area import ONLY_SEASON, Area
 from cobertes.geo.grid import warn_without_crs
 from cobertes.geo.scene import Scene, open_scene
@@ -32,6 +33,8 @@ from cobertes.labels.legend import Legend, load_crosswalk, load_legend, translat
 from cobertes.labels.reference import reference_nodata
 from cobertes.settings import AreaSettings, Settings
 from cobertes.tiles.split import read_groups, require_known_groups
+
+log = logging.getLogger(__name__)
 
 RASTER_SUFFIXES = {".tif", ".tiff", ".vrt", ".jp2", ".img"}
 
@@ -120,6 +123,11 @@ def load_project(path: Path) -> Project:
     if legend is not None:
         for what in [*settings.labels.as_nodata, *settings.tiles.drop_only]:
             legend.find(what)
+    if settings.split.validation + settings.split.test >= 1:
+        raise SettingsError(
+            f"{path}: split.validation = {settings.split.validation:g} and split.test = {settings.split.test:g} "
+            f"leave nothing to train on: together they must be less than 1."
+        )
     areas = _open_areas(settings, path)
     _require_same_seasons(areas)
     if settings.predict.model is None:
@@ -129,6 +137,7 @@ def load_project(path: Path) -> Project:
                     f"{path}: area '{area.name}' has no reference map to learn from. Add `reference`, or name a "
                     f"trained model in predict.model to predict only."
                 )
+    _require_shown_bands(settings.rgb, areas[0], path)
     warn_without_crs(area.name for area in areas if area.grid.crs is None)
     return Project(path, settings, tuple(areas), legend)
 
@@ -229,7 +238,7 @@ def _groups(settings: Settings, path: Path, names: Sequence[str]) -> dict[str, s
     if settings.split.groups is None:
         raise SettingsError(f'{path}: split.by = "group" needs split.groups, a CSV of area and group')
     file = resolve(settings.split.groups, path.parent)
-    groups = read_groups(file)
+    groups = {file_name(area): group for area, group in read_groups(file).items()}  # as areas are called
     require_known_groups(names, groups, file)
     return groups
 
@@ -245,7 +254,7 @@ def _find_area(area: AreaSettings, path: Path) -> list[_Found]:
     scenes = {season: scene_files(spec, folder) for season, spec in seasons.items()}
     reference = _existing(resolve(area.reference, folder), "reference map") if area.reference else None
     name = area.name or (Path(next(iter(scenes.values()))[0]).stem if len(scenes) == 1 else path.stem)
-    return [_Found(_file_name(name), scenes, reference, area.crosswalk)]
+    return [_Found(file_name(name), scenes, reference, area.crosswalk)]
 
 
 def _areas_by_stem(area: AreaSettings, seasons: Mapping[str, str], path: Path) -> list[_Found]:
@@ -259,10 +268,14 @@ def _areas_by_stem(area: AreaSettings, seasons: Mapping[str, str], path: Path) -
             f"{path}: no stem is in both {listed} and {area.reference} ({len(references)} files), looked for "
             f"beside the project file. Scenes and reference maps of an area must share what the * stands for."
         )
+    alone = sorted(set(references).union(*scenes.values()) - set(stems))
+    if alone:
+        shown = ", ".join(alone[:3]) + (f" and {len(alone) - 3} more" if len(alone) > 3 else "")
+        log.warning("left out, because not every one of the patterns finds a file for them: %s", shown)
     prefix = f"{area.name}-" if area.name else ""
     return [
         _Found(
-            _file_name(f"{prefix}{stem}"),
+            file_name(f"{prefix}{stem}"),
             {season: [str(files[stem])] for season, files in scenes.items()},
             references[stem],
             area.crosswalk,
@@ -271,20 +284,31 @@ def _areas_by_stem(area: AreaSettings, seasons: Mapping[str, str], path: Path) -
     ]
 
 
-def _file_name(name: str) -> str:
-    """An area's name is that of its files, too."""
-    return re.sub(r"[^\w.-]+", "_", name)
+def file_name(name: str) -> str:
+    """The name of an area or a project as that of a file or folder: never hidden, nor another folder's."""
+    return re.sub(r"[^\w.-]+|^\.+", "_", name)
 
 
 def _by_stem(pattern: str, folder: Path) -> dict[str, Path]:
-    """What the first ``*`` of the file name stands for -> file: ``s2_*_april.tif`` -> the place's name."""
+    """What the first ``*`` of the file name stands for -> file: ``s2_*_april.tif`` -> the place's name.
+
+    Where the file name has none, that of the folder nearest to it: ``*/scene.tif``.
+    Raises SettingsError where two files stand for the same place.
+    """
     where = resolve(pattern, folder)
-    before, _, after = where.name.partition("*")
+    at = max((i for i, part in enumerate(where.parts) if "*" in part), default=len(where.parts) - 1)
+    before, star, after = where.parts[at].partition("*")
     expression = re.compile(re.escape(before) + "(.*)" + re.escape(after.replace("*", "\0")).replace("\0", ".*"))
-    files = {}
-    for file in sorted(glob.glob(str(where))):
-        match = expression.fullmatch(Path(file).name)
-        files[match[1] if match else Path(file).stem] = Path(file)
+    files: dict[str, Path] = {}
+    for file in map(Path, sorted(glob.glob(str(where)))):
+        match = expression.fullmatch(file.parts[at]) if star else None
+        stem = match[1] if match else file.stem
+        if stem in files:
+            raise SettingsError(
+                f"{pattern} finds {files[stem]} and {file}, both for the area '{stem}'. Name the files so that "
+                f"what the * stands for differs, or write an [[area]] for each."
+            )
+        files[stem] = file
     return files
 
 
@@ -294,6 +318,8 @@ def scene_files(spec: str | Iterable[str], folder: Path = Path()) -> list[str]:
     A text may hold several, divided by commas. Raises InputFileError where one is not there.
     """
     parts = [part.strip() for part in spec.split(",")] if isinstance(spec, str) else list(spec)
+    if not parts or not all(parts):
+        raise InputFileError(f"a scene without a file: {spec!r}. Name a file, a folder, a glob or a list of them.")
     files: list[str] = []
     for part in parts:
         if "://" in part or part.startswith("/vsi"):
@@ -313,8 +339,18 @@ def scene_files(spec: str | Iterable[str], folder: Path = Path()) -> list[str]:
 
 
 def resolve(text: str, folder: Path) -> Path:
-    """A path of the project file: ``~`` and variables expanded, relative to the file's folder."""
-    return folder / Path(os.path.expandvars(text)).expanduser()
+    """A path of the project file: ``~`` and variables expanded, relative to the file's folder.
+
+    Raises SettingsError for a variable that is not set, unless a file has it in its name.
+    """
+    path = folder / Path(os.path.expandvars(text)).expanduser()
+    unset = re.search(r"\$\{?(\w+)", str(path))
+    if unset and not path.exists() and not glob.glob(str(path)):
+        raise SettingsError(
+            f"'{text}': the environment variable {unset[1]} is not set. Set it (export {unset[1]}=FOLDER), or "
+            f"write the path out."
+        )
+    return path
 
 
 def _is_glob(spec: Any, folder: Path) -> bool:
@@ -339,6 +375,16 @@ def _require_same_seasons(areas: Sequence[Area]) -> None:
                 f"area '{area.name}' has the seasons {', '.join(area.scenes)}, but '{first.name}' has "
                 f"{', '.join(first.scenes)}: all areas need the same seasons, in the same order."
             )
+
+
+def _require_shown_bands(rgb: Sequence[str], area: Area, path: Path) -> None:
+    """The report is the last stage: what it can't show has to stop the run before hours are spent."""
+    bands = next(iter(area.scenes.values())).band_names
+    if rgb and len(rgb) != 3:
+        raise SettingsError(f"{path}: `rgb` names {len(rgb)} bands, needed 3: those shown as red, green and blue")
+    for name in rgb:
+        if name not in bands:
+            raise BandMismatchError(f"{path}: no band '{name}' to show in `rgb`.{did_you_mean(name, bands)}")
 
 
 def season_specs(arguments: Sequence[str]) -> dict[str, list[str]]:

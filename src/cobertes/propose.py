@@ -15,7 +15,7 @@ from cobertes.errors import InputFileError
 from cobertes.files import write_text
 from cobertes.geo.area import ONLY_SEASON
 from cobertes.geo.grid import describe, grid_of, open_raster, require_same_grid
-from cobertes.geo.raster import check_writable
+from cobertes.geo.raster import check_not_input, check_writable
 from cobertes.geo.scene import Scene
 from cobertes.labels.legend import CODES, Legend, legend_names, load_legend
 from cobertes.labels.reference import place
@@ -25,8 +25,9 @@ from cobertes.tiles.split import choose_block
 
 SAMPLE_BLOCKS, SAMPLE_PIXELS = 400, 100_000_000
 """Of a map with more pixels, so many storage blocks are looked at, or as many more as hold these pixels."""
-TILE_SIZES = (512, 256, 128, 64)
+TILE_SIZES, SMALL_TILES = (512, 256, 128, 64), (64, 32, 16)
 ENOUGH_TILES = 80
+"""The largest tile is proposed of which a scene holds so many; in a small one, the largest that fits a block."""
 GOOD_FIT, COUNTED_FIT, MOST_UNKNOWN = 0.4, 0.75, 0.05
 """A packaged legend is proposed where this share of its classes occurs (more, where its codes just count from 1:
 any map's may do that) and at most that share of pixels is unknown to it."""
@@ -67,12 +68,14 @@ def write_project(scenes: Sequence[str], reference: Path, out: Path, *, overwrit
     """
     check_writable(out, overwrite=overwrite)
     opened = open_scenes(scenes)
+    inputs: list[Path | str] = [reference, *(file for scene in opened.values() for file in scene.files)]
+    check_not_input((out, _legend_file(out)), inputs)
     grids = [(scene.files[0], scene.grid) for scene in opened.values()]
     require_same_grid(grids)
     with open_raster(reference) as dataset:
         place(reference, dataset, grids[0][1])
     codes = look_at_codes(reference)
-    if not codes.found:
+    if not set(codes.found) - {codes.legend_nodata}:
         raise InputFileError(f"{reference} holds no class codes: every pixel looked at is nodata")
     legend = propose_legend(codes)
     if legend is None:
@@ -137,9 +140,9 @@ def propose_legend(codes: Codes) -> Legend | None:
 
 def _tile_size(scene: Scene) -> int:
     height, width = scene.shape
-    return next(
-        (size for size in TILE_SIZES if (height // size) * (width // size) >= ENOUGH_TILES), TILE_SIZES[-1]
-    )
+    many = [size for size in TILE_SIZES if (height // size) * (width // size) >= ENOUGH_TILES]
+    fitting = [size for size in SMALL_TILES if choose_block([scene.shape], size, SplitSettings()) >= size]
+    return next(iter([*many, *fitting, SMALL_TILES[-1]]))
 
 
 def _tiling(scene: Scene) -> tuple[int, int]:

@@ -12,7 +12,8 @@ Stale results are replaced, a trained model never is. A stage is up to date wher
 settings and of the files it reads) is the one in stages.json and its outputs are there.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import chain, count
 from pathlib import Path
@@ -29,6 +30,8 @@ from cobertes.project import Project
 from cobertes.stages import RunFolder, learning_settings, model_file, trained_fingerprint, training_fingerprint
 
 STAGES = ("labels", "tiles", "train", "evaluate", "predict", "report")
+
+HEAD = "# The settings of this run, defaults included."
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,7 @@ class Run:
         retrain = start is not None and "train" in selected
         if not retrain and {"labels", "tiles", "train"} & set(selected):
             self._require_same_learning()
+        self._require_own_folder()
         write_text(self.files.project, self._resolved())
         ran = []
         for stage in selected:
@@ -97,9 +101,8 @@ class Run:
             if fresh and start is None:
                 self.tell(stage, "up to date")
                 continue
-            if stage == "train":
-                self._keep_old_model(retrain)
-            made = self._make(stage)
+            with self._old_model_kept(retrain) if stage == "train" else nullcontext():
+                made = self._make(stage)
             self._note(stage)
             self.tell(stage, made)
             ran.append(stage)
@@ -163,7 +166,9 @@ class Run:
             case "evaluate":
                 return fingerprint(stamp(files.model), stamp(files.tiles), labels, settings["predict"])
             case "predict":
-                return fingerprint(stamp(model_file(self.project, files)), grids, scenes, settings["predict"])
+                model = stamp(model_file(self.project, files))
+                reading = learning["bands"], learning["scene-nodata"]
+                return fingerprint(model, grids, scenes, reading, settings["predict"])
             case _:
                 inputs = [files.assessment, files.metrics, *self._outputs("predict")]
                 return fingerprint(settings, self.project.rgb, labels, [stamp(path) for path in inputs])
@@ -205,8 +210,11 @@ class Run:
         if changed:
             raise SettingsError(self._never_replaced(f"with other settings ({', '.join(changed[:4])})"))
 
-    def _keep_old_model(self, retrain: bool) -> None:
+    @contextmanager
+    def _old_model_kept(self, retrain: bool) -> Iterator[None]:
+        """Move a model that is there aside; back again where not even one epoch of a new one gets trained."""
         if not self.files.model.exists():
+            yield
             return
         if not retrain:
             raise SettingsError(self._never_replaced("on other tiles"))
@@ -214,6 +222,11 @@ class Run:
         self.files.model.rename(kept)
         self.files.checkpoint.unlink(missing_ok=True)
         self.tell("train", f"the old model is kept as {kept.name}")
+        try:
+            yield
+        finally:
+            if not self.files.model.exists() and not self.files.checkpoint.exists():
+                kept.rename(self.files.model)
 
     def _never_replaced(self, why: str) -> str:
         return (
@@ -231,5 +244,12 @@ class Run:
     def _resolved(self) -> str:
         settings = toml_text(self.project.settings.model_dump(by_alias=True, mode="json"))
         place = self.project.path.absolute()
-        head = f"# The settings of this run, defaults included. Paths are relative to the folder of\n# {place}\n"
-        return head + settings
+        return f"{HEAD} Paths are relative to the folder of\n# {place}\n{settings}"
+
+    def _require_own_folder(self) -> None:
+        """Raise SettingsError where the settings would be written onto a project file of the user's."""
+        written = self.files.project
+        if written.exists() and not written.read_text(encoding="utf-8", errors="replace").startswith(HEAD):
+            raise SettingsError(
+                f"{written} was not written by a run and would be replaced. Name another folder: --run DIR"
+            )

@@ -172,7 +172,7 @@ class PredictSettings(Section):
 class Settings(Section):
     """A whole ``project.toml``."""
 
-    name: str
+    name: Annotated[str, Field(min_length=1)]
     """What the run and the report are called."""
     legend: str | None = None
     """A legend's name (``cobertes legends``) or file; a predict-only project takes the model's."""

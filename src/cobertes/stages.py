@@ -5,6 +5,7 @@
 A stage never calls the next one. Each returns a line for people that says what came out.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,6 +108,8 @@ def learning_settings(project: Project) -> dict[str, Any]:
     learning = {}
     for name in LEARNING_SECTIONS:
         section = settings[name]
+        if isinstance(section, float) and not math.isfinite(section):
+            section = str(section)  # JSON has no NaN, and NaN would differ from itself on the next run
         skipped = NOT_LEARNT.get(name, set())
         learning[name] = {k: v for k, v in section.items() if k not in skipped} if skipped else section
     return learning
@@ -159,7 +162,7 @@ def tile(project: Project, files: RunFolder, progress: Progress = SILENT) -> str
         project.areas,
         {area.name: files.labels(area.name) for area in project.areas},
         project.legend,
-        tiles=settings.tiles,
+        tiles=settings.tiles.model_copy(update={"drop_only": _learnt(project, settings.tiles.drop_only)}),
         split=settings.split,
         progress=progress,
     )
@@ -171,6 +174,12 @@ def tile(project: Project, files: RunFolder, progress: Progress = SILENT) -> str
     text = ", ".join(f"{count} {split}" for split, count in kept.items())
     dropped = "".join(f"; {reason}: {count}" for reason, count in left.items())
     return f"{len(index.frame)} tiles: {text}{dropped}. Blocks of {index.split.block} px"
+
+
+def _learnt(project: Project, classes: Sequence[int | str]) -> list[str]:
+    """Keys of those of the classes that labels hold: others are nodata there (``labels.as-nodata``)."""
+    whole = project.source_legend or project.legend
+    return [key for key in (whole.find(what).key for what in classes) if key in project.legend.keys]
 
 
 def open_ground(project: Project, files: RunFolder) -> Ground:

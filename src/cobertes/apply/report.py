@@ -9,6 +9,7 @@ stays unknown and is never shown as 0 or 1.
 
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -164,12 +165,16 @@ def _plain(value: Any) -> str:
 def toml_text(settings: Mapping[str, Any], table: str = "") -> str:
     """Nested settings as TOML, for reading; what is None is left out."""
     plain, nested = [], []
-    for key, value in settings.items():
-        path = f"{table}.{key}" if table else str(key)
+    for name, value in settings.items():
+        bare = re.fullmatch(r"[A-Za-z0-9_-]+", str(name))
+        key = str(name) if bare else json.dumps(str(name), ensure_ascii=False)
+        path = f"{table}.{key}" if table else key
         if isinstance(value, Mapping):
             nested.append(f"\n[{path}]\n{toml_text(value, path)}")
         elif isinstance(value, list | tuple) and value and all(isinstance(item, Mapping) for item in value):
             nested += [f"\n[[{path}]]\n{toml_text(item, path)}" for item in value]
+        elif isinstance(value, float) and not math.isfinite(value):
+            plain.append(f"{key} = {value}\n")  # nan and inf are words in TOML, in JSON they are others
         elif value is not None:
             plain.append(f"{key} = {json.dumps(value, ensure_ascii=False, default=str)}\n")
     return "".join(plain + nested)

@@ -51,7 +51,9 @@ def demo(
     console: Console,
     *,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where data, run and map go.")] = Path("demo"),
-    size: Annotated[int, typer.Option(metavar="PIXELS", min=192, help="Side of the generated scenes.")] = 1200,
+    size: Annotated[
+        int | None, typer.Option(metavar="PIXELS", min=192, help="Side of the generated scenes. Default: 1200.")
+    ] = None,
 ) -> None:
     """The main job on a generated mini-Catalonia: labels, tiles, training, accuracy, map and report.
 
@@ -60,12 +62,19 @@ def demo(
 
     cobertes demo --out demo
     """
+    from cobertes.errors import SettingsError
+    from cobertes.project import load_project
     from cobertes.synthetic.demo import write_demo
 
     project_file = out / "project.toml"
     if not project_file.exists():
         console.say("generating scenes and a reference map ...")
-        write_demo(out, size=size, progress=console.progress)
+        write_demo(out, size=size or 1200, progress=console.progress)
+    elif size is not None and (shape := load_project(project_file).areas[0].shape) != (size, size):
+        raise SettingsError(
+            f"{out} holds scenes of {shape[1]} x {shape[0]} px, not of {size} x {size} px. Name another --out, or "
+            f"leave --size out to go on with these."
+        )
     run(console, project=project_file)
 
 
@@ -92,11 +101,11 @@ def run(
 
     cobertes run project.toml
     """
-    from cobertes.project import load_project
+    from cobertes.project import file_name, load_project
     from cobertes.run import Run
 
     loaded = load_project(project)
-    folder = run or project.parent / "runs" / loaded.settings.name
+    folder = run or project.parent / "runs" / file_name(loaded.settings.name)
     job = Run(
         loaded,
         folder,
@@ -271,9 +280,11 @@ def predict(
     """
     from cobertes.apply.engine import open_engine
     from cobertes.apply.predict import predict_map
-    from cobertes.geo.raster import check_writable
+    from cobertes.geo.raster import check_not_input, check_writable
+    from cobertes.learn.modelfile import model_path
     from cobertes.project import open_scenes
 
+    check_not_input((out, confidence), [model_path(model)])
     check_writable(out, overwrite=overwrite)
     engine = open_engine(model, device=device, precision=precision)
     console.say(f"engine: {engine.how}")

@@ -148,6 +148,11 @@ def _check_table(legend: Legend, table: NDArray[np.int16]) -> None:
     strange = sorted({int(code) for code in table if code >= 0} - {legend.nodata, *legend.codes.tolist()})
     if strange:
         raise LegendError(f"the table of codes leads to {strange}, which legend '{legend.name}' does not have")
+    if legend.nodata not in table:
+        raise LegendError(
+            "every code has a class, so none is left for ground that the map does not cover. Say which one means "
+            'nodata: `[labels] codes = { 255 = "nodata" }`, or any other that the map does not hold.'
+        )
 
 
 def _how(method: str, placement: Placement, theirs: GeoBox, grid: GeoBox) -> str:

@@ -136,10 +136,14 @@ class Legend:
 
 @dataclass(frozen=True)
 class Crosswalk:
-    """Source codes -> classes of a legend (code, key or name) or ``"nodata"``. Others are unknown."""
+    """Source codes -> classes of a legend (code, key or name) or ``"nodata"``. Others are unknown.
+
+    ``target`` is the legend that it leads to, None where its file does not say (``to``).
+    """
 
     name: str
     codes: Mapping[int, int | str]
+    target: str | None = None
 
 
 def legend_names() -> list[str]:
@@ -157,7 +161,7 @@ def load_crosswalk(name: str, folder: Path = Path()) -> Crosswalk:
     data = _load(name, folder, "crosswalk")
     try:
         codes = {int(source): t if isinstance(t, str) else _whole(t) for source, t in data["codes"].items()}
-        return Crosswalk(str(data["name"]), codes)
+        return Crosswalk(str(data["name"]), codes, data.get("to"))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise LegendError(
             f"{name}: a crosswalk needs `name` and [codes] with source = target ({error!r})"
@@ -217,6 +221,8 @@ def translation(
     table[legend.nodata] = legend.nodata
     if crosswalk is None:
         table[legend.codes] = legend.codes
+    else:
+        _require_target(crosswalk, legend)
     for source, what in [*(crosswalk.codes if crosswalk else {}).items(), *(codes or {}).items()]:
         table[_code(source)] = legend.nodata if what in ("nodata", legend.nodata) else legend.find(what).code
     if source_nodata is not None and 0 <= source_nodata < CODES and table[int(source_nodata)] < 0:
@@ -224,6 +230,20 @@ def translation(
     for what in as_nodata:
         table[table == legend.find(what).code] = legend.nodata
     return table
+
+
+def _require_target(crosswalk: Crosswalk, legend: Legend) -> None:
+    """Raise LegendError where a crosswalk's numbers would be taken for the classes of another legend.
+
+    A legend of the user's own may go by another name, so a packaged target is compared by its codes.
+    """
+    if crosswalk.target in (None, legend.name) or crosswalk.target not in legend_names():
+        return
+    if set(load_legend(str(crosswalk.target)).codes.tolist()) != set(legend.codes.tolist()):
+        raise LegendError(
+            f"crosswalk '{crosswalk.name}' leads to legend '{crosswalk.target}', but the legend is "
+            f"'{legend.name}'. Use legend '{crosswalk.target}', or leave the crosswalk out."
+        )
 
 
 def _code(code: int) -> int:

@@ -13,7 +13,6 @@ from cobertes.errors import SettingsError
 
 log = logging.getLogger(__name__)
 logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it tells each precision that a trial tries
-logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it tells its precision at every start
 
 TRIAL_STEPS = 2
 CPU_TRIAL_PIXELS = 2 * 256**2

@@ -68,17 +68,13 @@ def plan_blocks(ground: Ground, letter: str, size: int, overlap: int) -> list[He
 
 def plan_as_mapped(ground: Ground, letter: str, size: int, overlap: int) -> list[HeldOut]:
     """The windows that map the whole area, cut to held-out blocks: each pixel gets what the map will say."""
-    result = []
-    for name, split in ground.split.areas.items():
-        shape = ground.areas[name].shape
-        blocks = split.windows(letter)
-        for strip in plan_strips(Window(0, 0, *shape), size, overlap):
-            for planned in strip:
-                for block in blocks:
-                    part = planned.interior.meet(block)
-                    if part is not None:
-                        result.append((name, PlannedWindow(planned.window, part)))
-    return result
+    return [
+        (name, PlannedWindow(planned.window, part))
+        for name, split in ground.split.areas.items()
+        for strip in plan_strips(Window(0, 0, *ground.areas[name].shape), size, overlap)
+        for planned in strip
+        for part in split.parts(planned.interior, letter)
+    ]
 
 
 def judge(

@@ -122,7 +122,7 @@ def train_model(
         optimizer, factor=settings.plateau_factor, patience=settings.plateau_patience
     )
     weights = None if plan.class_weights is None else plan.class_weights.to(fabric.device)
-    held_out = plan_blocks(plan.ground, VALIDATION, window, overlap=window // 4)
+    held_out = plan_blocks(plan.ground, VALIDATION, window, overlap=0)
 
     history: list[Epoch] = []
     if state is not None:

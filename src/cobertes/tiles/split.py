@@ -41,6 +41,8 @@ TILES_PER_BLOCK = 4
 CANDIDATES = 1000
 """Random splits compared; the one whose class shares are most alike is taken."""
 GUARD_SHARE_WARNING = 0.25
+GUARD_CELLS = 4_000_000
+"""Cells of an area, at most, on which the share of guard bands is measured: a large area has many small blocks."""
 
 
 def block_edges(length: int, block: int) -> NDArray[np.int64]:
@@ -59,10 +61,23 @@ class AreaSplit:
 
     def touched(self, window: Window) -> NDArray[np.str_]:
         """Letters of the blocks that a window touches; the window may reach out of the area."""
+        return self.letters[self._under(window)]
+
+    def parts(self, window: Window, letter: str) -> list[Window]:
+        """What a window shares with the blocks of a split, block by block."""
+        rows, cols = self._under(window)
+        blocks = [
+            self.block(rows.start + int(r), cols.start + int(c))
+            for r, c in np.argwhere(self.letters[rows, cols] == letter)
+        ]
+        return [part for block in blocks if (part := window.meet(block))]
+
+    def _under(self, window: Window) -> tuple[slice, slice]:
+        """Rows and columns of the blocks that a window touches."""
         inside = window.clip((int(self.row_edges[-1]), int(self.col_edges[-1])))
         top, bottom = np.searchsorted(self.row_edges, [inside.row, inside.row_stop - 1], "right") - 1
         left, right = np.searchsorted(self.col_edges, [inside.col, inside.col_stop - 1], "right") - 1
-        return self.letters[top : bottom + 1, left : right + 1]
+        return slice(int(top), int(bottom) + 1), slice(int(left), int(right) + 1)
 
     def allows_training(self, window: Window, guard: int) -> bool:
         """Whether a training window may lie here: its guard band included it touches no other split."""
@@ -346,13 +361,14 @@ def _lacking(settings: SplitSettings, text: str, way_out: str, lacks: str) -> No
 
 
 def guard_share(split: Split, counts: Mapping[str, NDArray[np.int64]]) -> float:
-    """Share of the labelled ground that guard bands keep from training (on a grid of 1/32 block)."""
+    """Share of the labelled ground that guard bands keep from training (on a grid of 1/32 block, or coarser)."""
     lost = total = 0.0
     for name, area in split.areas.items():
         labelled = counts[name].sum(axis=2)
         total += labelled.sum()
         lost += labelled[area.letters == LEFT_OUT].sum()
-        step = max(1, split.block // 32)
+        coarsest = int(np.sqrt(int(area.row_edges[-1]) * int(area.col_edges[-1]) / GUARD_CELLS))
+        step = max(1, split.block // 32, min(coarsest, split.block // 2))
         rows = np.searchsorted(area.row_edges, np.arange(0, area.row_edges[-1], step), "right") - 1
         cols = np.searchsorted(area.col_edges, np.arange(0, area.col_edges[-1], step), "right") - 1
         fine = area.letters[np.ix_(rows, cols)]
