@@ -145,7 +145,7 @@ def test_json_is_exactly_one_object_on_standard_output(trained, tmp_path):
     answers = [json.loads(call(*one, "--json").stdout) for one in calls]
     assert "catalonia-12" in answers[0]["legends"]
     assert answers[1]["class"][0]["code"] == 10
-    assert set(answers[2]["scores"]) == {"U-Net", "most_frequent", "random_forest"}
+    assert set(answers[2]["scores"]) == {"model", "most_frequent", "random_forest"}
     assert sum(answers[3]["counts"].values()) == sum(answers[4]["counts"].values()) == 96 * 96
     assert answers[4]["map"] == str(out)
     assert answers[5]["project"] == str(tmp_path / "p.toml")

@@ -194,3 +194,8 @@ def test_scenes_of_other_bands_or_seasons_are_refused(tmp_path):
         HEADER.check_scenes(scene_on(tmp_path, grid_at(20, 30), names=("row", "B08")))
     with pytest.raises(SettingsError, match=r"season 'april', found apri\. Did you mean 'apri'"):
         HEADER.check_scenes(scene_on(tmp_path, grid_at(20, 30), season="apri"))
+
+
+def test_a_header_keeps_the_value_of_empty_pixels(tmp_path):
+    header = replace(HEADER, scene_nodata=65535.0)
+    assert ModelHeader.from_json(header.to_json()).scene_nodata == 65535.0

@@ -321,3 +321,11 @@ def test_chips_without_coordinates_run_from_labels_to_report(tmp_path):
     sides = frame.assign(group=frame["area"].astype(int) // 2).groupby("group")["split"].nunique()
     assert (sides == 1).all()
     assert len(list((tmp_path / "run" / "maps").glob("?.tif"))) == 9
+
+
+def test_a_plan_says_where_the_run_would_stop(copy):
+    run_of(copy / "project.toml").run()
+    write_project(copy, train="learning-rate = 0.01")
+    step = next(step for step in run_of(copy / "project.toml").plan() if step.stage == "train")
+    assert step.runs
+    assert step.why == "its settings or inputs changed: it will stop, use --run NEW or --from train"

@@ -123,6 +123,7 @@ def load_project(path: Path) -> Project:
     if legend is not None:
         for what in [*settings.labels.as_nodata, *settings.tiles.drop_only]:
             legend.find(what)
+    _require_overlaps(settings, path)
     if settings.split.validation + settings.split.test >= 1:
         raise SettingsError(
             f"{path}: split.validation = {settings.split.validation:g} and split.test = {settings.split.test:g} "
@@ -377,6 +378,18 @@ def _require_same_seasons(areas: Sequence[Area]) -> None:
             )
 
 
+def _require_overlaps(settings: Settings, path: Path) -> None:
+    """Refuse at once what prediction would refuse after hours of training."""
+    window = settings.predict.window or settings.train.window or settings.tiles.size
+    for key, overlap, size in (
+        ("tiles.overlap", settings.tiles.overlap, settings.tiles.size),
+        ("predict.overlap", settings.predict.overlap, window),
+    ):
+        known = key != "predict.overlap" or settings.predict.window or settings.predict.model is None
+        if overlap is not None and overlap >= size and known:
+            raise SettingsError(f"{path}: {key} = {overlap} px must be smaller than the window of {size} px")
+
+
 def _require_shown_bands(rgb: Sequence[str], area: Area, path: Path) -> None:
     """The report is the last stage: what it can't show has to stop the run before hours are spent."""
     bands = next(iter(area.scenes.values())).band_names
@@ -406,9 +419,14 @@ def season_specs(arguments: Sequence[str]) -> dict[str, list[str]]:
     return specs
 
 
-def open_scenes(arguments: Sequence[str], bands: Sequence[str] = (), folder: Path = Path()) -> dict[str, Scene]:
-    """Season -> scene of ``SCENE`` or ``season=SCENE`` arguments; see `scene_files` for what a SCENE is."""
+def open_scenes(
+    arguments: Sequence[str], bands: Sequence[str] = (), nodata: float | None = None
+) -> dict[str, Scene]:
+    """Season -> scene of ``SCENE`` or ``season=SCENE`` arguments; see `scene_files` for what a SCENE is.
+
+    bands, nodata   as for `open_scene`
+    """
     return {
-        season: open_scene([file for spec in specs for file in scene_files(spec, folder)], list(bands))
+        season: open_scene([file for spec in specs for file in scene_files(spec)], list(bands), nodata)
         for season, specs in season_specs(arguments).items()
     }

@@ -79,6 +79,8 @@ class Run:
                 steps.append(Step(stage, True, f"after {steps[-1].stage}, where that changes something"))
             else:
                 fresh, why = self._state(stage)
+                if not fresh and stage == "train" and self.files.model.exists():
+                    why = f"{why}: it will stop, use --run NEW or --from train"
                 steps.append(Step(stage, not fresh, why))
         return steps
 

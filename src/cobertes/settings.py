@@ -79,7 +79,7 @@ class SplitSettings(Section):
     block: Pixels | None = None
     """Side of a block in pixels; by default a multiple of the tile that leaves at least 20 blocks."""
     guard: Annotated[int, Field(ge=0)] | None = None
-    """Pixels between training windows and other blocks; by default half a tile."""
+    """Pixels between training windows and held-out blocks; by default half a tile."""
     groups: str | None = None
     """A CSV whose first two columns are area and group (``by = "group"``): a group is kept whole."""
     validation: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2

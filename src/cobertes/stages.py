@@ -122,6 +122,7 @@ def training_fingerprint(project: Project, files: RunFolder) -> str:
     rows = frame[columns].to_dict("list") | {"counts": [list(map(int, c)) for c in frame["counts"]]}
     learning = learning_settings(project)
     learnt = [learning[section] for section in ("bands", "model", "train")]
+    learnt.append([(land.code, land.key) for land in project.legend.classes])
     return fingerprint(rows, read_json(files.statistics), read_json(files.split), learnt)
 
 

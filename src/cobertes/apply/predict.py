@@ -24,7 +24,7 @@ from cobertes.geo.area import ONLY_SEASON
 from cobertes.geo.grid import bounds_window, crop, require_same_grid, whole
 from cobertes.geo.raster import RasterKind, check_not_input, new_raster, release
 from cobertes.geo.scene import Scene
-from cobertes.geo.windows import PlannedWindow, Window, plan_strips
+from cobertes.geo.windows import PlannedWindow, Window, plan_strips, stitch
 from cobertes.learn.infer import read_ahead
 from cobertes.progress import SILENT, Advance, Progress
 
@@ -163,7 +163,7 @@ class _Prediction:
             if seen:
                 index, confidence = self.engine.classify(np.stack([x for _, x, _ in seen]))
                 for (one, _, valid), k, p in zip(seen, index, confidence, strict=True):
-                    self._write(parts[one], one.window, valid, k, p)
+                    self._write(PlannedWindow(one.window, parts[one]), valid, k, p)
             advance(sum(parts[one].height * parts[one].width for one, _ in batch) / 1e6)
         self.counts += np.bincount(self.codes[0, rows].ravel(), minlength=256)
         for pixels in (self.codes, self.percent):
@@ -172,14 +172,12 @@ class _Prediction:
 
     def _write(
         self,
-        part: Window,
-        window: Window,
+        part: PlannedWindow,
         valid: NDArray[np.bool_],
         index: NDArray[np.uint8],
         confidence: NDArray[np.uint8],
     ) -> None:
-        inner, place = part.within(window), part.within(self.region)
-        known = valid[inner]
-        self.codes[0][place][known] = self.code_of[index[inner]][known]
+        codes = np.where(valid, self.code_of[index], self.engine.header.legend.nodata)
+        stitch(self.codes[0], self.region, part, codes)
         if self.percent is not None:
-            self.percent[0][place][known] = confidence[inner][known]
+            stitch(self.percent[0], self.region, part, np.where(valid, confidence, NO_CONFIDENCE))

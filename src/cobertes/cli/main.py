@@ -140,10 +140,10 @@ def _tell_results(console: Console, job: "Run", ran: list[str]) -> None:
     lines = []
     if files.assessment.exists() and not job.project.predict_only:
         assessment = read_json(files.assessment)
-        scored = {"U-Net": assessment["model"], **assessment["baselines"]}
+        scored = {"model": assessment["model"], **assessment["baselines"]}
         lines.append(f"On {assessment['pixels']:,} labelled pixels of the {assessment['split']} blocks:")
         for name, scores in scored.items():
-            words = f"  {name.replace('_', ' '):<14}"
+            words = f"  {'U-Net' if name == 'model' else name.replace('_', ' '):<14}"
             lines.append(f"{words} mIoU {scores['miou']:.3f}   overall accuracy {scores['overall_accuracy']:.3f}")
         result["scores"] = {
             name: {key: scores[key] for key in ("miou", "overall_accuracy")} for name, scores in scored.items()
@@ -290,7 +290,7 @@ def predict(
     console.say(f"engine: {engine.how}")
     made = predict_map(
         engine,
-        open_scenes(scenes, bands=engine.header.inputs.bands),
+        open_scenes(scenes, engine.header.inputs.bands, engine.header.scene_nodata),
         out,
         confidence=confidence,
         window=window,

@@ -33,7 +33,8 @@ class ModelHeader:
     """What is known of a model besides its weights.
 
     ``resolution`` of a pixel in the units of the scenes' CRS, None for scenes without one; ``window`` the side
-    of its training windows in pixels; ``training`` what the training loop tells of itself.
+    of its training windows in pixels; ``training`` what the training loop tells of itself; ``scene_nodata`` the
+    value of empty pixels where files do not say.
     """
 
     network: UNetSettings
@@ -42,6 +43,7 @@ class ModelHeader:
     resolution: float | None
     window: int
     training: Mapping[str, Any]
+    scene_nodata: float | None = None
 
     def facts(self) -> dict[str, Any]:
         """What people want to know of the model, for the report."""
@@ -64,6 +66,7 @@ class ModelHeader:
             "resolution": self.resolution,
             "window": self.window,
             "training": dict(self.training),
+            "scene_nodata": self.scene_nodata,
         }
         return json.dumps(data, ensure_ascii=False)
 
@@ -81,6 +84,7 @@ class ModelHeader:
             data["resolution"],
             int(data["window"]),
             data["training"],
+            data.get("scene_nodata"),
         )
 
     def check_scenes(self, scenes: Mapping[str, Scene]) -> None:

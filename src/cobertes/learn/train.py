@@ -267,7 +267,8 @@ def _state(model: nn.Module) -> dict[str, Tensor]:
 
 def _header(plan: TrainingPlan, precision: str, history: list[Epoch], *, finished: bool) -> ModelHeader:
     best = _best(history)
-    grid = next(iter(plan.ground.areas.values())).grid
+    scene = next(iter(next(iter(plan.ground.areas.values())).scenes.values()))
+    nodata = None if scene.nodata is None else _number(scene.nodata)  # NaN is never an observation anyway
     training = {
         "settings": plan.settings.model_dump(by_alias=True),
         "fingerprint": plan.fingerprint,
@@ -277,8 +278,9 @@ def _header(plan: TrainingPlan, precision: str, history: list[Epoch], *, finishe
         "validation_miou": _number(best["miou"]),
         "finished": finished,
     }
-    scale = None if grid.crs is None else resolution(grid)
-    return ModelHeader(plan.network, plan.inputs, plan.ground.legend, scale, plan.sampler.window, training)
+    scale = None if scene.grid.crs is None else resolution(scene.grid)
+    legend, window = plan.ground.legend, plan.sampler.window
+    return ModelHeader(plan.network, plan.inputs, legend, scale, window, training, nodata)
 
 
 def _finish(plan: TrainingPlan, out: Path, precision: str, history: list[Epoch]) -> ModelHeader:
