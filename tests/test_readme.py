@@ -60,9 +60,11 @@ def test_pictures_and_pages_are_there():
 
 def test_the_python_example_runs(tmp_path, monkeypatch, capsys):
     project = write_demo(tmp_path / "demo", size=192)
-    small = re.sub(r"^minutes = .*$", "minutes = 0.05", project.read_text(), flags=re.MULTILINE)
-    small = re.sub(r"^encoder = .*$", 'encoder = "scratch"\nwidth = 4\ndepth = 2', small, flags=re.MULTILINE)
-    project.write_text(re.sub(r"^epochs = .*$", "epochs = 1", small, flags=re.MULTILINE))
+    text = project.read_text()
+    for key, value in {"minutes": 0.05, "epochs": 1, "width": 4}.items():
+        text, found = re.subn(rf"^{key} = \S+", f"{key} = {value}", text, flags=re.MULTILINE)
+        assert found == 1, key
+    project.write_text(text)
     monkeypatch.chdir(tmp_path)
     (example,) = blocks("python")
     exec(compile(example, "README.md", "exec"), {})

@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import time
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -270,6 +271,7 @@ def test_an_interrupt_in_an_epoch_leaves_the_last_whole_one(project, tmp_path):
     assert found - events == {"metrics.jsonl", "checkpoints/last.ckpt", "checkpoints/best.safetensors"}
     assert [r["epoch"] for r in read_history(tmp_path / "metrics.jsonl")] == [1]
     assert not read_header(tmp_path / "checkpoints" / "best.safetensors").training["finished"]
+    time.sleep(1.1)  # TensorBoard names its files by the second and reads them in the order of their names
     train_model(plan, tmp_path)
     assert [r["epoch"] for r in read_history(tmp_path / "metrics.jsonl")] == [1, 2, 3]
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()

@@ -345,12 +345,12 @@ drop-only = ["water"]      # the open sea teaches nothing
 validation = 0.2           # in blocks of ground, never at random
 
 [model]
-encoder = "scratch"        # few parameters and many steps suit a small area and four minutes
+encoder = "scratch"        # few parameters and many steps suit a small area and little time
 width = 24
 
 [train]
 epochs = 100
-minutes = 4                # ends earlier where this time is over
+minutes = 3.5              # ends earlier where this time is over
 samples = 1024
 batch-size = 32
 learning-rate = 0.002
