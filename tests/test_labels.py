@@ -34,6 +34,8 @@ from cobertes.labels import kernels, plan
 from cobertes.labels.aggregate import make_labels
 from cobertes.labels.legend import Crosswalk, LandClass, Legend, load_legend, translation
 from cobertes.labels.reference import reference_nodata
+from cobertes.labels.streaming import METHODS, SHARES
+from cobertes.labels.weights import Weighting, whole
 
 DATA = Path(os.environ.get("COBERTES_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
@@ -99,28 +101,70 @@ def under(codes, grid, factor, row, col, filler=0):
     return blocks.swapaxes(1, 2).reshape(grid.height, grid.width, factor**2)
 
 
-def brute(blocks, table, legend, min_valid=0.5):
-    """Labels, purity, fractions and ties of (H, W, n) source codes, as the definitions say."""
+def votes_of(blocks, table, legend):
+    """(K, H, W) votes of (H, W, n) source codes."""
     codes = table[blocks]
-    votes = np.stack([(codes == code).sum(-1) for code in legend.codes])
-    valid, pixels = votes.sum(0), blocks.shape[-1]
+    return np.stack([(codes == code).sum(-1) for code in legend.codes])
+
+
+def winners(scores, legend):
+    """Codes of the greatest of (K, H, W) scores, the lower code at ties."""
     ascending = np.argsort(legend.codes)
-    winner = ascending[votes[ascending].argmax(0)]
+    return legend.codes[ascending[scores[ascending].argmax(0)]]
+
+
+def brute(blocks, table, legend, min_valid=0.5):
+    """Majority, its purity, fractions and ties of (H, W, n) source codes, as the definitions say."""
+    votes = votes_of(blocks, table, legend)
+    valid, pixels = votes.sum(0), blocks.shape[-1]
     labelled = (valid > 0) & (valid / pixels >= min_valid)
-    label = np.where(labelled, legend.codes[winner], legend.nodata)
+    label = np.where(labelled, winners(votes, legend), legend.nodata)
     with np.errstate(invalid="ignore", divide="ignore"):
-        purity = np.where(labelled, np.floor(100 * votes.max(0) / valid + 0.5), 255)
         fractions = np.where(valid > 0, votes / pixels, np.nan)
     ties = labelled & ((votes == votes.max(0)).sum(0) > 1)
-    return label, purity, fractions, ties
+    return label, purity_of(votes, label, legend), fractions, ties
+
+
+def purity_of(votes, label, legend):
+    """Percent of the votes for the label, 255 without votes or label."""
+    valid = votes.sum(0)
+    own = sum(np.where(label == code, votes[k], 0) for k, code in enumerate(legend.codes))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where((valid > 0) & (label != legend.nodata), np.floor(100 * own / valid + 0.5), 255)
+
+
+def entropy_of(votes):
+    """Percent of the greatest entropy of (K, H, W) votes, not rounded; 255 without votes."""
+    shares = votes / np.maximum(votes.sum(0), 1)
+    logs = np.where(shares > 0, np.log(np.where(shares > 0, shares, 1)), 0)
+    most = np.log(len(votes)) if len(votes) > 1 else 1
+    return np.where(votes.sum(0) > 0, -100 * (shares * logs).sum(0) / most, 255)
+
+
+def smooth_scores(codes, table, legend, grid, factor, row, col, sigma):
+    """(K, H, W) votes that fade with a Gaussian of the distance to the pixel's centre, neighbours included."""
+    reach = int(np.ceil(3 * sigma - 0.5))
+    pad = (grid.height + grid.width + reach) * factor + max(abs(row), abs(col))
+    wide = table[np.pad(codes, pad)]
+    places = (np.arange((2 * reach + 1) * factor) + 0.5) / factor - reach - 0.5
+    line = np.maximum(1, np.rint(1024 * np.exp(-0.5 * (places / sigma) ** 2)))
+    scores = np.zeros((len(legend), grid.height, grid.width))
+    for r in range(grid.height):
+        for c in range(grid.width):
+            top, left = pad + row + (r - reach) * factor, pad + col + (c - reach) * factor
+            near = wide[top : top + line.size, left : left + line.size]
+            for k, code in enumerate(legend.codes):
+                scores[k, r, c] = line @ (near == code) @ line
+    return scores
 
 
 def label_map(
-    folder, codes, grid, factor, *, row=0, col=0, layout="strips", legend=LEGEND, table=TABLE, **options
+    folder, codes, grid, factor, *, row=0, col=0, layout="strips", legend=LEGEND, table=TABLE, out=None, **options
 ):
     path = write_map(folder / "map.tif", codes, fine_transform(grid, factor, row, col), grid.crs, layout)
-    report = make_labels(path, grid, folder / "labels.tif", legend=legend, table=table, **options)
-    return read(folder / "labels.tif"), report
+    out = out or folder / "labels.tif"
+    report = make_labels(path, grid, out, legend=legend, table=table, **options)
+    return read(out), report
 
 
 @contextmanager
@@ -137,7 +181,7 @@ def unchanged(folder: Path) -> Iterator[None]:
 
 @settings(max_examples=60, deadline=None)
 @given(st.data())
-def test_majority_purity_and_fractions_equal_brute_force(data):
+def test_all_products_of_one_pass_equal_brute_force(data):
     draw = data.draw
     factor = draw(st.integers(2, 20), "factor")
     grid = scene(draw(st.integers(1, 14), "height"), draw(st.integers(1, 14), "width"))
@@ -152,30 +196,43 @@ def test_majority_purity_and_fractions_equal_brute_force(data):
     codes = patches(rng, shape, source)
     codes[rng.random(shape) < draw(st.sampled_from([0, 0.02, 0.5, 0.9, 1]), "nodata share")] = 0
     min_valid = draw(st.sampled_from([0, 0.25, 0.5, 1]), "min_valid")
+    given_weights = {code: draw(st.sampled_from([0.5, 1, 3.25, 40]), "weight") for code in LEGEND.codes.tolist()}
+    sigma = draw(st.sampled_from([0, 0, 0.3, 0.5, 1]), "smoothing")
+    main = draw(st.sampled_from(METHODS), "main method")
     with (
         tempfile.TemporaryDirectory() as name,
         patch.object(plan, "WINDOW_PIXELS", draw(st.sampled_from([1, 3_000, 20_000]), "window")),
         patch.object(plan, "_processors", lambda: draw(st.integers(1, 4), "threads")),
     ):
-        folder = Path(name)
-        label, report = label_map(
-            folder, codes, grid, factor, row=row, col=col, layout=draw(st.sampled_from(sorted(LAYOUTS))),
-            table=table, min_valid=min_valid, memory=draw(st.sampled_from([200, 900])),
-            purity=folder / "purity.tif", fractions=folder / "fractions.tif",
+        made = {what: Path(name) / f"{what}.tif" for what in (*METHODS, *SHARES)}
+        _, report = label_map(
+            Path(name), codes, grid, factor, row=row, col=col, layout=draw(st.sampled_from(sorted(LAYOUTS))),
+            table=table, min_valid=min_valid, memory=draw(st.sampled_from([200, 900])), method=main,
+            weighting=Weighting(given_weights, sigma), out=made[main],
+            also={method: made[method] for method in METHODS if method != main},
+            **{what: made[what] for what in SHARES},
         )  # fmt: skip
-        purity, fractions = read(folder / "purity.tif"), read(folder / "fractions.tif")
+        found = {what: read(path) for what, path in made.items()}
     blocks = under(codes, grid, factor, row, col)
-    expected, expected_purity, expected_fractions, _ = brute(blocks, table, LEGEND, min_valid)
-    np.testing.assert_array_equal(label, expected)
-    np.testing.assert_array_equal(purity, expected_purity)
-    known = ~np.isnan(expected_fractions[0])
-    assert (fractions[:, ~known] == kernels.NO_FRACTION).all()
-    # rounded to 1/10000, and the classes sum to the valid share
-    assert np.abs(fractions[:, known] / 1e4 - expected_fractions[:, known]).max(initial=0) <= 1.001e-4
-    total = expected_fractions[:, known].sum(0)
-    np.testing.assert_array_equal(fractions[:, known].astype(int).sum(0), np.floor(1e4 * total + 0.5 + 1e-9))
+    expected, _, fractions, _ = brute(blocks, table, LEGEND, min_valid)
+    votes = votes_of(blocks, table, LEGEND)
+    np.testing.assert_array_equal(found["majority"], expected)
+    middle = table[blocks[:, :, factor // 2 * factor + factor // 2]]
+    np.testing.assert_array_equal(found["nearest"], middle)
+    weights = whole(np.array([given_weights[code] for code in LEGEND.codes.tolist()], float))[:, None, None]
+    scores = smooth_scores(codes, table, LEGEND, grid, factor, row, col, sigma) if sigma else votes
+    np.testing.assert_array_equal(
+        found["weighted-majority"], np.where(expected == 0, 0, winners(scores * weights, LEGEND))
+    )
+    np.testing.assert_array_equal(found["purity"], purity_of(votes, found[main], LEGEND))
+    known = ~np.isnan(fractions[0])
+    assert (found["fractions"][:, ~known] == kernels.NO_SHARE).all()
+    assert np.abs(found["fractions"][:, known] - 100 * fractions[:, known]).max(initial=0) <= 1
+    np.testing.assert_array_equal(found["valid"], np.floor(100 * votes.sum(0) / factor**2 + 0.5 + 1e-9))
+    np.testing.assert_array_equal(found["fractions"][:, known].astype(int).sum(0), found["valid"][known])
+    assert np.abs(found["entropy"] - entropy_of(votes)).max() <= 0.5 + 1e-6
     # what was counted is what is there
-    assert report.counts == {c: int((expected == c).sum()) for c in sorted([0, *LEGEND.codes.tolist()])}
+    assert report.counts == {c: int((found[main] == c).sum()) for c in sorted([0, *LEGEND.codes.tolist()])}
     outside = under(np.full(shape, 1, np.uint8), grid, factor, row, col) == 0
     values, counts = np.unique(blocks[~outside], return_counts=True)
     assert report.source_counts == dict(zip(values.tolist(), counts.tolist(), strict=True))
@@ -257,7 +314,7 @@ def test_labels_open_with_names_colours_and_nodata(tmp_path):
         assert grid_of(file) == scene(10, 15)
     with rasterio.open(tmp_path / "f.tif") as file:
         assert file.descriptions == tuple(LEGEND.keys)
-        assert (file.dtypes[0], file.nodata) == ("uint16", 65535)
+        assert (file.dtypes[0], file.nodata) == ("uint8", 255)
     with rasterio.open(tmp_path / "p.tif") as file:
         assert (file.dtypes, file.nodata, file.read(1).min()) == (("uint8",), 255, 100)
 
@@ -487,7 +544,8 @@ def test_a_table_for_another_legend_is_refused(tmp_path):
         ({"method": "mode"}, "GDAL's 'mode' is 'majority'"),
         ({"min_valid": 50}, "from 0 to 1, not 50"),
         ({"unknown": "ignore"}, "not 'ignore'"),
-        ({"method": "nearest", "purity": Path("p.tif")}, "Use method 'majority'"),
+        ({"also": {"mode": Path("m.tif")}}, "GDAL's 'mode' is 'majority'"),
+        ({"also": {"majority": Path("m.tif")}}, "the labels themselves are by majority"),
     ],
 )
 def test_impossible_settings_are_refused_before_the_map_is_opened(tmp_path, options, message):
@@ -529,27 +587,6 @@ def test_existing_outputs_are_kept_unless_told_otherwise(tmp_path):
         )
     make_labels(path, grid, tmp_path / "fractions.tif", legend=LEGEND, table=TABLE, overwrite=True)
     assert (read(tmp_path / "fractions.tif") == 2).all()
-
-
-class _Interrupted:
-    """A progress bar at which somebody presses Ctrl-C."""
-
-    @contextmanager
-    def bar(self, name, total, unit):
-        def advance(amount):
-            raise KeyboardInterrupt
-
-        yield advance
-
-
-def test_an_interrupted_pass_leaves_the_old_labels(tmp_path):
-    codes = np.full((90, 90), 2, np.uint8)
-    label_map(tmp_path, codes, scene(30, 30), 3)
-    with unchanged(tmp_path), pytest.raises(KeyboardInterrupt):
-        make_labels(
-            tmp_path / "map.tif", scene(30, 30), tmp_path / "labels.tif", legend=LEGEND, table=TABLE,
-            overwrite=True, progress=_Interrupted(), purity=tmp_path / "purity.tif",
-        )  # fmt: skip
 
 
 def test_progress_counts_the_fine_pixels(tmp_path):

@@ -414,7 +414,7 @@ def small_disk(tmp_path):
 def test_a_disk_that_is_too_small_is_told_before_the_work(tmp_path, small_disk):
     out = old_map(small_disk)
     computed = []
-    with pytest.raises(StorageError, match="has 2 MB free, the raster needs up to 2 MB"):
+    with pytest.raises(StorageError, match="has 2 MB free, the raster needs up to 3 MB"):
         predict_map(engine_of(computed.append), scene_of(tmp_path, (950, 1000)), out, overwrite=True)
     assert computed == []
     assert out.read_text() == "old"
@@ -434,7 +434,7 @@ def test_a_disk_that_fills_up_half_way_leaves_the_old_map(tmp_path, small_disk, 
         return torch.from_numpy(rng.normal(size=(len(x), 10, *x.shape[2:])).astype(np.float32))
 
     with pytest.raises(StorageError, match=r"can't write .*map\.tif: .*"):
-        predict_map(engine_of(logits), scene_of(tmp_path, (800, 1000)), out, overwrite=True, window=512)
+        predict_map(engine_of(logits), scene_of(tmp_path, (700, 1000)), out, overwrite=True, window=512)
     assert out.read_text() == "old"
     assert files(small_disk) == ["map.tif", "others"]
 

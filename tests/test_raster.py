@@ -173,7 +173,7 @@ def test_a_folder_is_no_output(tmp_path):
 def test_a_full_disk_is_told_before_the_work_begins(tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9 - 10**6, 10**6))
-    message = r"has 1 MB free, the raster needs up to 2 MB. Free some space or choose another folder"
+    message = r"has 1 MB free, the raster needs up to 3 MB. Free some space or choose another folder"
     with unchanged(tmp_path), pytest.raises(StorageError, match=message):
         write(tmp_path / "map.tif", np.ones((1000, 1000)))
 

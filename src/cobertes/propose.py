@@ -193,7 +193,7 @@ scenes = {_scenes_text(scenes, out)}
 reference = {_toml(_relative(reference, out))}    # codes {_listed(codes.found)}
 
 [labels]
-method = "majority"    # or "nearest"
+method = "majority"    # or "weighted-majority", "nearest"; see cobertes compare-labels
 {_codes_text(codes, legend)}
 
 [tiles]

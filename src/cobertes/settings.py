@@ -45,7 +45,14 @@ class LabelSettings(Section):
     """How the reference map becomes labels on the scene's grid."""
 
     method: str = "majority"
-    """``majority`` or ``nearest``; where the map is coarser than the scene, both are nearest."""
+    """``majority``, ``weighted-majority`` or ``nearest``; where the map is coarser than the scene, all are
+    nearest. `cobertes compare-labels` shows what each does to every class."""
+    class_weights: str | dict[str, float] = "inverse-sqrt"
+    """Of the weighted majority: ``equal``, ``inverse-sqrt`` or ``inverse`` (of the class's frequency in the
+    map, to the power 0, 0.5 or 1), or ``{ water = 8, transport = 5 }``; classes left out weigh 1."""
+    smoothing: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Of the weighted majority: standard deviation, in scene pixels, of the Gaussian by which a vote fades with
+    its distance from the pixel's centre; 0.5 makes boundaries smooth."""
     codes: dict[int, int | str] = {}
     """Single source codes that the legend lacks: ``{ 19 = "bare-soil", 41 = "nodata" }``."""
     as_nodata: list[int | str] = []
@@ -53,7 +60,7 @@ class LabelSettings(Section):
     unknown: Literal["error", "nodata"] = "error"
     """What to do with codes that nothing above explains: ``error`` lists them with their counts."""
     min_valid: Share = 0.5
-    """Share of a pixel that the reference map must know; below it the label is nodata (majority only)."""
+    """Share of a pixel that the reference map must know; below it the label is nodata (not by nearest)."""
     memory: Annotated[int, Field(ge=200)] = 900
     """Peak memory of the process in MB."""
 

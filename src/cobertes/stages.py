@@ -14,6 +14,7 @@ from typing import Any
 from cobertes.files import read_json, write_json
 from cobertes.fingerprint import fingerprint
 from cobertes.labels.aggregate import make_labels
+from cobertes.labels.weights import Weighting
 from cobertes.progress import SILENT, Progress
 from cobertes.project import Project, resolve
 from cobertes.tiles.ground import Ground
@@ -145,9 +146,11 @@ def label(project: Project, files: RunFolder, progress: Progress = SILENT) -> st
             legend=project.legend,
             table=project.table(area),
             method=settings.method,
+            weighting=Weighting(settings.class_weights, settings.smoothing),
             min_valid=settings.min_valid,
             unknown=settings.unknown,
             memory=settings.memory,
+            resume="if-same",
             overwrite=True,
             progress=progress,
         )

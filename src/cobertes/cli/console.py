@@ -5,7 +5,7 @@ import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
@@ -14,6 +14,9 @@ from rich.text import Text
 
 from cobertes.progress import SILENT, Advance
 from cobertes.progress import Progress as ProgressProtocol
+
+if TYPE_CHECKING:
+    from cobertes.labels.legend import Legend
 
 PLAIN: dict[str, Any] = {"highlight": False, "soft_wrap": True, "emoji": False, "markup": False}
 """Texts are printed as they are: names of files and classes may hold brackets and colons."""
@@ -102,3 +105,13 @@ class _Bars:
         with Progress(*columns, console=self.console, transient=True) as progress:
             task = progress.add_task(name, total=total, unit=unit)
             yield lambda amount: progress.advance(task, amount)
+
+
+def class_table(legend: "Legend", counts: dict[int, int]) -> str:
+    """Pixels and share of each class, nodata last."""
+    names = {c.code: c.name for c in legend.classes} | {legend.nodata: "nodata"}
+    total = max(sum(counts.values()), 1)
+    rows = [
+        f"{code:>4}  {counts[code]:>14,}  {counts[code] / total:>7.2%}  {name}" for code, name in names.items()
+    ]
+    return "\n".join([f"{'code':>4}  {'pixels':>14}  {'share':>7}  class", *rows])

@@ -11,6 +11,8 @@ import typer
 from cobertes.cli.console import Console
 from cobertes.errors import CobertesError
 
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing outputs.")]
+
 SHARED = {
     "quiet": Annotated[bool, typer.Option("--quiet", help="No progress, no log; errors and the result only.")],
     "debug": Annotated[bool, typer.Option("--debug", help="Log every step, and show tracebacks.")],

@@ -24,16 +24,19 @@ from xml.sax.saxutils import escape
 import numpy as np
 import rasterio
 import rasterio.shutil
-from numpy.typing import NDArray
+from affine import Affine
 from odc.geo.geobox import GeoBox
 from rasterio.errors import RasterioError
 
 from cobertes.errors import CobertesError, OutputExistsError, SettingsError, StorageError
+from cobertes.geo.overviews import level_shapes, write_levels
 from cobertes.geo.windows import tile_windows
 
 GDAL_TYPES = {"uint8": "Byte", "uint16": "UInt16", "int16": "Int16", "float32": "Float32"}
 STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG)
 GDAL_CACHE_BYTES = 128 * 2**20  # rasterio hands a number on as bytes, so 128 would be 128 bytes
+RAW = "pixels.raw"
+CODE_LEVEL, SHARE_LEVEL = "6", "1"  # of deflate: codes get smaller by it, shares hardly, but take twice the time
 READ_BACK = 1024  # side of the windows in which a finished COG is compared, in pixels
 
 
@@ -78,21 +81,31 @@ def check_not_input(outputs: Iterable[Path | None], inputs: Iterable[Path | str]
             raise SettingsError(f"{path} is an input. Name another file for the output.")
 
 
+def partial_folder(path: Path) -> Path:
+    """Where a raster is made before it gets its name."""
+    return path.parent / f".{path.name}.partial"
+
+
 @contextmanager
-def new_raster(path: Path, grid: GeoBox, kind: RasterKind, *, overwrite: bool = False) -> Iterator[NDArray[Any]]:
+def new_raster(
+    path: Path, grid: GeoBox, kind: RasterKind, *, overwrite: bool = False, resumable: bool = False
+) -> Iterator[Any]:
     """Yield the pixels (bands, height, width) of a new raster; on leaving, it becomes a COG at ``path``.
 
-    The array starts at zero and lives on disk. If the block raises, nothing stays behind.
+    The array starts at zero and lives on disk (a ``np.memmap``). If the block raises, nothing stays behind.
+
+    resumable   take up the pixels that an interrupted pass left in `partial_folder`, and leave them there when
+                interrupted or when the disk is full; whoever asks for it knows which of them are written
     Raises OutputExistsError, StorageError (disk full, no permission).
     """
     check_writable(path, overwrite=overwrite)
-    partial = path.parent / f".{path.name}.partial"
+    partial, keep = partial_folder(path), False
     try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-        pixels = _allocate(partial / "pixels.raw", kind, grid)
+        if not resumable:
+            shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(exist_ok=True)
+        pixels = _allocate(partial / RAW, kind, grid)
         yield pixels
-        pixels.flush()
         del pixels
         _copy_to_cog(partial, path.name, grid, kind)
         side = f"{path.name}.aux.xml"
@@ -102,13 +115,18 @@ def new_raster(path: Path, grid: GeoBox, kind: RasterKind, *, overwrite: bool = 
             (path.parent / side).unlink(missing_ok=True)
         os.replace(partial / path.name, path)
     except OSError as error:
+        keep = resumable and (isinstance(error, StorageError) or error.errno in STORAGE_ERRORS)
         if isinstance(error, CobertesError) or error.errno not in STORAGE_ERRORS:
             raise
         raise StorageError(
             f"can't write {path}: {error.strerror}. Free some space or choose another folder."
         ) from error
+    except BaseException as error:
+        keep = resumable and not isinstance(error, Exception)
+        raise
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        if not keep:
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def release(pixels: Any) -> None:
@@ -123,8 +141,10 @@ def release(pixels: Any) -> None:
 def _allocate(path: Path, kind: RasterKind, grid: GeoBox) -> Any:
     shape = (len(kind.descriptions), grid.height, grid.width)
     size = int(np.prod(shape)) * np.dtype(kind.dtype).itemsize
-    # the COG beside it needs at most the same again, with a third for overviews
-    needed, free = int(size * 2.4), shutil.disk_usage(path.parent).free
+    if path.exists() and path.stat().st_size == size:  # an interrupted pass goes on
+        return np.memmap(path, kind.dtype, "r+", shape=shape)
+    # overviews are a third of it, and the COG needs at most as much as both
+    needed, free = int(size * 2.7), shutil.disk_usage(path.parent).free
     if needed > free:
         raise StorageError(
             f"{path.parent.parent} has {free / 1e6:,.0f} MB free, the raster needs up to {needed / 1e6:,.0f} MB. "
@@ -139,18 +159,23 @@ def _allocate(path: Path, kind: RasterKind, grid: GeoBox) -> Any:
 
 
 def _copy_to_cog(partial: Path, name: str, grid: GeoBox, kind: RasterKind) -> None:
-    (partial / "pixels.vrt").write_text(_raw_vrt(grid, kind), encoding="utf-8")
-    resampling = "MODE" if kind.categories else "AVERAGE"
+    shape = (len(kind.descriptions), grid.height, grid.width)
+    codes = kind.categories is not None
+    levels = write_levels(partial / RAW, kind.dtype, shape, nodata=kind.nodata, codes=codes)
+    for level, (height, width) in zip(levels, level_shapes(shape[1:]), strict=True):
+        _write_vrt(level, GeoBox((height, width), Affine.identity(), None), kind, [])
+    _write_vrt(partial / RAW, grid, kind, levels)
+    (partial / name).unlink(missing_ok=True)
     try:
         with rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE_BYTES, GDAL_NUM_THREADS="ALL_CPUS"):
             rasterio.shutil.copy(
-                partial / "pixels.vrt",
+                (partial / RAW).with_suffix(".vrt"),
                 partial / name,
                 driver="COG",
                 COMPRESS="DEFLATE",
-                LEVEL="6",
+                LEVEL=CODE_LEVEL if codes else SHARE_LEVEL,
                 BLOCKSIZE="512",
-                OVERVIEW_RESAMPLING=resampling,
+                OVERVIEWS="FORCE_USE_EXISTING" if levels else "NONE",
                 BIGTIFF="IF_SAFER",
             )
     except RasterioError as error:
@@ -178,8 +203,8 @@ def _read_back(partial: Path, name: str, grid: GeoBox, kind: RasterKind) -> None
         )
 
 
-def _raw_vrt(grid: GeoBox, kind: RasterKind) -> str:
-    """GDAL's description of the raw file; what it says of names and colours goes on into the COG."""
+def _write_vrt(raw: Path, grid: GeoBox, kind: RasterKind, levels: list[Path]) -> None:
+    """GDAL's description of a raw file, beside it; what it says of names and colours goes on into the COG."""
     item = np.dtype(kind.dtype).itemsize
     a = grid.affine
     head = [f'<VRTDataset rasterXSize="{grid.width}" rasterYSize="{grid.height}">']
@@ -198,12 +223,17 @@ def _raw_vrt(grid: GeoBox, kind: RasterKind) -> str:
             f"<Description>{escape(description)}</Description>"
             + (f"<NoDataValue>{float(kind.nodata)!r}</NoDataValue>" if kind.nodata is not None else "")
             + (_category_xml(kind.categories) if kind.categories else "")
-            + '<SourceFilename relativeToVRT="1">pixels.raw</SourceFilename>'
+            + "".join(
+                f'<Overview><SourceFilename relativeToVRT="1">{level.with_suffix(".vrt").name}</SourceFilename>'
+                f"<SourceBand>{number + 1}</SourceBand></Overview>"
+                for level in levels
+            )
+            + f'<SourceFilename relativeToVRT="1">{raw.name}</SourceFilename>'
             f"<ImageOffset>{number * grid.height * grid.width * item}</ImageOffset>"
             f"<PixelOffset>{item}</PixelOffset><LineOffset>{grid.width * item}</LineOffset>"
             "<ByteOrder>LSB</ByteOrder></VRTRasterBand>"
         )
-    return "\n".join([*head, "</VRTDataset>"])
+    raw.with_suffix(".vrt").write_text("\n".join([*head, "</VRTDataset>"]), encoding="utf-8")
 
 
 def _quote(text: str) -> str:

@@ -1,42 +1,47 @@
 """From a reference map to labels on the scene's grid: one pass, in bounded memory, on all cores.
 
-    kernels <-- reference <-- plan <-- aggregate
+    kernels <-- reference <-- plan <-- streaming <-- aggregate
 
-    window of the scene -> codes on the fine grid -> histogram per scene pixel -> label, purity, fractions
-                           ReferenceReader.read      kernels.aggregate            memory-mapped outputs
-
-Each thread takes the next window, reads it through its own handle and writes its own pixels. Windows share no
-pixels and sums are of integers, so the result does not depend on windows, threads or memory.
+Any subset of nearest, majority, weighted majority, purity, fractions, entropy and valid share comes out of one
+pass (weights by frequency need a count before it). What is made of which map, and what can be asked for, is
+settled here; `streaming` does it.
 """
 
-import threading
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+import logging
+import shutil
+from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
-from math import ceil
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import rasterio
 from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 
-from cobertes.errors import LegendError, SettingsError, UnknownCodesError, did_you_mean
+from cobertes.errors import CobertesError, LegendError, SettingsError, UnknownCodesError, did_you_mean
+from cobertes.fingerprint import fingerprint, stamp
 from cobertes.geo.grid import crs_name, grid_of, open_raster, same_crs
-from cobertes.geo.raster import RasterKind, new_raster, release
+from cobertes.geo.ledger import Ledger
+from cobertes.geo.raster import RAW, RasterKind, check_writable, new_raster, partial_folder
 from cobertes.geo.windows import Window
-from cobertes.labels import kernels
+from cobertes.labels.kernels import NO_SHARE
 from cobertes.labels.legend import CODES, Legend
 from cobertes.labels.plan import Budget, Layout, plan_windows
-from cobertes.labels.reference import Placement, ReferenceReader, place
-from cobertes.progress import SILENT, Advance, Progress
+from cobertes.labels.reference import Placement, place
+from cobertes.labels.streaming import METHODS, NEAREST, WEIGHTED, Task, count_codes, make_products
+from cobertes.labels.weights import Weighting, bell, class_counts, describe_weights, whole
+from cobertes.progress import SILENT, Progress
 
-METHODS = ("nearest", "majority")
+log = logging.getLogger(__name__)
 
 BLENDING = ("average", "bilinear", "cubic", "cubicspline", "gauss", "lanczos", "mean", "rms", "sum")
 """Resampling methods that compute with values; codes are names, not values."""
+
+LEDGER = "ledger.json"
+
+Resume = Literal["no", "yes", "if-same"]
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,7 @@ class LabelReport:
     ``unknown``        source codes outside the table, with counts
     ``factor``         scene pixel / map pixel
     ``how``            one line for people: "majority of 10 x 10 px, aligned"
+    ``weights``        weight of each class key in the weighted majority, empty for other methods
     """
 
     counts: dict[int, int]
@@ -56,6 +62,7 @@ class LabelReport:
     unknown: dict[int, int]
     factor: float
     how: str
+    weights: dict[str, float]
 
 
 def make_labels(
@@ -66,11 +73,16 @@ def make_labels(
     legend: Legend,
     table: NDArray[np.int16],
     method: str = "majority",
+    weighting: Weighting | None = None,
     min_valid: float = 0.5,
     unknown: Literal["error", "nodata"] = "error",
     memory: int = 900,
     purity: Path | None = None,
     fractions: Path | None = None,
+    entropy: Path | None = None,
+    valid: Path | None = None,
+    also: Mapping[str, Path] | None = None,
+    resume: Resume = "no",
     overwrite: bool = False,
     progress: Progress = SILENT,
 ) -> LabelReport:
@@ -79,46 +91,141 @@ def make_labels(
     grid       the scene's; the map may have any CRS, resolution and origin, and may cover it partly
     out        uint8 legend codes
     table      (256,) int16 from `translation`: what each source code becomes, -1 for unknown codes
-    min_valid  share of a pixel, 0 to 1, that the map must know; below it the label is nodata (majority only)
+    weighting  of the weighted majority; default: inverse square root of frequency, no smoothing
+    min_valid  share of a pixel, 0 to 1, that the map must know; below it the label is nodata (nearest looks at
+               one map pixel only)
     unknown    what to do with source codes outside the table: stop after the pass and list them, or nodata
     memory     peak memory of the process in MB, libraries included
-    purity     also write the label's share of each pixel's known part: uint8 percent, nodata 255
-    fractions  also write the share of each class in each pixel: uint16 in 1/10000, a band per class key,
-               summing to the known share; nodata 65535 where nothing is known
+    purity     also write the label's share of each pixel's known part
+    fractions  also write the share of each class in each pixel, a band per class key, summing to ``valid``
+    entropy    also write how mixed the known part is: 0 one class, 100 all classes alike
+    valid      also write the known share of each pixel
+    also       further methods, from the same pass, by name: where their labels go
+    resume     go on from what an interrupted pass left: "yes" raises SettingsError where inputs or settings
+               were others, "if-same" starts anew then. The result is the same to the byte.
+
+    Shares are uint8 percent; purity, fractions and entropy are 255 where nothing is known.
     Raises SettingsError, InputFileError, GridMismatchError, LegendError, UnknownCodesError,
     OutputExistsError, StorageError; the labels are then as they were (a disk that fills up while the COGs are
-    made can leave new purity or fractions, which are made first).
+    made can leave new files of the others, which are made first).
     """
-    _check_method(method, with_votes=purity is not None or fractions is not None)
-    _check_settings([reference, out, purity, fractions], min_valid, unknown)
+    # the labels come first, so they are renamed last: where they exist, all outputs do
+    shares = {"purity": purity, "fractions": fractions, "entropy": entropy, "valid": valid}
+    paths = {method: out, **(also or {}), **{name: path for name, path in shares.items() if path}}
+    for name in (method, *(also or {})):
+        _check_method(name)
+    if also and method in also:
+        raise SettingsError(f"the labels themselves are by {method}: name other methods beside it")
+    weighting = weighting or Weighting()
+    _check_settings([reference, *paths.values()], min_valid, unknown)
     _check_table(legend, table)
+    weighting.weights(legend)  # unknown classes are told before anything is read
     with open_raster(reference) as dataset:
         placement = place(reference, dataset, grid)
-        how = _how(method, placement, grid_of(dataset), grid)
+        how = _how(method, placement, grid_of(dataset), grid, weighting)
         layout = Layout.of(dataset, placement, grid)
-    budget = Budget.of(memory, layout, placement, grid, len(legend) if fractions else 0)
-    with ExitStack() as files:
-        files.enter_context(rasterio.Env(GDAL_CACHEMAX=budget.cache))  # in bytes
-        # the labels come first, so they are renamed last: where they exist, all outputs do
-        kind = RasterKind("uint8", ("class",), legend.nodata, legend.categories())
-        outputs = {"label": files.enter_context(new_raster(out, grid, kind, overwrite=overwrite))}
-        if purity:
-            kind = RasterKind("uint8", ("purity",), kernels.NO_PURITY)
-            outputs["purity"] = files.enter_context(new_raster(purity, grid, kind, overwrite=overwrite))
-        if fractions:
-            kind = RasterKind("uint16", tuple(legend.keys), kernels.NO_FRACTION, tags={"units": "1/10000"})
-            outputs["fractions"] = files.enter_context(new_raster(fractions, grid, kind, overwrite=overwrite))
-        work = _Pass(reference, grid, placement, legend, table, method, min_valid, outputs)
-        work.run(plan_windows(grid, placement, layout, budget.window), budget.workers, progress)
-        unknown_counts = {int(c): int(work.seen[c]) for c in np.flatnonzero((table < 0) & (work.seen > 0))}
-        if unknown_counts and unknown == "error":
-            raise UnknownCodesError(_unknown_message(reference, unknown_counts, int(work.seen.sum()), legend))
-    counts = {int(code): int(work.written[code]) for code in sorted({legend.nodata, *legend.codes.tolist()})}
-    source_counts = {int(code): int(work.seen[code]) for code in np.flatnonzero(work.seen)}
-    return LabelReport(counts, source_counts, unknown_counts, placement.ratio, how)
+    task = Task(reference, grid, placement, legend, table, method, min_valid)
+    if WEIGHTED in paths and weighting.smoothing and placement.factor > 1:
+        task = replace(task, bell=bell(weighting.smoothing, placement.factor))
+    budget = Budget.of(memory, layout, task, paths)
+    windows = plan_windows(grid, placement, layout, budget.window)
+    made_from = fingerprint(
+        str(reference.resolve()), stamp(reference), list(grid.shape), list(grid.affine), str(grid.crs),
+        legend.to_dict(), table.tolist(), str(weighting), min_valid,
+        {name: str(path.resolve()) for name, path in paths.items()}, len(windows), windows[0].shape,
+    )  # fmt: skip
+    ledger = Ledger(partial_folder(out) / LEDGER, made_from, len(windows), {"seen": CODES, "written": CODES})
+    missing = _take_up(ledger, paths, resume, overwrite=overwrite)
+    try:
+        with ExitStack() as files:
+            files.enter_context(rasterio.Env(GDAL_CACHEMAX=budget.cache))  # in bytes
+            if WEIGHTED in paths:
+                task = replace(task, weights=_weights(task, weighting, ledger, windows, budget.workers, progress))
+            outputs = {
+                name: files.enter_context(
+                    new_raster(paths[name], grid, _kind(name, legend), overwrite=overwrite, resumable=True)
+                )
+                for name in missing
+            }
+            make_products(task, windows, outputs, ledger, budget.workers, progress)
+            seen, written = ledger.sums["seen"], ledger.sums["written"]
+            unknown_counts = {int(c): int(seen[c]) for c in np.flatnonzero((table < 0) & (seen > 0))}
+            if unknown_counts and unknown == "error":
+                raise UnknownCodesError(_unknown_message(reference, unknown_counts, int(seen.sum()), legend))
+    except BaseException:
+        if not ledger.path.exists():
+            _discard(paths)
+        else:
+            log.warning("the finished rows are kept in %s; --resume goes on from there", ledger.path.parent)
+        raise
+    counts = {int(code): int(written[code]) for code in sorted({legend.nodata, *legend.codes.tolist()})}
+    source_counts = {int(code): int(seen[code]) for code in np.flatnonzero(seen)}
+    return LabelReport(
+        counts, source_counts, unknown_counts, placement.ratio, how, ledger.notes.get("weights", {})
+    )
 
 
-def _check_method(method: str, *, with_votes: bool) -> None:
+def _take_up(ledger: Ledger, paths: Mapping[str, Path], resume: Resume, *, overwrite: bool) -> list[str]:
+    """Load what an interrupted pass left, or clear it away; returns the outputs that are still to be made.
+
+    An output that got its name before the pass was interrupted has no raw file any more.
+    """
+    missing = list(paths)
+    if resume != "no" and ledger.path.exists():
+        try:
+            ledger.load()
+            missing = [name for name, path in paths.items() if (partial_folder(path) / RAW).exists()]
+            named = [paths[name] for name in paths if name not in missing]
+            if named and not (ledger.complete and all(path.exists() for path in named)):
+                raise SettingsError(
+                    f"the unfinished {', '.join(map(str, named))} is gone, so the pass can't go on. "
+                    f"Leave --resume out to start anew."
+                )
+            log.info("going on from %d of %d windows", len(ledger.done), ledger.windows)
+        except CobertesError:
+            if resume == "yes":
+                raise
+            ledger.clear()
+            missing = list(paths)
+    elif resume == "yes":
+        log.info("no interrupted pass to go on from: starting anew")
+    for name in missing:
+        check_writable(paths[name], overwrite=overwrite)
+    if not ledger.done:
+        _discard(paths)
+    return missing
+
+
+def _discard(paths: Mapping[str, Path]) -> None:
+    for path in paths.values():
+        shutil.rmtree(partial_folder(path), ignore_errors=True)
+
+
+def _weights(
+    task: Task, weighting: Weighting, ledger: Ledger, windows: list[Window], workers: int, progress: Progress
+) -> NDArray[np.int64]:
+    """(K,) int64 weights, which the ledger keeps: an interrupted pass need not count again."""
+    legend = task.legend
+    if "weights" not in ledger.notes:
+        counts = None
+        if weighting.by_frequency:
+            counts = class_counts(legend, task.table, count_codes(task, windows, workers, progress))
+        weights = weighting.weights(legend, counts)
+        log.info("class weights: %s", describe_weights(legend, weights))
+        ledger.notes["weights"] = dict(zip(legend.keys, weights.tolist(), strict=True))
+    return whole(np.array(list(ledger.notes["weights"].values())))
+
+
+def _kind(name: str, legend: Legend) -> RasterKind:
+    """What the raster of a method or share holds."""
+    if name in METHODS:
+        return RasterKind("uint8", ("class",), legend.nodata, legend.categories())
+    bands = tuple(legend.keys) if name == "fractions" else (name,)
+    nodata = None if name == "valid" else NO_SHARE
+    return RasterKind("uint8", bands, nodata, tags={"units": "percent"})
+
+
+def _check_method(method: str) -> None:
     plain = method.lower().replace("_", "").replace("-", "")
     if plain in BLENDING:
         raise SettingsError(
@@ -128,20 +235,15 @@ def _check_method(method: str, *, with_votes: bool) -> None:
     if method not in METHODS:
         hint = " GDAL's 'mode' is 'majority' here." if plain == "mode" else did_you_mean(method, METHODS)
         raise SettingsError(f"no aggregation method '{method}'.{hint}")
-    if with_votes and method == "nearest":
-        raise SettingsError(
-            "nearest looks at one map pixel, but purity and fractions describe all of them. Use method 'majority'."
-        )
 
 
-def _check_settings(files: list[Path | None], min_valid: float, unknown: str) -> None:
+def _check_settings(files: list[Path], min_valid: float, unknown: str) -> None:
     if not 0 <= min_valid <= 1:
         raise SettingsError(f"the valid share must be from 0 to 1, not {min_valid:g} (0.5: half of the pixel)")
     if unknown not in ("error", "nodata"):
         raise SettingsError(f"unknown codes can be an 'error' or 'nodata', not '{unknown}'")
-    paths = [path.absolute() for path in files if path is not None]
-    if len(set(paths)) < len(paths):
-        raise SettingsError("the map, the labels, purity and fractions must be different files")
+    if len({path.absolute() for path in files}) < len(files):
+        raise SettingsError("the map, the labels and all that is made beside them must be different files")
 
 
 def _check_table(legend: Legend, table: NDArray[np.int16]) -> None:
@@ -155,7 +257,7 @@ def _check_table(legend: Legend, table: NDArray[np.int16]) -> None:
         )
 
 
-def _how(method: str, placement: Placement, theirs: GeoBox, grid: GeoBox) -> str:
+def _how(method: str, placement: Placement, theirs: GeoBox, grid: GeoBox, weighting: Weighting) -> str:
     factor, ratio = placement.factor, placement.ratio
     if factor == 1 and placement.origin is not None:
         return "nearest: the map has the scene's pixels"
@@ -164,8 +266,12 @@ def _how(method: str, placement: Placement, theirs: GeoBox, grid: GeoBox) -> str
     if factor == 1:
         why = "coarser than" if ratio < 0.99 else "about as fine as"
         return f"nearest: the map is {why} the scene ({ratio:.2f} map pixels per scene pixel), {ending}"
-    if method == "nearest":
+    if method == NEAREST:
         return f"nearest: centre of {factor} x {factor} px, {ending}"
+    if method == WEIGHTED:
+        classes = weighting.classes if isinstance(weighting.classes, str) else "given"
+        smooth = f", smoothing {weighting.smoothing:g} px" if weighting.smoothing else ""
+        return f"weighted majority of {factor} x {factor} px, class weights {classes}{smooth}, {ending}"
     return f"majority of {factor} x {factor} px, {ending}"
 
 
@@ -180,82 +286,3 @@ def _unknown_message(reference: Path, counts: dict[int, int], total: int, legend
         f"Say what they are in the project, for example `[labels] codes = {{ {example} }}`, or in a crosswalk; "
         f'or let all of them count as nodata: `unknown = "nodata"`.'
     )
-
-
-@dataclass
-class _Pass:
-    """One pass over the map: what threads share. ``seen`` and ``written`` count codes read and labels written."""
-
-    reference: Path
-    grid: GeoBox
-    placement: Placement
-    legend: Legend
-    table: NDArray[np.int16]
-    method: str
-    min_valid: float
-    outputs: dict[str, NDArray[Any]]
-    seen: NDArray[np.int64] = field(default_factory=lambda: np.zeros(CODES, np.int64))
-    written: NDArray[np.int64] = field(default_factory=lambda: np.zeros(CODES, np.int64))
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    stop: threading.Event = field(default_factory=threading.Event)
-
-    def __post_init__(self) -> None:
-        known = self.table >= 0
-        self.translate = np.where(known, self.table, self.legend.nodata).astype(np.uint8)
-        classes = self.legend.index_table()
-        self.index = np.minimum(classes[self.translate], len(self.legend)).astype(np.uint8)
-
-    def run(self, windows: list[Window], workers: int, progress: Progress) -> None:
-        """Work through all windows; the first error of any thread stops the others at their next window."""
-        pixels = self.grid.width * self.grid.height * self.placement.factor**2
-        queue = iter(windows)
-        with progress.bar("labels", pixels / 1e6, "Mpx") as advance, ThreadPoolExecutor(workers) as pool:
-            futures = [pool.submit(self._work, queue, advance) for _ in range(workers)]
-            try:
-                for future in futures:
-                    future.result()
-            finally:
-                self.stop.set()
-
-    def _work(self, queue: Iterator[Window], advance: Advance) -> None:
-        try:
-            filler = int(np.flatnonzero(self.table == self.legend.nodata)[0])
-            with ReferenceReader(self.reference, self.grid, self.placement, filler=filler) as reader:
-                while not self.stop.is_set():
-                    with self.lock:
-                        window = next(queue, None)
-                    if window is None:
-                        return
-                    self._window(window, reader, advance)
-        except BaseException:
-            self.stop.set()
-            raise
-
-    def _window(self, window: Window, reader: ReferenceReader, advance: Advance) -> None:
-        fine, outside = reader.read(window)
-        factor, classes = self.placement.factor, len(self.legend)
-        seen, written = np.zeros(CODES, np.int64), np.zeros(CODES, np.int64)
-        results: dict[str, NDArray[Any]] = {"label": np.empty(window.shape, np.uint8)}
-        if len(self.outputs) == 1 and (factor == 1 or self.method == "nearest"):
-            kernels.tally(fine, seen)
-            middle = factor // 2  # 10 -> 5, 4 -> 2, as GDAL takes it
-            results["label"] = self.translate[fine[middle::factor, middle::factor]]
-        else:
-            shape = window.shape if "purity" in self.outputs else (0, 0)
-            results["purity"] = np.empty(shape, np.uint8)
-            shape = window.shape if "fractions" in self.outputs else (0, 0)
-            results["fractions"] = np.empty((classes, *shape), np.uint16)
-            kernels.aggregate(
-                fine, factor, self.index, self.legend.codes, np.argsort(self.legend.codes), self.legend.nodata,
-                max(1, ceil(self.min_valid * factor**2 - 1e-9)),
-                results["label"], results["purity"], results["fractions"], seen,
-            )  # fmt: skip
-        for name, pixels in self.outputs.items():
-            pixels[(slice(None), *window.slices)] = results[name]
-            release(pixels)
-        kernels.tally(results["label"], written)
-        seen[reader.filler] -= outside
-        with self.lock:
-            self.seen += seen
-            self.written += written
-            advance(fine.size / 1e6)

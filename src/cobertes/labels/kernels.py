@@ -1,51 +1,29 @@
-"""The loops over fine pixels: each looks at every pixel of a map window once.
+"""The loops over fine pixels: votes of every scene pixel, and what is made of them.
 
-    fine pixels, factor 3            one label
+    fine pixels, factor 3            votes of one scene pixel
     +---+---+---+
-    | 1 | 1 | 4 |   table: 4 -> 2    class 1: 4 votes  <- wins, purity 4 of 8 = 50 %
-    +---+---+---+                    class 2: 4 votes  (a tie goes to the lower code)
-    | 4 | 0 | 1 |   nodata: 0        nodata:  1, does not vote
+    | 1 | 1 | 4 |   table: 4 -> 2    class 1: 4  <- majority (a tie goes to the lower code), purity 4 of 8 = 50 %
+    +---+---+---+                    class 2: 4  <- weighted majority, where class 2 counts more
+    | 4 | 0 | 1 |   nodata: 0        nodata:  1, does not vote: 8 of 9 = 89 % are valid
     +---+---+---+
-    | 1 | 4 | 4 |
+    | 1 | 4 | 4 |   (middle: 0)      nearest: nodata
     +---+---+---+
 
-Kernels release the interpreter lock, so threads run them side by side on windows of their own. They are not
-``parallel=True``: numba's default threading layer fails when several Python threads call it.
+Every kernel counts in whole numbers, so its result does not depend on windows or threads. Kernels release the
+interpreter lock, so threads run them side by side on windows of their own. They are not ``parallel=True``:
+numba's default threading layer fails when several Python threads call it.
 """
 
-from collections.abc import Callable
-from typing import Any, TypeVar
-
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
-FRACTION_UNITS = 10_000
-"""Fractions are stored as uint16 in units of 1/10000."""
+from cobertes.jit import compiled
 
-NO_FRACTION = 65_535
-"""Nodata of a fractions raster: no fine pixel of the block is known."""
-
-NO_PURITY = 255
-"""Nodata of a purity raster, whose values are percent."""
+NO_SHARE = 255
+"""Nodata of purity, fractions and entropy, whose values are percent."""
 
 STRIDE = 4096
 """Fine pixels of a row that are looked at together: ten such rows stay in the processor's cache."""
-
-Function = TypeVar("Function", bound=Callable[..., Any])
-
-
-def compiled(function: Function) -> Function:
-    """Compile on the first call and keep the machine code on disk for the next process.
-
-    It is kept beside the module, else in the user's cache folder. Where neither can be written (a read-only
-    installation without a home), every process compiles again: a few seconds.
-    """
-    try:
-        kernel: Function = njit(function, nogil=True, cache=True)
-    except RuntimeError:  # numba: "no locator available"
-        kernel = njit(function, nogil=True)
-    return kernel
 
 
 @compiled
@@ -73,39 +51,25 @@ def tally(codes: NDArray[np.uint8], counts: NDArray[np.int64]) -> None:
 
 
 @compiled
-def aggregate(  # noqa: PLR0912, PLR0915 (one loop nest, read top to bottom)
+def count_votes(  # noqa: PLR0912 (one loop nest, read top to bottom)
     fine: NDArray[np.uint8],
     factor: int,
     index: NDArray[np.uint8],
-    codes: NDArray[np.uint8],
-    order: NDArray[np.int64],
-    nodata: int,
-    required: int,
-    label: NDArray[np.uint8],
-    purity: NDArray[np.uint8],
-    fractions: NDArray[np.uint16],
+    votes: NDArray[np.int32],
     seen: NDArray[np.int64],
 ) -> None:
-    """Majority, purity and fractions of every ``factor x factor`` block, and the source codes that occur.
+    """Count the fine pixels of each class in every ``factor x factor`` block, and the source codes that occur.
 
-    fine       (H * factor, W * factor) uint8: source codes
-    index      (256,) uint8: class index of each source code, K where it does not vote
-    codes      (K,) uint8: legend code of each class index; K up to 254
-    order      (K,) int64: class indexes by ascending code, so that ties go to the lower code
-    required   fewest voting pixels (from 1) for a block to get a label
-    label      (H, W) uint8, written: code of the class with most votes, ``nodata`` where too few vote
-    purity     (H, W) uint8, written: percent of the votes that the label got, 255 without a label; or (0, 0)
-    fractions  (K, H, W) uint16, written: votes of a class in 1/10000 of the block's pixels, so that classes
-               sum to the valid share; 65535 where nothing votes; or (K, 0, 0)
-    seen       (256,) int64, added to: fine pixels of each source code
+    fine   (H * factor, W * factor) uint8: source codes
+    index  (256,) uint8: class index of each source code, K where it does not vote
+    votes  (H, W, K + 1) int32, written: fine pixels by class index; the last ones do not vote
+    seen   (256,) int64, added to: fine pixels of each source code
     """
-    height, width = label.shape
-    classes = codes.size
+    height, width, _ = votes.shape
     pixels = factor * factor
-    with_purity, with_fractions = purity.size > 0, fractions.size > 0
-    votes = np.zeros(classes + 1, np.int64)
-    even, odd = np.zeros(classes + 1, np.int64), np.zeros(classes + 1, np.int64)
-    seen_odd = np.zeros(256, np.int64)
+    votes[:] = 0
+    even, odd = np.zeros(256, np.int32), np.zeros(256, np.int32)
+    met, known = np.empty(256, np.uint8), 0  # the codes that mixed blocks held so far
     group = max(1, STRIDE // factor)
     varies = np.empty(group * factor, np.uint8)
     for row in range(height):
@@ -128,45 +92,217 @@ def aggregate(  # noqa: PLR0912, PLR0915 (one loop nest, read top to bottom)
                     mixed |= varies[x] | (top[x] ^ code)
                 if mixed == 0:
                     seen[code] += pixels
-                    votes[:] = 0
-                    votes[index[code]] = pixels
-                    winner = int(index[code])
-                else:
-                    # two histograms take turns: an addition need not wait for the one before
-                    even[:] = 0
-                    odd[:] = 0
+                    votes[row, col, index[code]] = pixels
+                    continue
+                # two histograms take turns: an addition need not wait for the one before
+                for r in range(factor):
+                    line = rows[r]
+                    for x in range(left, left + factor - 1, 2):
+                        even[line[x]] += 1
+                        odd[line[x + 1]] += 1
+                    if factor % 2:
+                        even[line[left + factor - 1]] += 1
+                left_over = pixels
+                for i in range(known):
+                    code = met[i]
+                    number = even[code] + odd[code]
+                    left_over -= number
+                    votes[row, col, index[code]] += number
+                    seen[code] += number
+                    even[code] = 0
+                    odd[code] = 0
+                if left_over:
+                    for new in range(256):
+                        number = even[new] + odd[new]
+                        if number:
+                            met[known] = new
+                            known += 1
+                            votes[row, col, index[new]] += number
+                            seen[new] += number
+                            even[new] = 0
+                            odd[new] = 0
+
+
+@compiled
+def elect(
+    votes: NDArray[np.int32],
+    weights: NDArray[np.int64],
+    order: NDArray[np.int64],
+    codes: NDArray[np.uint8],
+    nodata: int,
+    required: int,
+    label: NDArray[np.uint8],
+) -> None:
+    """The code of the class with the greatest votes x weight.
+
+    votes     (H, W, K + 1) int32 from `count_votes`
+    weights   (K,) int64, from 1; all the same: the plain majority
+    order     (K,) int64: class indexes by ascending code, so that ties go to the lower code
+    codes     (K,) uint8: legend code of each class index
+    required  fewest voting pixels (from 1) for a label; below it ``nodata``
+    label     (H, W) uint8, written
+    """
+    height, width, _ = votes.shape
+    for row in range(height):
+        for col in range(width):
+            valid, most, winner = 0, 0, 0
+            for k in order:
+                number = votes[row, col, k]
+                valid += number
+                score = number * weights[k]
+                if score > most:
+                    most, winner = score, k
+            label[row, col] = codes[winner] if valid >= required else nodata
+
+
+@compiled
+def elect_smooth(  # noqa: PLR0912 (one loop nest, read top to bottom)
+    fine: NDArray[np.uint8],
+    factor: int,
+    index: NDArray[np.uint8],
+    votes: NDArray[np.int32],
+    bell: NDArray[np.int64],
+    weights: NDArray[np.int64],
+    order: NDArray[np.int64],
+    codes: NDArray[np.uint8],
+    nodata: int,
+    required: int,
+    label: NDArray[np.uint8],
+) -> None:
+    """`elect`, where a fine pixel's vote fades with its distance from the scene pixel's centre.
+
+        fine pixels of three scene pixels   |  .  .  .  |  .  .  .  |  .  .  .  |
+        bell, reach 1, factor 3                1  5 20    57 80 57    20  5  1      (in x; the same in y)
+
+    Votes of neighbours choose between classes; whether there is a label depends on the pixel itself.
+
+    fine   ((H + 2 reach) * factor, (W + 2 reach) * factor) uint8: source codes, ``reach`` more on every side
+    votes  (H + 2 reach, W + 2 reach, K + 1) int32 from `count_votes`
+    bell   ((2 reach + 1) * factor,) int64: weight of a fine pixel by its place along one axis
+    label  (H, W) uint8, written; other arguments as in `elect` and `count_votes`
+    """
+    height, width = label.shape
+    classes, span, pixels = codes.size, bell.size // factor, factor * factor
+    reach = span // 2
+    solid = np.full(votes.shape[:2], -1, np.int64)  # the class of the blocks that hold one only
+    for row in range(votes.shape[0]):
+        for col in range(votes.shape[1]):
+            for k in range(classes + 1):
+                if votes[row, col, k] == pixels:
+                    solid[row, col] = k
+    steps = np.zeros(span, np.int64)
+    for i in range(bell.size):
+        steps[i // factor] += bell[i]
+    scores = np.empty(classes + 1, np.int64)
+    for row in range(height):
+        for col in range(width):
+            own = votes[row + reach, col + reach]
+            if pixels - own[classes] < required:
+                label[row, col] = nodata
+                continue
+            alike = solid[row + reach, col + reach]
+            for i in range(span):
+                for j in range(span):
+                    if solid[row + i, col + j] != alike:
+                        alike = -1
+            if alike >= 0:
+                label[row, col] = codes[alike]
+                continue
+            scores[:] = 0
+            for i in range(span):
+                for j in range(span):
+                    one = solid[row + i, col + j]
+                    if one >= 0:
+                        scores[one] += steps[i] * steps[j]
+                        continue
                     for r in range(factor):
-                        line = rows[r]
-                        for x in range(left, left + factor - 1, 2):
-                            seen[line[x]] += 1
-                            even[index[line[x]]] += 1
-                            seen_odd[line[x + 1]] += 1
-                            odd[index[line[x + 1]]] += 1
-                        if factor % 2:
-                            x = left + factor - 1
-                            seen[line[x]] += 1
-                            even[index[line[x]]] += 1
-                    winner = classes
-                    most = 0
-                    for k in range(classes + 1):
-                        votes[k] = even[k] + odd[k]
-                    for k in order:
-                        if votes[k] > most:
-                            most = votes[k]
-                            winner = k
-                valid = pixels - votes[classes]
-                labelled = valid >= required
-                label[row, col] = codes[winner] if labelled else nodata
-                if with_purity:
-                    share = (200 * votes[winner] + valid) // (2 * valid) if labelled else NO_PURITY
-                    purity[row, col] = share
-                if with_fractions:
-                    # rounding the running sum, not each share, keeps the total exact
-                    below, total = 0, 0
-                    for k in range(classes):
-                        total += votes[k]
-                        reached = (2 * FRACTION_UNITS * total + pixels) // (2 * pixels)
-                        fractions[k, row, col] = reached - below if valid else NO_FRACTION
-                        below = reached
-    for code in range(256):
-        seen[code] += seen_odd[code]
+                        line = fine[(row + i) * factor + r]
+                        high = bell[i * factor + r]
+                        for x in range(factor):
+                            scores[index[line[(col + j) * factor + x]]] += high * bell[j * factor + x]
+            most, winner = np.int64(0), 0
+            for k in order:
+                score = scores[k] * weights[k]
+                if score > most:
+                    most, winner = score, k
+            label[row, col] = codes[winner]
+
+
+@compiled
+def measure_purity(
+    votes: NDArray[np.int32], label: NDArray[np.uint8], index: NDArray[np.uint8], purity: NDArray[np.uint8]
+) -> None:
+    """Percent of a pixel's votes that its label got, 255 without a label or votes.
+
+    votes   (H, W, K + 1) int32 from `count_votes`
+    label   (H, W) uint8: legend codes
+    index   (256,) uint8: class index of each legend code, K for nodata
+    purity  (H, W) uint8, written
+    """
+    height, width, most = votes.shape
+    for row in range(height):
+        for col in range(width):
+            winner, valid = index[label[row, col]], 0
+            for k in range(most - 1):
+                valid += votes[row, col, k]
+            known = valid > 0 and winner < most - 1
+            purity[row, col] = (200 * votes[row, col, winner] + valid) // (2 * valid) if known else NO_SHARE
+
+
+@compiled
+def measure_fractions(votes: NDArray[np.int32], pixels: int, fractions: NDArray[np.uint8]) -> None:
+    """Percent of a pixel that each class covers; they sum to `measure_valid` exactly. 255 without votes.
+
+    votes      (H, W, K + 1) int32 from `count_votes`; ``pixels`` of each block
+    fractions  (K, H, W) uint8, written
+    """
+    classes, height, width = fractions.shape
+    for row in range(height):
+        for col in range(width):
+            # rounding the running sum, not each share, keeps the total exact
+            below, total = 0, 0
+            known = votes[row, col, classes] < pixels
+            for k in range(classes):
+                number = votes[row, col, k]
+                share = 0 if known else NO_SHARE
+                if number:
+                    total += number
+                    reached = (200 * total + pixels) // (2 * pixels)
+                    share = reached - below
+                    below = reached
+                fractions[k, row, col] = share
+
+
+@compiled
+def measure_valid(votes: NDArray[np.int32], pixels: int, valid: NDArray[np.uint8]) -> None:
+    """Percent of a pixel that votes: (H, W) uint8, written."""
+    height, width, last = votes.shape
+    for row in range(height):
+        for col in range(width):
+            valid[row, col] = (200 * (pixels - votes[row, col, last - 1]) + pixels) // (2 * pixels)
+
+
+@compiled
+def measure_entropy(votes: NDArray[np.int32], logs: NDArray[np.float64], entropy: NDArray[np.uint8]) -> None:
+    """How mixed a pixel is: 0 one class, 100 all K classes in equal parts, 255 without votes.
+
+    Shannon's entropy of the shares of the votes, in percent of its maximum, the logarithm of K.
+
+    votes    (H, W, K + 1) int32 from `count_votes`
+    logs     (pixels + 1,) float64: n * log(n), 0 for n = 0
+    entropy  (H, W) uint8, written
+    """
+    height, width, last = votes.shape
+    classes = last - 1
+    most = np.log(classes) if classes > 1 else 1.0
+    for row in range(height):
+        for col in range(width):
+            valid, total = 0, 0.0
+            for k in range(classes):
+                valid += votes[row, col, k]
+                total += logs[votes[row, col, k]]
+            if valid:
+                share = (logs[valid] - total) / (valid * most)
+                entropy[row, col] = int(100 * share + 0.5)
+            else:
+                entropy[row, col] = NO_SHARE

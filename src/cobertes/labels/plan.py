@@ -8,6 +8,7 @@ blocks of 960 x 960     [====][====][====][====]        squares that end where b
 """
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 from math import ceil, gcd, isqrt
@@ -19,12 +20,17 @@ from odc.geo.geobox import GeoBox
 from cobertes.geo.grid import grid_of, same_crs
 from cobertes.geo.windows import Window
 from cobertes.labels.reference import Placement
+from cobertes.labels.streaming import NEAREST, Task
 
 LIBRARIES_MB = 250
 """Peak memory of the process before the first window: interpreter, numpy, GDAL, numba."""
 
-WINDOW_PIXELS = 16_000_000
-"""Fine pixels of a window, at most: small enough for the bar to move and for many threads."""
+WINDOW_PIXELS = 27_000_000
+"""Fine pixels of a window, at most: 5,120 x 5,120, where blocks of 1,024 px and scene pixels of 10 meet."""
+
+WINDOW_BYTES = 75_000_000
+"""Memory of a window and all that is made from it, at most. Windows do not depend on the number of threads, and
+on ``memory`` only where it is scarce."""
 
 WARP_PIXELS = 4_000_000
 """The same for a warped map, whatever the memory: where the warper starts decides the last digits of its
@@ -73,21 +79,40 @@ class Budget:
     cache: int
 
     @classmethod
-    def of(cls, memory: int, layout: Layout, placement: Placement, grid: GeoBox, bands: int) -> "Budget":
-        """For ``memory`` MB in all and outputs of ``bands`` fractions. Scarce memory costs threads first."""
+    def of(cls, memory: int, layout: Layout, task: Task, products: Iterable[str]) -> "Budget":
+        """For ``memory`` MB in all. Scarce memory costs threads first."""
+        placement, grid = task.placement, task.grid
         free = max(memory - LIBRARIES_MB, 40) * 1_000_000
         # GDAL decodes whole blocks: its cache should hold those that a window shares with the next
         block = layout.block[0] * min(layout.block[1], layout.width) * layout.itemsize
         least = WARP_CACHE_BYTES if placement.origin is None else CACHE_BYTES
         cache = min(max(least, 4 * block), free // 2)
-        # per fine pixel: what is read, a padded or converted copy, and the outputs
-        pixel_bytes = 2 * layout.itemsize + (2 + 2 * bands) / placement.factor**2
+        pixel_bytes = _bytes_of_a_pixel(layout, task, set(products))
         pixels = int((free - cache) / pixel_bytes)
-        smallest = (grid.width if layout.in_strips else 1) * placement.factor**2
-        workers = max(1, min(_processors(), pixels // smallest))
         if placement.origin is None:
-            return cls(max(1, min(workers, pixels // WARP_PIXELS)), WARP_PIXELS, cache)
-        return cls(workers, min(WINDOW_PIXELS, pixels // workers), cache)
+            return cls(max(1, min(_processors(), pixels // WARP_PIXELS)), WARP_PIXELS, cache)
+        smallest = (grid.width if layout.in_strips else 1) * placement.factor**2
+        window = max(smallest, min(WINDOW_PIXELS, int(WINDOW_BYTES / pixel_bytes), pixels))
+        return cls(max(1, min(_processors(), pixels // window)), window, cache)
+
+
+def _bytes_of_a_pixel(layout: Layout, task: Task, products: set[str]) -> float:
+    """Memory of a fine pixel and its part of what is made, in bytes."""
+    classes = len(task.legend)
+    read = 2 * layout.itemsize  # as read, and a padded or converted copy
+    made = len(products) + classes * ("fractions" in products)
+    if products != {NEAREST}:
+        made += 4 * (classes + 1)  # votes
+    if task.reach:
+        read, made = 2 * read, 2 * made + 8  # neighbours around a window, and which of them hold one class
+    return read + made / task.placement.factor**2
+
+
+def strip_cache(memory: int, layout: Layout) -> int:
+    """Bytes for GDAL where a map is read in strips of its full width: a row of storage blocks, if it fits."""
+    free = max(memory - LIBRARIES_MB, 40) * 1_000_000
+    row = layout.block[0] * layout.width * layout.itemsize
+    return min(max(WARP_CACHE_BYTES, row + row // 8), free // 2)
 
 
 def _processors() -> int:

@@ -179,10 +179,13 @@ def _ratio(theirs: GeoBox, grid: GeoBox) -> float | None:
 class ReferenceReader:
     """An open reference map, read as codes on the fine grid. For one thread: a GDAL handle must not be shared.
 
-    ``filler`` is the source code that stands for ground without the map; it must mean nodata.
+    filler  the source code that stands for ground without the map; it must mean nodata
+    margin  scene pixels around the grid that windows may reach into
     """
 
-    def __init__(self, reference: Path, grid: GeoBox, placement: Placement, *, filler: int) -> None:
+    def __init__(
+        self, reference: Path, grid: GeoBox, placement: Placement, *, filler: int, margin: int = 0
+    ) -> None:
         self.path, self.placement, self.filler = reference, placement, filler
         self.files = ExitStack()
         source = self.files.enter_context(open_raster(reference))
@@ -190,16 +193,18 @@ class ReferenceReader:
         declared = source.nodata
         self.empty = filler if declared is None or 0 <= declared < CODES else int(declared)
         self.dataset: Any = source
+        # (row, col) of the scene's corner in the pixels of the dataset that is read
+        self.origin = placement.origin or (margin * placement.factor, margin * placement.factor)
         if placement.origin is None:
-            fine = Affine.scale(1 / placement.factor)
+            fine = Affine.translation(-margin, -margin) * Affine.scale(1 / placement.factor)
             self.dataset = self.files.enter_context(
                 WarpedVRT(
                     source,
                     src_crs=source.crs or PIXEL_CRS,
                     crs=PIXEL_CRS if grid.crs is None else str(grid.crs),
                     transform=grid.affine * fine,
-                    width=grid.width * placement.factor,
-                    height=grid.height * placement.factor,
+                    width=(grid.width + 2 * margin) * placement.factor,
+                    height=(grid.height + 2 * margin) * placement.factor,
                     resampling=Resampling.nearest,
                     tolerance=EXACT,
                     src_nodata=self.empty,
@@ -222,11 +227,7 @@ class ReferenceReader:
         returns  (height * factor, width * factor) uint8
         Raises InputFileError naming file and rows where a block can't be read or holds no class code.
         """
-        factor = self.placement.factor
-        row, col = self.placement.origin or (0, 0)
-        fine = Window(
-            row + window.row * factor, col + window.col * factor, window.height * factor, window.width * factor
-        )
+        fine = self._fine(window)
         inside = fine.clip(self.dataset.shape)
         if inside == fine:
             return self._codes(fine), 0
@@ -234,6 +235,18 @@ class ReferenceReader:
         if 0 not in inside.shape:
             codes[inside.within(fine)] = self._codes(inside)
         return codes, codes.size - inside.height * inside.width
+
+    def outside(self, window: Window) -> int:
+        """How many fine pixels of a window lie outside of the map, as `read` says."""
+        fine = self._fine(window)
+        inside = fine.clip(self.dataset.shape)
+        return fine.height * fine.width - inside.height * inside.width
+
+    def _fine(self, window: Window) -> Window:
+        factor, (row, col) = self.placement.factor, self.origin
+        return Window(
+            row + window.row * factor, col + window.col * factor, window.height * factor, window.width * factor
+        )
 
     def _codes(self, fine: Window) -> NDArray[np.uint8]:
         try:

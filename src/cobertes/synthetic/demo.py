@@ -25,7 +25,7 @@ from odc.geo.geobox import GeoBox
 
 from cobertes.errors import SettingsError, StorageError
 from cobertes.files import replacing, write_text
-from cobertes.labels.kernels import compiled
+from cobertes.jit import compiled
 from cobertes.progress import SILENT, Advance, Progress
 from cobertes.synthetic.landscape import Landscape, build
 from cobertes.synthetic.nature import FACTOR, MATERIALS, Floats, fractal, sample

@@ -13,7 +13,7 @@ import scipy.fft
 import scipy.ndimage
 from numpy.typing import NDArray
 
-from cobertes.labels.kernels import compiled
+from cobertes.jit import compiled
 
 Floats = NDArray[np.floating[Any]]
 Cover = NDArray[np.uint8]

@@ -1,0 +1,145 @@
+"""The comparison of aggregation methods for people: a table, and a picture of one place and of all biases."""
+
+from pathlib import Path
+
+import numpy as np
+import rasterio
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from odc.geo.geobox import GeoBox
+
+from cobertes.files import replacing
+from cobertes.geo.grid import open_raster
+from cobertes.geo.windows import Window, tile_windows
+from cobertes.labels.compare import Comparison
+from cobertes.labels.reference import ReferenceReader, place
+from cobertes.labels.streaming import METHODS
+
+SHOWN = 48
+"""Side of the place that is shown, in scene pixels."""
+
+WIDEST_BIAS = 100.0
+"""Percent at which bars end; what lies beyond is written beside them."""
+
+METHOD_COLOURS = ("#777777", "#1b7ac2", "#d9730d")
+
+
+def comparison_table(comparison: Comparison) -> str:
+    """Lines for a terminal: a row per class, then what holds for all."""
+    c = comparison
+    area = "hectares" if c.hectares else "pixels"
+    unit = c.hectares or 1.0
+    head = f"{'':<38}{'bias of the area, %':>27}{'lost, under 1 px, %':>27}{'lost, under 10 px, %':>27}"
+    names = "".join(f"{name:>9}" for name in ("nearest", "majority", "weighted"))
+    lines = [head, f"{'class':<24}{area:>14}" + names * 3]
+    for k, land in enumerate(c.legend.classes):
+        if c.fine[k] == 0:
+            continue
+        cells = [*c.bias[:, k], *c.lost[:, 0, k], *c.lost[:, 1, k]]
+        row = "".join(f"{value:>9.1f}" if np.isfinite(value) else f"{'-':>9}" for value in cells)
+        lines.append(f"{land.name[:23]:<24}{c.fine[k] * unit:>14,.0f}{row}")
+    small, all_small = c.objects.objects.sum(1), c.objects.lost.sum(2)
+    lost = [
+        100 * all_small[m, i] / small[i] if small[i] else np.nan for i in range(2) for m in range(len(METHODS))
+    ]
+    lines.append(f"{'all':<24}{c.fine.sum() * unit:>14,.0f}{'':>27}" + "".join(f"{value:>9.1f}" for value in lost))
+    lines.append("")
+    length, what = (1000.0, "km") if c.hectares else (1.0, "px")
+    for m, method in enumerate(METHODS):
+        agree = ", ".join(
+            f"{100 * c.agreement[m, other]:.1f} % with {METHODS[other]}"
+            for other in range(len(METHODS))
+            if other != m
+        )
+        lines.append(
+            f"{method:<18} area moved {c.moved[m]:.2f} %; boundaries {c.boundary[m] / length:,.0f} {what} "
+            f"(fine map {c.boundary[-1] / length:,.0f}); agrees {agree}"
+        )
+    return "\n".join(lines)
+
+
+def write_comparison_picture(
+    comparison: Comparison, reference: Path, grid: GeoBox, folder: Path, table: NDArray[np.int16], out: Path
+) -> None:
+    """Draw the most varied place by every method, and every class's bias, as a PNG.
+
+    folder  where `compare_labels` wrote METHOD.tif;  table  (256,) int16 from `translation`
+    """
+    place_of = _most_varied(folder / f"{METHODS[1]}.tif", grid)
+    figure = Figure(figsize=(14, 4.2 + 0.34 * len(comparison.legend)), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    rows = [4.0, 0.4 + 0.34 * len(comparison.legend)]
+    grid_of_two = figure.add_gridspec(2, 1, height_ratios=rows)
+    above, below = figure.add_subfigure(grid_of_two[0]), figure.add_subfigure(grid_of_two[1])
+    axes = above.subplots(1, len(METHODS) + 1)
+    fine = _fine(reference, grid, table, place_of)
+    _show(axes[0], fine, comparison, f"reference map, {comparison.factor} x {comparison.factor} per pixel")
+    for ax, method in zip(axes[1:], METHODS, strict=True):
+        with open_raster(folder / f"{method}.tif") as file:
+            codes = file.read(1, window=rasterio.windows.Window.from_slices(*place_of.slices))
+        _show(ax, codes, comparison, method.replace("-", " "))
+    _bars(below.subplots(), comparison)
+    with replacing(out) as temporary:
+        figure.savefig(temporary, format="png")
+
+
+def _fine(reference: Path, grid: GeoBox, table: NDArray[np.int16], window: Window) -> NDArray[np.uint8]:
+    with open_raster(reference) as dataset:
+        placement = place(reference, dataset, grid)
+    nodata = int(np.flatnonzero(table == table[table >= 0].min())[0])
+    with ReferenceReader(reference, grid, placement, filler=nodata) as reader:
+        codes, _ = reader.read(window)
+    return np.maximum(table, 0)[codes].astype(np.uint8)
+
+
+def _most_varied(labels: Path, grid: GeoBox) -> Window:
+    """The window of `SHOWN` pixels with most changes of class from pixel to pixel."""
+    best, most = Window(0, 0, *grid.shape), -1
+    size = min(SHOWN, *grid.shape)
+    with open_raster(labels) as file:
+        for window in tile_windows(tuple(grid.shape), size):
+            codes = file.read(1, window=rasterio.windows.Window.from_slices(*window.slices))
+            changes = int((codes[1:] != codes[:-1]).sum() + (codes[:, 1:] != codes[:, :-1]).sum())
+            if changes > most:
+                best, most = window, changes
+    return best
+
+
+def _show(ax: Axes, codes: NDArray[np.uint8], comparison: Comparison, title: str) -> None:
+    legend = comparison.legend
+    index = np.minimum(legend.index_table()[codes], len(legend))
+    ax.imshow(
+        index, cmap=ListedColormap([*legend.colours, "#ffffff"]), vmin=0, vmax=len(legend), interpolation="nearest"
+    )
+    ax.set_title(title, fontsize=10)
+    ax.set_xticks([])
+    ax.set_yticks([])
+
+
+def _bars(ax: Axes, comparison: Comparison) -> None:
+    """Bias of every class by method; the class's colour beside its name."""
+    c = comparison
+    shown = [k for k in range(len(c.legend)) if c.fine[k] > 0]
+    for m, method in enumerate(METHODS):
+        at = np.arange(len(shown)) + 0.27 * (m - 1)
+        values = c.bias[m, shown]
+        ax.barh(
+            at, np.clip(values, -WIDEST_BIAS, WIDEST_BIAS), 0.25, color=METHOD_COLOURS[m],
+            label=method.replace("-", " "),
+        )  # fmt: skip
+        for y, value in zip(at, values, strict=True):
+            if abs(value) > WIDEST_BIAS:
+                ax.text(np.sign(value) * WIDEST_BIAS, y, f" {value:+.0f} %", va="center", fontsize=7)
+    for row, k in enumerate(shown):
+        ax.plot(-0.007, row, marker="s", ms=9, mfc=c.legend.colours[k], mec="#444444", mew=0.5,
+                transform=ax.get_yaxis_transform(), clip_on=False)  # fmt: skip
+    ax.set_yticks(range(len(shown)), [c.legend.classes[k].name for k in shown], fontsize=9)
+    ax.tick_params(axis="y", length=0, pad=16)
+    ax.invert_yaxis()
+    ax.axvline(0, color="#444444", lw=0.8)
+    ax.set_xlabel("area beside the reference map's, percent")
+    ax.legend(loc="best", fontsize=9)
+    ax.grid(axis="x", alpha=0.3)

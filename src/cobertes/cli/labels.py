@@ -1,0 +1,209 @@
+"""Commands on reference maps: labels, compare-labels, legends."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cobertes.cli.app import app
+from cobertes.cli.console import Console, class_table
+from cobertes.cli.options import Overwrite, command
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from cobertes.labels.legend import Legend
+
+LegendOption = Annotated[str, typer.Option(metavar="NAME|FILE", help="See `cobertes legends`.")]
+CrosswalkOption = Annotated[str | None, typer.Option(metavar="NAME|FILE", help="Source codes -> legend codes.")]
+ClassWeights = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME|CLASS=NUMBER,...",
+        help="Of weighted-majority: equal, inverse-sqrt or inverse (frequency), or by class.",
+    ),
+]
+Smoothing = Annotated[
+    float,
+    typer.Option(metavar="PIXELS", help="Of weighted-majority: standard deviation of the Gaussian, 0 to 1."),
+]
+MinValid = Annotated[float, typer.Option(metavar="SHARE", help="Share of a pixel that must be known.")]
+Unknown = Annotated[str, typer.Option(metavar="error|nodata", help="Codes outside the legend.")]
+Memory = Annotated[int, typer.Option(metavar="MB", help="Peak memory of the process.")]
+
+
+@command(app, "labels", "Bring a reference map onto a scene's grid.")
+def labels(
+    console: Console,
+    *,
+    reference: Annotated[Path, typer.Argument(metavar="MAP", help="The reference land-cover map.")],
+    like: Annotated[str, typer.Option(metavar="SCENE", help="The scene whose grid the labels take.")],
+    out: Annotated[Path, typer.Option("-o", metavar="FILE", help="The labels to write.")],
+    legend: LegendOption = "catalonia-12",
+    crosswalk: CrosswalkOption = None,
+    method: Annotated[
+        str, typer.Option(metavar="METHOD", help="nearest, majority or weighted-majority.")
+    ] = "majority",
+    class_weights: ClassWeights = "inverse-sqrt",
+    smoothing: Smoothing = 0.0,
+    purity: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Share of the label's class in each pixel, percent.")
+    ] = None,
+    fractions: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Share of every class in each pixel, percent, a band each.")
+    ] = None,
+    entropy: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="How mixed each pixel is, percent of the maximum.")
+    ] = None,
+    valid: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Share of each pixel that the map knows, percent.")
+    ] = None,
+    also: Annotated[
+        list[str] | None, typer.Option(metavar="METHOD=FILE", help="Labels by another method, from the same pass.")
+    ] = None,
+    min_valid: MinValid = 0.5,
+    unknown: Unknown = "error",
+    memory: Memory = 900,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted call stopped.")] = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Bring a reference map onto the grid of a scene, without blending classes.
+
+    cobertes labels landcover_1m.tif --like s2_april.tif -o labels.tif --legend catalonia-12
+    """
+    from cobertes.geo.raster import check_not_input
+    from cobertes.geo.scene import open_scene
+    from cobertes.labels.aggregate import make_labels
+    from cobertes.labels.legend import load_legend
+    from cobertes.labels.weights import Weighting, parse_weights
+    from cobertes.project import scene_files
+
+    classes = load_legend(legend)
+    scene = open_scene(scene_files(like))
+    others = _assignments(also or [], "--also takes METHOD=FILE")
+    check_not_input((out, purity, fractions, entropy, valid, *others.values()), scene.files)
+    made = make_labels(
+        reference,
+        scene.grid,
+        out,
+        legend=classes,
+        table=_table_of(reference, classes, crosswalk),
+        method=method,
+        weighting=Weighting(parse_weights(class_weights), smoothing),
+        min_valid=min_valid,
+        unknown=unknown,  # type: ignore[arg-type]  # checked there
+        memory=memory,
+        purity=purity,
+        fractions=fractions,
+        entropy=entropy,
+        valid=valid,
+        also=others,
+        resume="yes" if resume else "no",
+        overwrite=overwrite,
+        progress=console.progress,
+    )
+    console.answer(
+        f"{out}: {made.how}\n{class_table(classes, made.counts)}",
+        labels=str(out),
+        counts=made.counts,
+        unknown=made.unknown,
+        how=made.how,
+        weights=made.weights,
+    )
+
+
+@command(app, "compare-labels", "Show what each aggregation method does to each class.")
+def compare_labels(
+    console: Console,
+    *,
+    reference: Annotated[Path, typer.Argument(metavar="MAP", help="The reference land-cover map.")],
+    like: Annotated[str, typer.Option(metavar="SCENE", help="The scene whose grid the labels take.")],
+    out: Annotated[Path, typer.Option("-o", metavar="DIR", help="The folder for labels, table and picture.")],
+    legend: LegendOption = "catalonia-12",
+    crosswalk: CrosswalkOption = None,
+    class_weights: ClassWeights = "inverse-sqrt",
+    smoothing: Smoothing = 0.0,
+    min_valid: MinValid = 0.5,
+    unknown: Unknown = "error",
+    memory: Memory = 900,
+    overwrite: Overwrite = False,
+) -> None:
+    """Make labels by nearest, majority and weighted majority, and measure them against the map.
+
+    For every class: its area beside the map's, and the share of its small objects (connected map pixels under
+    the area of one and of ten scene pixels) of which nothing is left. For every method: length of boundaries,
+    agreement with the others. Written to DIR: METHOD.tif, comparison.csv, comparison.json, comparison.png.
+
+    cobertes compare-labels landcover_1m.tif --like s2_april.tif -o comparison --legend catalonia-12
+    """
+    from cobertes.apply.comparison import comparison_table, write_comparison_picture
+    from cobertes.geo.raster import check_not_input, check_writable
+    from cobertes.geo.scene import open_scene
+    from cobertes.labels.compare import as_dict, compare_labels
+    from cobertes.labels.legend import load_legend
+    from cobertes.labels.weights import Weighting, parse_weights
+    from cobertes.project import scene_files
+
+    classes, scene = load_legend(legend), open_scene(scene_files(like))
+    picture = out / "comparison.png"
+    check_not_input([picture], [reference, *scene.files])
+    check_writable(picture, overwrite=overwrite)
+    table = _table_of(reference, classes, crosswalk)
+    found = compare_labels(
+        reference,
+        scene.grid,
+        out,
+        legend=classes,
+        table=table,
+        weighting=Weighting(parse_weights(class_weights), smoothing),
+        min_valid=min_valid,
+        unknown=unknown,  # type: ignore[arg-type]  # checked there
+        memory=memory,
+        overwrite=overwrite,
+        progress=console.progress,
+    )
+    write_comparison_picture(found, reference, scene.grid, out, table, picture)
+    console.answer(f"{comparison_table(found)}\n\npicture: {picture}", picture=str(picture), **as_dict(found))
+
+
+def _table_of(reference: Path, legend: "Legend", crosswalk: str | None) -> "NDArray[np.int16]":
+    """What each code of a map becomes."""
+    from cobertes.labels.legend import load_crosswalk, translation
+    from cobertes.labels.reference import reference_nodata
+
+    return translation(
+        legend,
+        crosswalk=load_crosswalk(crosswalk) if crosswalk else None,
+        source_nodata=reference_nodata(reference),
+    )
+
+
+def _assignments(texts: list[str], usage: str) -> dict[str, Path]:
+    """``name=file`` as a table."""
+    from cobertes.errors import SettingsError
+
+    pairs = [text.partition("=") for text in texts]
+    if not all(name and file for name, _, file in pairs):
+        raise SettingsError(f"{usage}, found '{' '.join(texts)}'")
+    return {name: Path(file) for name, _, file in pairs}
+
+
+@command(app, "legends", "Show the packaged legends.")
+def legends(
+    console: Console,
+    *,
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="A legend to show.")] = None,
+) -> None:
+    """List the packaged legends, or the classes of one.
+
+    cobertes legends catalonia-12
+    """
+    from cobertes.labels.legend import legend_names, load_legend
+
+    if name is None:
+        console.answer("\n".join(legend_names()), legends=legend_names())
+        return
+    legend = load_legend(name)
+    rows = [f"{c.code:>4}  {c.colour}  {c.key:<24} {c.name}" for c in legend.classes]
+    console.answer(f"{legend.name}, nodata {legend.nodata}\n" + "\n".join(rows), **legend.to_dict())

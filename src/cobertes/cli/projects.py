@@ -1,0 +1,154 @@
+"""Commands on projects: demo, run, init."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cobertes.cli.app import app
+from cobertes.cli.console import Console
+from cobertes.cli.options import Overwrite, command
+
+if TYPE_CHECKING:
+    from cobertes.run import Run
+
+ProjectFile = Annotated[Path, typer.Argument(help="The project file, project.toml.", metavar="PROJECT")]
+RunOption = Annotated[
+    Path | None,
+    typer.Option("--run", metavar="DIR", help="The run's folder. Default: runs/NAME beside the project file."),
+]
+
+
+@command(app, "demo", "Run everything on generated data.")
+def demo(
+    console: Console,
+    *,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where data, run and map go.")] = Path("demo"),
+    size: Annotated[
+        int | None, typer.Option(metavar="PIXELS", min=192, help="Side of the generated scenes. Default: 1200.")
+    ] = None,
+) -> None:
+    """The main job on a generated mini-Catalonia: labels, tiles, training, accuracy, map and report.
+
+    Two seasons of 10 bands at 10 m and a reference map at 1 m are generated, then everything is run on them.
+    A second call goes on where the first one stopped.
+
+    cobertes demo --out demo
+    """
+    from cobertes.errors import SettingsError
+    from cobertes.project import load_project
+    from cobertes.synthetic.demo import write_demo
+
+    project_file = out / "project.toml"
+    if not project_file.exists():
+        console.say("generating scenes and a reference map ...")
+        write_demo(out, size=size or 1200, progress=console.progress)
+    elif size is not None and (shape := load_project(project_file).areas[0].shape) != (size, size):
+        raise SettingsError(
+            f"{out} holds scenes of {shape[1]} x {shape[0]} px, not of {size} x {size} px. Name another --out, or "
+            f"leave --size out to go on with these."
+        )
+    run(console, project=project_file)
+
+
+@command(app, "run", "Run a project, from labels to report.")
+def run(
+    console: Console,
+    *,
+    project: ProjectFile,
+    run: RunOption = None,
+    only: Annotated[
+        str | None, typer.Option("--only", metavar="STAGE", help="This stage alone, unless it is up to date.")
+    ] = None,
+    start: Annotated[
+        str | None,
+        typer.Option(
+            "--from", metavar="STAGE", help="This stage and all later ones, up to date or not; keeps an old model."
+        ),
+    ] = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Say what would be done, and stop.")] = False,
+) -> None:
+    """Run a project: labels -> tiles -> train -> evaluate -> predict -> report.
+
+    A second run does only what changed. A trained model is never replaced.
+
+    cobertes run project.toml
+    """
+    from cobertes.project import file_name, load_project
+    from cobertes.run import Run
+
+    loaded = load_project(project)
+    folder = run or project.parent / "runs" / file_name(loaded.settings.name)
+    job = Run(
+        loaded,
+        folder,
+        progress=console.progress,
+        tell=lambda stage, text: console.say(f"{stage:<9} {text}"),
+        on_epoch=lambda record: console.say(_epoch_line(record)),
+    )
+    if plan:
+        steps = job.plan(only, start)
+        lines = [f"{step.stage:<9} {'run' if step.runs else 'skip':<5} {step.why}" for step in steps]
+        console.answer("\n".join(lines), steps=[vars(step) for step in steps])
+        return
+    ran = job.run(only, start)
+    _tell_results(console, job, ran)
+
+
+def _epoch_line(record: dict[str, float]) -> str:
+    return (
+        f"epoch {record['epoch']:>3.0f}  loss {record['loss']:.3f}  held out {record['validation_loss']:.3f}  "
+        f"mIoU {record['miou']:.3f}  Dice {record['mean_dice']:.3f}  accuracy {record['overall_accuracy']:.3f}  "
+        f"lr {record['learning_rate']:.2g}  {record['seconds']:.0f} s"
+    )
+
+
+def _tell_results(console: Console, job: "Run", ran: list[str]) -> None:
+    """Where everything is, and the scores beside the baselines."""
+    from cobertes.files import read_json
+
+    files, names = job.files, [area.name for area in job.project.areas]
+    maps = [str(files.map(name)) for name in names if files.map(name).exists()]
+    result: dict[str, object] = {"run": str(files.path), "ran": ran, "maps": maps}
+    lines = []
+    if files.assessment.exists() and not job.project.predict_only:
+        assessment = read_json(files.assessment)
+        scored = {"model": assessment["model"], **assessment["baselines"]}
+        lines.append(f"On {assessment['pixels']:,} labelled pixels of the {assessment['split']} blocks:")
+        for name, scores in scored.items():
+            words = f"  {'U-Net' if name == 'model' else name.replace('_', ' '):<14}"
+            lines.append(f"{words} mIoU {scores['miou']:.3f}   overall accuracy {scores['overall_accuracy']:.3f}")
+        result["scores"] = {
+            name: {key: scores[key] for key in ("miou", "overall_accuracy")} for name, scores in scored.items()
+        }
+    if maps:
+        lines.append(f"map:    {maps[0]}" + (f" and {len(maps) - 1} more" if len(maps) > 1 else ""))
+    if files.report.exists():
+        lines.append(f"report: {files.report}")
+        result["report"] = str(files.report)
+    console.answer("\n".join(lines) or f"run: {files.path}", **result)
+
+
+@command(app, "init", "Write a first project file.")
+def init(
+    console: Console,
+    *,
+    scenes: Annotated[
+        list[str], typer.Argument(metavar="SCENE", help="A scene, or season=SCENE for each of several seasons.")
+    ],
+    reference: Annotated[Path, typer.Option(metavar="MAP", help="The reference land-cover map.")],
+    out: Annotated[Path, typer.Option("-o", metavar="FILE", help="The project file to write.")] = Path(
+        "project.toml"
+    ),
+    overwrite: Overwrite = False,
+) -> None:
+    """Inspect scenes and a reference map, and write a commented project file for them.
+
+    A SCENE is a file, a VRT, a folder or glob of per-band files, or a comma-separated list of them.
+
+    cobertes init april=s2_april.tif august=s2_august.tif --reference landcover.tif
+    """
+    from cobertes.propose import write_project
+
+    found = write_project(scenes, reference, out, overwrite=overwrite)
+    console.answer(f"{found}\nwrote {out}. Look it over, then: cobertes run {out}", project=str(out), found=found)

@@ -1,0 +1,21 @@
+"""Machine code from loops over pixels: numba, with one way of keeping what it compiled."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from numba import njit
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def compiled(function: Function) -> Function:
+    """Compile on the first call and keep the machine code on disk for the next process.
+
+    It is kept beside the module, else in the user's cache folder. Where neither can be written (a read-only
+    installation without a home), every process compiles again: a few seconds.
+    """
+    try:
+        kernel: Function = njit(function, nogil=True, cache=True)
+    except RuntimeError:  # numba: "no locator available"
+        kernel = njit(function, nogil=True)
+    return kernel
