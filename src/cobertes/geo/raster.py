@@ -26,6 +26,7 @@ import rasterio
 import rasterio.shutil
 from affine import Affine
 from odc.geo.geobox import GeoBox
+from rasterio._err import CPLE_BaseError
 from rasterio.errors import RasterioError
 
 from cobertes.errors import CobertesError, OutputExistsError, SettingsError, StorageError
@@ -178,7 +179,7 @@ def _copy_to_cog(partial: Path, name: str, grid: GeoBox, kind: RasterKind) -> No
                 OVERVIEWS="FORCE_USE_EXISTING" if levels else "NONE",
                 BIGTIFF="IF_SAFER",
             )
-    except RasterioError as error:
+    except (RasterioError, CPLE_BaseError) as error:  # rasterio lets some of GDAL's own errors through
         raise StorageError(f"can't write {partial.parent / name}: {error}. Is the disk full?") from error
     _read_back(partial, name, grid, kind)
 
