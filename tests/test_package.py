@@ -36,6 +36,7 @@ ALLOWED = {
     "propose": {"errors", "files", "geo", "labels", "project", "settings", "tiles"},
     "stages": {"files", "fingerprint", "progress", "labels", "tiles", "learn", "apply", "project"},
     "run": {"errors", "files", "fingerprint", "progress", "geo", "apply", "project", "stages"},
+    "__main__": {"cli"},
 }
 WITHOUT_TORCH = {"geo", "labels", "tiles", "accuracy", "project", "propose", "synthetic", "cli"}
 

@@ -92,7 +92,6 @@ def test_a_killed_process_leaves_what_another_can_go_on_with(tmp_path, reference
         sys.path[:0] = {sys.path!r}
         from contextlib import contextmanager
         from pathlib import Path
-        from unittest.mock import patch
         from cobertes.geo import ledger
         from cobertes.labels import plan
         import test_resume
@@ -107,8 +106,8 @@ def test_a_killed_process_leaves_what_another_can_go_on_with(tmp_path, reference
                         os.kill(os.getpid(), signal.SIGKILL)
                 yield advance
 
-        with patch.object(plan, "WINDOW_PIXELS", 500), patch.object(ledger, "SECONDS", 0):
-            test_resume.label(Path({str(reference)!r}), Path({str(tmp_path / "twice")!r}), progress=Killed())
+        plan._processors, plan.WINDOW_PIXELS, ledger.SECONDS = lambda: 1, 500, 0
+        test_resume.label(Path({str(reference)!r}), Path({str(tmp_path / "twice")!r}), progress=Killed())
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr

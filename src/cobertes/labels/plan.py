@@ -32,13 +32,6 @@ WINDOW_BYTES = 75_000_000
 """Memory of a window and all that is made from it, at most. Windows do not depend on the number of threads, and
 on ``memory`` only where it is scarce."""
 
-WARP_PIXELS = 4_000_000
-"""The same for a warped map, whatever the memory: where the warper starts decides the last digits of its
-coordinates, so windows that depended on memory could move a label."""
-
-WARP_BLOCK = (128, 512)
-"""(height, width) of the blocks in which GDAL's warped rasters are computed."""
-
 CACHE_BYTES = 64_000_000
 """What GDAL keeps of the map's storage blocks, unless these are very large."""
 
@@ -67,7 +60,7 @@ class Layout:
         if placement.origin is not None:
             return cls(block, itemsize, dataset.width, in_strips)
         turned = not same_crs(grid_of(dataset), grid) or bool(grid.affine.b or dataset.transform.b)
-        return cls(WARP_BLOCK, itemsize, dataset.width, in_strips and not turned)
+        return cls((1, 1), itemsize, dataset.width, in_strips and not turned)
 
 
 @dataclass(frozen=True)
@@ -89,8 +82,6 @@ class Budget:
         cache = min(max(least, 4 * block), free // 2)
         pixel_bytes = _bytes_of_a_pixel(layout, task, set(products))
         pixels = int((free - cache) / pixel_bytes)
-        if placement.origin is None:
-            return cls(max(1, min(_processors(), pixels // WARP_PIXELS)), WARP_PIXELS, cache)
         smallest = (grid.width if layout.in_strips else 1) * placement.factor**2
         window = max(smallest, min(WINDOW_PIXELS, int(WINDOW_BYTES / pixel_bytes), pixels))
         return cls(max(1, min(_processors(), pixels // window)), window, cache)
@@ -99,7 +90,9 @@ class Budget:
 def _bytes_of_a_pixel(layout: Layout, task: Task, products: set[str]) -> float:
     """Memory of a fine pixel and its part of what is made, in bytes."""
     classes = len(task.legend)
-    read = 2 * layout.itemsize  # as read, and a padded or converted copy
+    read: float = 2 * layout.itemsize  # as read, and a padded or converted copy
+    if task.placement.origin is None:  # a part of the map, and the fine pixels taken from it
+        read = 1 + 2 * read * (task.placement.ratio / task.placement.factor) ** 2
     made = len(products) + classes * ("fractions" in products)
     if products != {NEAREST}:
         made += 4 * (classes + 1)  # votes

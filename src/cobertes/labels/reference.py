@@ -5,8 +5,8 @@
     fine grid         |---+---+---|---+---+---|     aligned: the fine pixels are the map's own
                       |   |   |   |   |   |   |     warped:  each takes the map pixel under its centre
 
-A map whose pixels already nest is read as it is. Every other one goes through GDAL's warper with nearest
-neighbour and an exact transformation, never with a mean: codes have no mean.
+A map whose pixels already nest is read as it is. Of every other one the pixel under each fine pixel's centre is
+taken (`lattice` says where it is), never a mean: codes have no mean.
 """
 
 import logging
@@ -15,22 +15,20 @@ from dataclasses import dataclass
 from math import floor, sqrt
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import rasterio
 from affine import Affine
 from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
-from rasterio.enums import Resampling
 from rasterio.errors import RasterioError
-from rasterio.vrt import WarpedVRT
 from rasterio.warp import transform as transform_points
 
 from cobertes.errors import GridMismatchError, InputFileError
 from cobertes.geo.grid import ALIGNMENT, describe, footprint, grid_of, open_raster, same_crs
-from cobertes.geo.scene import PIXEL_CRS
 from cobertes.geo.windows import Window
+from cobertes.labels.lattice import Lattice, gather, smooth_cells
 
 log = logging.getLogger(__name__)
 
@@ -39,12 +37,8 @@ CODES = 256
 LARGEST_FACTOR = 64
 """Fine pixels along a scene pixel, at most, where the map is warped: 4096 samples tell its majority."""
 
-EXACT = 1e-6
-"""Error of the warper's coordinates in map pixels, at most: eight times as fast as a thousandth of that. (Zero
-fails: rasterio 1.4 then sets no transformer.)"""
-
-WARP_MARGIN = 16
-"""Source pixels that the warper reads beyond what it estimates: a precaution against missing edges."""
+MARGIN = 2
+"""Map pixels that are read beyond the nodes of a window."""
 
 
 @dataclass(frozen=True)
@@ -180,38 +174,18 @@ class ReferenceReader:
     """An open reference map, read as codes on the fine grid. For one thread: a GDAL handle must not be shared.
 
     filler  the source code that stands for ground without the map; it must mean nodata
-    margin  scene pixels around the grid that windows may reach into
     """
 
-    def __init__(
-        self, reference: Path, grid: GeoBox, placement: Placement, *, filler: int, margin: int = 0
-    ) -> None:
+    def __init__(self, reference: Path, grid: GeoBox, placement: Placement, *, filler: int) -> None:
         self.path, self.placement, self.filler = reference, placement, filler
         self.files = ExitStack()
         source = self.files.enter_context(open_raster(reference))
         self.is_bytes = source.dtypes[0] == "uint8"
         declared = source.nodata
         self.empty = filler if declared is None or 0 <= declared < CODES else int(declared)
-        self.dataset: Any = source
-        # (row, col) of the scene's corner in the pixels of the dataset that is read
-        self.origin = placement.origin or (margin * placement.factor, margin * placement.factor)
-        if placement.origin is None:
-            fine = Affine.translation(-margin, -margin) * Affine.scale(1 / placement.factor)
-            self.dataset = self.files.enter_context(
-                WarpedVRT(
-                    source,
-                    src_crs=source.crs or PIXEL_CRS,
-                    crs=PIXEL_CRS if grid.crs is None else str(grid.crs),
-                    transform=grid.affine * fine,
-                    width=(grid.width + 2 * margin) * placement.factor,
-                    height=(grid.height + 2 * margin) * placement.factor,
-                    resampling=Resampling.nearest,
-                    tolerance=EXACT,
-                    src_nodata=self.empty,
-                    nodata=self.empty,
-                    source_extra=WARP_MARGIN,
-                )
-            )
+        self.dataset = source
+        # how the fine pixels lie in the map, where they are not its own
+        self.lattice = None if placement.origin else Lattice(grid_of(source), grid, placement.factor)
 
     def __enter__(self) -> Self:
         return self
@@ -222,11 +196,14 @@ class ReferenceReader:
         self.files.close()
 
     def read(self, window: Window) -> tuple[NDArray[np.uint8], int]:
-        """Codes under a window of the scene's grid, and how many of them lie outside of the map.
+        """Codes under a window of the scene's grid, which may reach out of it, and how many of them are known
+        to lie outside of the map (none for a warped map).
 
         returns  (height * factor, width * factor) uint8
         Raises InputFileError naming file and rows where a block can't be read or holds no class code.
         """
+        if self.lattice:
+            return self._warp(window, self.lattice), 0
         fine = self._fine(window)
         inside = fine.clip(self.dataset.shape)
         if inside == fine:
@@ -238,15 +215,52 @@ class ReferenceReader:
 
     def outside(self, window: Window) -> int:
         """How many fine pixels of a window lie outside of the map, as `read` says."""
+        if self.lattice:
+            return 0
         fine = self._fine(window)
         inside = fine.clip(self.dataset.shape)
         return fine.height * fine.width - inside.height * inside.width
 
     def _fine(self, window: Window) -> Window:
-        factor, (row, col) = self.placement.factor, self.origin
+        factor, (row, col) = self.placement.factor, self.placement.origin or (0, 0)
         return Window(
             row + window.row * factor, col + window.col * factor, window.height * factor, window.width * factor
         )
+
+    def _warp(self, window: Window, lattice: Lattice) -> NDArray[np.uint8]:
+        """The map pixel under the centre of each fine pixel."""
+        factor, cell = self.placement.factor, lattice.cell
+        codes = np.full((window.height * factor, window.width * factor), self.filler, np.uint8)
+        cols, rows, cells = lattice.nodes(window)
+        smooth = smooth_cells(cols, rows)
+        near = [_bounds(cols[node], rows[node]) for node in _nodes_of(smooth)]
+        first = (window.row - cells.row * cell) * factor, (window.col - cells.col * cell) * factor
+        odd = []
+        for i, j in np.argwhere(~smooth):  # few, at the end of a projection's world: place by place
+            part = Window((cells.row + i) * cell, (cells.col + j) * cell, cell, cell).meet(window)
+            if part:
+                places = lattice.places(
+                    *np.meshgrid(
+                        part.col + (np.arange(part.width * factor) + 0.5) / factor,
+                        part.row + (np.arange(part.height * factor) + 0.5) / factor,
+                    )
+                )
+                odd.append((part, places))
+                near.append(_bounds(*places))
+        found = _around([bounds for bounds in near if bounds]).clip(self.dataset.shape)
+        if 0 in found.shape:
+            return codes
+        source = self._codes(found)
+        gather(source, found.row, found.col, cols, rows, smooth, cell * factor, *first, codes)
+        for part, (across, down) in odd:
+            inside = np.isfinite(across) & np.isfinite(down)
+            c = np.floor(np.where(inside, across, -1)).astype(np.int64) - found.col
+            r = np.floor(np.where(inside, down, -1)).astype(np.int64) - found.row
+            inside &= (c >= 0) & (r >= 0) & (c < found.width) & (r < found.height)
+            row, col = (part.row - window.row) * factor, (part.col - window.col) * factor
+            target = codes[row : row + part.height * factor, col : col + part.width * factor]
+            target[inside] = source[r[inside], c[inside]]
+        return codes
 
     def _codes(self, fine: Window) -> NDArray[np.uint8]:
         try:
@@ -255,7 +269,7 @@ class ReferenceReader:
             )
         except RasterioError as error:
             raise InputFileError(
-                f"can't read {self.path}, {self._rows(fine)}: {error.__cause__ or error}. The file may be "
+                f"can't read {self.path}, {_rows(fine)}: {error.__cause__ or error}. The file may be "
                 f"truncated: fetch it again."
             ) from error
         if self.is_bytes:
@@ -264,14 +278,38 @@ class ReferenceReader:
         if values.min() < 0 or values.max() >= CODES:
             strange = values[(values < 0) | (values >= CODES)][0]
             raise InputFileError(
-                f"{self.path} holds {strange} in {self._rows(fine)}, but class codes are from 0 to 255. "
+                f"{self.path} holds {strange} in {_rows(fine)}, but class codes are from 0 to 255. "
                 f"If it means nodata, declare it: gdal_edit.py -a_nodata {strange} {self.path.name}"
             )
         return values.astype(np.uint8)
 
-    def _rows(self, fine: Window) -> str:
-        grid = "rows" if self.placement.origin else "label rows"
-        first, stop = fine.row, fine.row_stop
-        if not self.placement.origin:
-            first, stop = first // self.placement.factor, stop // self.placement.factor
-        return f"{grid} {first} to {stop}"
+
+def _rows(fine: Window) -> str:
+    return f"rows {fine.row} to {fine.row_stop}"
+
+
+def _nodes_of(smooth: NDArray[np.bool_]) -> list[NDArray[np.bool_]]:
+    """The nodes of smooth cells, as a mask of all nodes; nothing where no cell is smooth."""
+    mask = np.zeros((2 * smooth.shape[0] + 1, 2 * smooth.shape[1] + 1), bool)
+    for i in range(3):
+        for j in range(3):
+            mask[i : i + 2 * smooth.shape[0] : 2, j : j + 2 * smooth.shape[1] : 2] |= smooth
+    return [mask] if mask.any() else []
+
+
+def _bounds(cols: NDArray[np.float64], rows: NDArray[np.float64]) -> tuple[float, float, float, float] | None:
+    """Least and greatest column and row of places, of those that are finite."""
+    known = np.isfinite(cols) & np.isfinite(rows)
+    if not known.any():
+        return None
+    cols, rows = cols[known], rows[known]
+    return float(cols.min()), float(cols.max()), float(rows.min()), float(rows.max())
+
+
+def _around(bounds: list[tuple[float, float, float, float]]) -> Window:
+    """A window of map pixels that holds all bounds, and a little more, since parabolas may bulge."""
+    if not bounds:
+        return Window(0, 0, 0, 0)
+    left, top = floor(min(b[0] for b in bounds)) - MARGIN, floor(min(b[2] for b in bounds)) - MARGIN
+    right, bottom = floor(max(b[1] for b in bounds)) + MARGIN, floor(max(b[3] for b in bounds)) + MARGIN
+    return Window(top, left, bottom - top + 1, right - left + 1)

@@ -231,9 +231,7 @@ def _share_out(
 
     def run(advance: Advance) -> None:
         try:
-            with ReferenceReader(
-                task.reference, task.grid, task.placement, filler=task.filler, margin=task.reach
-            ) as reader:
+            with ReferenceReader(task.reference, task.grid, task.placement, filler=task.filler) as reader:
                 while (number := queue.take()) is not None:
                     done = work(number, reader)
                     with queue.lock:
