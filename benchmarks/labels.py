@@ -5,7 +5,8 @@
 Every contender is a process of its own and starts with the map in the page cache. ``gdalwarp`` comes from the
 system (Debian: gdal-bin), rasterio's mode from the GDAL in its wheel. GDAL's contenders make one band of labels,
 uncompressed and without overviews; ours make finished COGs. By default gdalwarp would read a map's
-overviews in its place and vote on a few pixels, so ``-ovr NONE`` is said. Real maps are looked for in COBERTES_DATA.
+overviews in its place and vote on a few pixels, so ``-ovr NONE`` is said. Real maps are looked for in
+COBERTES_DATA.
 
     denver       9,144 x 9,144 px of 1 m in feet, to EPSG:32613, 10 m
     worldcover   36,000 x 36,000 px in degrees, mostly sea, ten pixels to one
@@ -21,7 +22,9 @@ import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -187,7 +190,9 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     print(processor())
     for name in options.case:
-        case = case_of(name, options.out, options.size)
+        # in another process: what a child's memory is said to be includes its parent's at the start
+        with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+            case = pool.submit(case_of, name, options.out, options.size).result()
         with rasterio.open(case.reference) as file:
             pixels = file.width * file.height
             print(f"\n{name}: {file.width} x {file.height} px, blocks {file.block_shapes[0]}\n", flush=True)

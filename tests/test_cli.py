@@ -185,6 +185,46 @@ def test_what_nobody_expected_is_one_line_and_exit_code_1(monkeypatch):
     assert "Traceback" in call("legends", "--debug").stderr
 
 
+def test_labels_by_several_methods_with_all_shares(trained, tmp_path):
+    made = {name: tmp_path / f"{name}.tif" for name in ("purity", "fractions", "entropy", "valid", "near")}
+    done = call(
+        "labels", trained / "reference.tif", "--like", trained / "april.tif", "-o", tmp_path / "l.tif", "--json",
+        "--method", "weighted-majority", "--class-weights", "water=3,forest=0.5", "--smoothing", "0.4",
+        "--purity", made["purity"], "--fractions", made["fractions"], "--entropy", made["entropy"],
+        "--valid", made["valid"], "--also", f"nearest={made['near']}", "--resume",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["weights"]["water"] == 3
+    assert result["how"].startswith("weighted majority of 2 x 2 px, class weights given, smoothing 0.4 px")
+    assert read_raster(made["fractions"]).shape[0] == 12
+    assert {read_raster(made[name]).shape for name in ("purity", "entropy", "valid", "near")} == {(96, 96)}
+
+
+def test_labels_options_are_checked(trained, tmp_path):
+    like = "labels", trained / "reference.tif", "--like", trained / "april.tif", "-o", tmp_path / "l.tif"
+    fails("--also takes METHOD=FILE, found 'nearest'", *like, "--also", "nearest")
+    fails("Did you mean 'nearest'", *like, "--also", f"nearset={tmp_path / 'n.tif'}")
+    fails("Did you mean 'inverse'", *like, "--class-weights", "invers")
+    fails("Did you mean 'water'", *like, "--class-weights", "watr=2")
+    fails("from 0 to 1 scene pixels", *like, "--smoothing", "2")
+    assert not list(tmp_path.iterdir())
+
+
+def test_compare_labels_writes_tables_labels_and_a_picture(trained, tmp_path):
+    command = "compare-labels", trained / "reference.tif", "--like", trained / "april.tif", "-o", tmp_path / "c"
+    done = call(*command)
+    assert done.exit_code == 0, done.stderr
+    assert "bias of the area, %" in done.stdout
+    assert {path.name for path in (tmp_path / "c").iterdir() if path.suffix not in (".xml", ".qml")} == {
+        "nearest.tif", "majority.tif", "weighted-majority.tif", "comparison.csv", "comparison.json", "comparison.png",
+    }  # fmt: skip
+    fails(r"exists\. Use --overwrite", *command)
+    again = call(*command, "--overwrite", "--json")
+    assert json.loads(again.stdout)["methods"]["nearest"]["agreement"]["nearest"] == 1
+    fails("is a folder|exists", *command[:-1], trained / "april.tif")
+
+
 def test_labels_prints_a_table_of_the_classes(trained, tmp_path):
     done = call("labels", trained / "reference.tif", "--like", trained / "april.tif", "-o", tmp_path / "l.tif")
     head, titles, *rows = done.stdout.splitlines()

@@ -77,7 +77,7 @@ def test_the_file_holds_these_levels_and_nothing_else_stays(tmp_path, codes):
         below = brute(below, 0, codes)
         with rasterio.open(tmp_path / "a.tif", overview_level=level) as file:
             np.testing.assert_array_equal(file.read(), below)
-    assert {path.name for path in tmp_path.iterdir()} <= {"a.tif", "a.tif.aux.xml"}
+    assert {path.name for path in tmp_path.iterdir()} <= {"a.qml", "a.tif", "a.tif.aux.xml"}
 
 
 def test_a_small_raster_has_none(tmp_path):

@@ -85,7 +85,7 @@ def test_the_map_has_the_scene_s_grid_palette_names_and_nodata(tmp_path):
         assert found.tags()["class_100"] == "Class & 100"
         assert confidence.tags()["units"] == "percent"
     assert "<Category>Class &amp; 100</Category>" in (tmp_path / "map.tif.aux.xml").read_text()
-    assert files(tmp_path) == ["c.tif", "map.tif", "map.tif.aux.xml", "scene.tif"]
+    assert files(tmp_path) == ["c.tif", "map.qml", "map.tif", "map.tif.aux.xml", "scene.tif"]
 
 
 def test_each_pixel_comes_from_the_window_in_whose_interior_it_lies(tmp_path):
@@ -393,7 +393,7 @@ def test_a_killed_prediction_leaves_no_map_and_the_next_one_cleans_up(tmp_path):
     assert not (tmp_path / "out" / "map.tif").exists()
     predict_map(engine_of(), scene, tmp_path / "out" / "map.tif")
     np.testing.assert_array_equal(read_raster(tmp_path / "out" / "map.tif"), code_at(*coordinates((200, 200))))
-    assert files(tmp_path / "out") == ["map.tif", "map.tif.aux.xml"]
+    assert files(tmp_path / "out") == ["map.qml", "map.tif", "map.tif.aux.xml"]
 
 
 @pytest.fixture

@@ -87,7 +87,7 @@ def test_codes_have_a_palette_names_and_tags(tmp_path):
         "Sòl nu",
         "Forest",
     )
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["map.tif", "map.tif.aux.xml"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["map.qml", "map.tif", "map.tif.aux.xml"]
 
 
 def blocks_of_two(shape):
@@ -146,7 +146,7 @@ def test_what_a_killed_process_left_behind_does_not_stand_in_the_way(tmp_path):
     (tmp_path / ".map.tif.partial").mkdir()
     (tmp_path / ".map.tif.partial" / "pixels.raw").write_text("half")
     write(tmp_path / "map.tif", np.ones((4, 4)))
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["map.tif", "map.tif.aux.xml"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["map.qml", "map.tif", "map.tif.aux.xml"]
 
 
 def test_existing_files_are_kept_unless_told_otherwise(tmp_path):

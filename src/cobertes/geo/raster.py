@@ -4,6 +4,7 @@
                            /pixels.vrt      says what the raw file is: grid, nodata, palette, names
                            /map.tif         the COG made from it
                            /map.tif.aux.xml class names (a GeoTIFF has no place for them), renamed first
+                           /map.qml         QGIS's legend, renamed too
     FOLDER/map.tif
 
 Whatever happens, FOLDER/map.tif is either the old file or the whole new one. (rasterio's own COG driver in
@@ -31,6 +32,7 @@ from rasterio.errors import RasterioError
 
 from cobertes.errors import CobertesError, OutputExistsError, SettingsError, StorageError
 from cobertes.geo.overviews import level_shapes, write_levels
+from cobertes.geo.style import is_replaceable, style_of, style_path
 from cobertes.geo.windows import tile_windows
 
 GDAL_TYPES = {"uint8": "Byte", "uint16": "UInt16", "int16": "Int16", "float32": "Float32"}
@@ -114,6 +116,10 @@ def new_raster(
             os.replace(partial / side, path.parent / side)
         else:  # names and statistics of an older file would stand beside the new one
             (path.parent / side).unlink(missing_ok=True)
+        if kind.categories and is_replaceable(style_path(path)):
+            style = style_path(partial / path.name)
+            style.write_text(style_of(kind.categories.names, kind.categories.colours), encoding="utf-8")
+            os.replace(style, style_path(path))
         os.replace(partial / path.name, path)
     except OSError as error:
         keep = resumable and (isinstance(error, StorageError) or error.errno in STORAGE_ERRORS)
