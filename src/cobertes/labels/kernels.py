@@ -55,6 +55,7 @@ def count_votes(  # noqa: PLR0912 (one loop nest, read top to bottom)
     fine: NDArray[np.uint8],
     factor: int,
     index: NDArray[np.uint8],
+    edge: int,
     votes: NDArray[np.int32],
     seen: NDArray[np.int64],
 ) -> None:
@@ -62,8 +63,9 @@ def count_votes(  # noqa: PLR0912 (one loop nest, read top to bottom)
 
     fine   (H * factor, W * factor) uint8: source codes
     index  (256,) uint8: class index of each source code, K where it does not vote
+    edge   blocks on each side that are not seen: neighbours of a window
     votes  (H, W, K + 1) int32, written: fine pixels by class index; the last ones do not vote
-    seen   (256,) int64, added to: fine pixels of each source code
+    seen   (256,) int64, added to: fine pixels of each source code, edges aside
     """
     height, width, _ = votes.shape
     pixels = factor * factor
@@ -86,12 +88,13 @@ def count_votes(  # noqa: PLR0912 (one loop nest, read top to bottom)
                     varies[x] |= line[x] ^ top[x]
             for col in range(start, stop):
                 left = (col - start) * factor
+                is_seen = edge <= row < height - edge and edge <= col < width - edge
                 code = top[left]
                 mixed = 0
                 for x in range(left, left + factor):
                     mixed |= varies[x] | (top[x] ^ code)
                 if mixed == 0:
-                    seen[code] += pixels
+                    seen[code] += pixels * is_seen
                     votes[row, col, index[code]] = pixels
                     continue
                 # two histograms take turns: an addition need not wait for the one before
@@ -108,7 +111,7 @@ def count_votes(  # noqa: PLR0912 (one loop nest, read top to bottom)
                     number = even[code] + odd[code]
                     left_over -= number
                     votes[row, col, index[code]] += number
-                    seen[code] += number
+                    seen[code] += number * is_seen
                     even[code] = 0
                     odd[code] = 0
                 if left_over:
@@ -118,7 +121,7 @@ def count_votes(  # noqa: PLR0912 (one loop nest, read top to bottom)
                             met[known] = new
                             known += 1
                             votes[row, col, index[new]] += number
-                            seen[new] += number
+                            seen[new] += number * is_seen
                             even[new] = 0
                             odd[new] = 0
 
@@ -184,48 +187,48 @@ def elect_smooth(  # noqa: PLR0912 (one loop nest, read top to bottom)
     height, width = label.shape
     classes, span, pixels = codes.size, bell.size // factor, factor * factor
     reach = span // 2
-    solid = np.full(votes.shape[:2], -1, np.int64)  # the class of the blocks that hold one only
-    for row in range(votes.shape[0]):
-        for col in range(votes.shape[1]):
+    so_far = np.zeros(bell.size + 1, np.int64)  # the bell up to each place: a run of one class is a difference
+    for x in range(bell.size):
+        so_far[x + 1] = so_far[x] + bell[x]
+    scores = np.zeros((height, width, classes + 1), np.int64)
+    # a block of fine pixels votes for the scene pixel that it lies in and for all that it is a neighbour of
+    for block in range(height + 2 * reach):
+        above, below = max(0, block - height + 1), min(span, block + 1)
+        for col in range(width + 2 * reach):
+            left, right = max(0, col - width + 1), min(span, col + 1)
+            solid = -1
             for k in range(classes + 1):
-                if votes[row, col, k] == pixels:
-                    solid[row, col] = k
-    steps = np.zeros(span, np.int64)
-    for i in range(bell.size):
-        steps[i // factor] += bell[i]
-    scores = np.empty(classes + 1, np.int64)
+                if votes[block, col, k] == pixels:
+                    solid = k
+            if solid >= 0:
+                for i in range(above, below):
+                    high = so_far[(i + 1) * factor] - so_far[i * factor]
+                    for j in range(left, right):
+                        wide = so_far[(j + 1) * factor] - so_far[j * factor]
+                        scores[block - i, col - j, solid] += high * wide
+                continue
+            for r in range(factor):
+                line = fine[block * factor + r, col * factor : (col + 1) * factor]
+                start = 0
+                while start < factor:
+                    stop = start + 1
+                    while stop < factor and line[stop] == line[start]:
+                        stop += 1
+                    k = index[line[start]]
+                    for j in range(left, right):
+                        wide = so_far[j * factor + stop] - so_far[j * factor + start]
+                        for i in range(above, below):
+                            scores[block - i, col - j, k] += bell[i * factor + r] * wide
+                    start = stop
     for row in range(height):
         for col in range(width):
-            own = votes[row + reach, col + reach]
-            if pixels - own[classes] < required:
-                label[row, col] = nodata
-                continue
-            alike = solid[row + reach, col + reach]
-            for i in range(span):
-                for j in range(span):
-                    if solid[row + i, col + j] != alike:
-                        alike = -1
-            if alike >= 0:
-                label[row, col] = codes[alike]
-                continue
-            scores[:] = 0
-            for i in range(span):
-                for j in range(span):
-                    one = solid[row + i, col + j]
-                    if one >= 0:
-                        scores[one] += steps[i] * steps[j]
-                        continue
-                    for r in range(factor):
-                        line = fine[(row + i) * factor + r]
-                        high = bell[i * factor + r]
-                        for x in range(factor):
-                            scores[index[line[(col + j) * factor + x]]] += high * bell[j * factor + x]
             most, winner = np.int64(0), 0
             for k in order:
-                score = scores[k] * weights[k]
+                score = scores[row, col, k] * weights[k]
                 if score > most:
                     most, winner = score, k
-            label[row, col] = codes[winner]
+            enough = pixels - votes[row + reach, col + reach, classes] >= required
+            label[row, col] = codes[winner] if enough else nodata
 
 
 @compiled

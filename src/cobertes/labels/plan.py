@@ -97,7 +97,7 @@ def _bytes_of_a_pixel(layout: Layout, task: Task, products: set[str]) -> float:
     if products != {NEAREST}:
         made += 4 * (classes + 1)  # votes
     if task.reach:
-        read, made = 2 * read, 2 * made + 8  # neighbours around a window, and which of them hold one class
+        read, made = 2 * read, 2 * made + 8 * (classes + 1)  # neighbours around a window, and scores
     return read + made / task.placement.factor**2
 
 

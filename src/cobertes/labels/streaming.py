@@ -165,10 +165,7 @@ def products(
 
     votes = np.empty((wide.shape[0] // factor, wide.shape[1] // factor, classes + 1), np.int32)
     index = task.class_of[task.translate]
-    kernels.count_votes(wide, factor, index, votes, seen)
-    if reach:
-        seen[:] = 0
-        kernels.tally(fine, seen)
+    kernels.count_votes(wide, factor, index, reach, votes, seen)
     seen[reader.filler] -= outside
     own = votes[reach : votes.shape[0] - reach, reach : votes.shape[1] - reach]
     legend = task.legend
