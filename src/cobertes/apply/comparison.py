@@ -15,8 +15,9 @@ from cobertes.files import replacing
 from cobertes.geo.grid import open_raster
 from cobertes.geo.windows import Window, tile_windows
 from cobertes.labels.compare import Comparison
+from cobertes.labels.legend import Legend
 from cobertes.labels.reference import ReferenceReader, place
-from cobertes.labels.streaming import METHODS
+from cobertes.labels.streaming import METHODS, Task
 
 SHOWN = 48
 """Side of the place that is shown, in scene pixels."""
@@ -75,7 +76,7 @@ def write_comparison_picture(
     grid_of_two = figure.add_gridspec(2, 1, height_ratios=rows)
     above, below = figure.add_subfigure(grid_of_two[0]), figure.add_subfigure(grid_of_two[1])
     axes = above.subplots(1, len(METHODS) + 1)
-    fine = _fine(reference, grid, table, place_of)
+    fine = _fine(reference, grid, comparison.legend, table, place_of)
     _show(axes[0], fine, comparison, f"reference map, {comparison.factor} x {comparison.factor} per pixel")
     for ax, method in zip(axes[1:], METHODS, strict=True):
         with open_raster(folder / f"{method}.tif") as file:
@@ -86,13 +87,16 @@ def write_comparison_picture(
         figure.savefig(temporary, format="png")
 
 
-def _fine(reference: Path, grid: GeoBox, table: NDArray[np.int16], window: Window) -> NDArray[np.uint8]:
+def _fine(
+    reference: Path, grid: GeoBox, legend: Legend, table: NDArray[np.int16], window: Window
+) -> NDArray[np.uint8]:
+    """Legend codes of the fine map under a window of the scene."""
     with open_raster(reference) as dataset:
         placement = place(reference, dataset, grid)
-    nodata = int(np.flatnonzero(table == table[table >= 0].min())[0])
-    with ReferenceReader(reference, grid, placement, filler=nodata) as reader:
+    task = Task(reference, grid, placement, legend, table, METHODS[0])
+    with ReferenceReader(reference, grid, placement, filler=task.filler) as reader:
         codes, _ = reader.read(window)
-    return np.maximum(table, 0)[codes].astype(np.uint8)
+    return task.translate[codes]
 
 
 def _most_varied(labels: Path, grid: GeoBox) -> Window:
