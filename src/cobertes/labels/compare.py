@@ -25,6 +25,7 @@ from cobertes.geo.grid import open_raster, pixel_hectares
 from cobertes.geo.windows import Window
 from cobertes.jit import compiled
 from cobertes.labels.aggregate import make_labels
+from cobertes.labels.kernels import tally
 from cobertes.labels.legend import CODES, Legend
 from cobertes.labels.objects import ObjectCounter, ObjectCounts
 from cobertes.labels.plan import Layout, strip_cache
@@ -137,16 +138,16 @@ def _measure(task: Task, files: list[Path], progress: Progress) -> Comparison:
     counts = np.zeros((len(files) + 1, CODES), np.int64)
     same = np.zeros((2, len(files), len(files)), np.int64)
     edges = np.zeros((len(files) + 1, 2), np.int64)
-    last: list[NDArray[np.uint8]] = [np.full((0, 0), 0, np.uint8)] * (len(files) + 1)
+    nothing = np.full(grid.width * factor, CODES - 1, np.uint8)  # above the first row: nodata
+    above = [nothing[: grid.width] for _ in files] + [nothing]
     total = grid.width * grid.height * factor**2 / 1e6
     with progress.bar("comparing", total, "Mpx") as advance:
         for fine, labels in _strips(task, files, index):
             counter.add(fine, labels)
             for i, codes in enumerate((*labels, fine)):
-                counts[i] += np.bincount(codes.ravel(), minlength=CODES)
-                below = codes if last[i].size == 0 else np.concatenate([last[i], codes])
-                _count_edges(below, last[i].shape[0], classes, edges[i])
-                last[i] = codes[-1:].copy()
+                tally(codes, counts[i])
+                _count_edges(codes, above[i], classes, edges[i])
+                above[i] = codes[-1].copy()
             _count_agreement(labels, classes, same)
             advance(fine.size / 1e6)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -178,7 +179,7 @@ def _strips(
             fine, _ = reader.read(window)
             rows = rasterio.windows.Window(0, top, grid.width, bottom - top)
             labels = [index[file.read(1, window=rows)] for file in opened]
-            return of_source[fine], np.stack(labels)
+            return _look_up(fine, of_source), np.stack(labels)
 
         bounds = list(pairwise(tops))
         coming: Any = pool.submit(read, *bounds[0])
@@ -190,23 +191,36 @@ def _strips(
 
 
 @compiled
-def _count_edges(codes: NDArray[np.uint8], skip: int, classes: int, edges: NDArray[np.int64]) -> None:
+def _look_up(codes: NDArray[np.uint8], table: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """``table[codes]``, ten times as fast as numpy."""
+    found = np.empty_like(codes)
+    for row in range(codes.shape[0]):
+        for col in range(codes.shape[1]):
+            found[row, col] = table[codes[row, col]]
+    return found
+
+
+@compiled
+def _count_edges(
+    codes: NDArray[np.uint8], above: NDArray[np.uint8], classes: int, edges: NDArray[np.int64]
+) -> None:
     """Add the pixel sides between different classes.
 
     codes  (height, width) uint8 class indexes; from ``classes`` on they are nodata
-    skip   rows at the top whose own sides are counted already
+    above  (width,) uint8: the row over the first one
     edges  (2,) int64, added to: horizontal and vertical sides
     """
     height, width = codes.shape
     for row in range(height):
-        for col in range(width):
-            code = codes[row, col]
-            if code >= classes:
-                continue
-            if row > 0 and codes[row - 1, col] != code and codes[row - 1, col] < classes:
-                edges[0] += 1
-            if row >= skip and col > 0 and codes[row, col - 1] != code and codes[row, col - 1] < classes:
-                edges[1] += 1
+        line = codes[row]
+        horizontal, vertical = 0, 0
+        for col in range(width):  # no branches: the compiler makes vector instructions of it
+            horizontal += (line[col] != above[col]) & (line[col] < classes) & (above[col] < classes)
+        for col in range(1, width):
+            vertical += (line[col] != line[col - 1]) & (line[col] < classes) & (line[col - 1] < classes)
+        edges[0] += horizontal
+        edges[1] += vertical
+        above = line
 
 
 @compiled
