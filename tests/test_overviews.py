@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 import rasterio
+import rasterio.shutil
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cobertes.errors import StorageError
 from cobertes.geo import overviews
 from cobertes.geo.overviews import level_shapes, write_levels
 from cobertes.geo.raster import Categories, RasterKind, new_raster
@@ -36,9 +38,9 @@ def brute(below, nodata, codes):
 def test_levels_equal_brute_force(tmp_path_factory, data):
     draw = data.draw
     dtype = draw(st.sampled_from(["uint8", "uint16", "int16", "float32"]))
-    codes = dtype == "uint8" and draw(st.booleans())
+    codes = dtype != "float32" and draw(st.booleans())
     shape = draw(st.integers(1, 3)), draw(st.integers(1, 40)), draw(st.integers(1, 40))
-    nodata = draw(st.sampled_from([None, 0, 7]))
+    nodata = draw(st.sampled_from([None, 0, 7, np.nan] if dtype == "float32" else [None, 0, 7]))
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     values = rng.integers(0, 9, shape).astype(dtype)
     if dtype == "int16":
@@ -85,3 +87,50 @@ def test_a_small_raster_has_none(tmp_path):
         pixels[:] = 1
     with rasterio.open(tmp_path / "a.tif") as file:
         assert file.overviews(1) == []
+
+
+@pytest.mark.parametrize("level", [None, 0, 1])
+def test_a_file_that_is_not_what_was_meant_is_told_at_every_level(tmp_path, monkeypatch, level):
+    copy = rasterio.shutil.copy
+
+    def damaged(source, target, **options):
+        copy(source, target, **options)
+        place = {} if level is None else {"overview_level": level}
+        with rasterio.open(target, "r+", IGNORE_COG_LAYOUT_BREAK="YES", **place) as file:
+            values = file.read(1)
+            values[-1, -1] += 1
+            file.write(values, 1)
+
+    def write():
+        kind = RasterKind("uint8", ("share",), 255)
+        with new_raster(tmp_path / "a.tif", grid_at(1100, 700), kind) as pixels:
+            pixels[:] = 7
+
+    monkeypatch.setattr(rasterio.shutil, "copy", damaged)
+    with pytest.raises(StorageError, match="reads back otherwise"):
+        write()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unknown_pixels_of_a_float_raster_read_back_as_they_are(tmp_path):
+    values = np.full((1, 600, 1030), np.nan, np.float32)
+    values[0, ::2, 4:] = np.float32(0.1)
+    with new_raster(tmp_path / "a.tif", grid_at(600, 1030), RasterKind("float32", ("a",), np.nan)) as pixels:
+        pixels[:] = values
+    with rasterio.open(tmp_path / "a.tif", overview_level=0) as file:
+        np.testing.assert_array_equal(file.read(), brute(values, np.nan, False))
+
+
+def test_an_error_in_one_strip_ends_the_others(tmp_path, monkeypatch):
+    np.zeros((1, 1200, 1200), np.uint8).tofile(tmp_path / "pixels.raw")
+    begun = []
+
+    def refuse(*args):
+        begun.append(args)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(overviews, "_mean", refuse)
+    monkeypatch.setattr(overviews, "STRIP_PIXELS", 2400)
+    with pytest.raises(OSError, match="No space left"):
+        write_levels(tmp_path / "pixels.raw", "uint8", (1, 1200, 1200), nodata=None, codes=False)
+    assert len(begun) < 300

@@ -84,27 +84,35 @@ def _halve(
     level.touch()
     with ThreadPoolExecutor(THREADS) as pool:
         jobs = [pool.submit(halve, band, top) for band in range(bands) for top in range(0, height, rows)]
-        for job in jobs:
-            job.result()
+        try:
+            for job in jobs:
+                job.result()
+        finally:  # a full disk or Ctrl-C ends it now, not after the last strip
+            pool.shutdown(cancel_futures=True)
+
+
+# At an odd edge the last row or column stands in for the one that is missing: counted twice, it changes neither
+# a mean nor which code is most frequent.
 
 
 @compiled
 def _most_frequent(four: NDArray[Any], nodata: Any, has_nodata: bool, one: NDArray[Any]) -> None:
     height, width = four.shape
     for row in range(one.shape[0]):
+        upper, lower = four[2 * row], four[min(2 * row + 1, height - 1)]
         for col in range(one.shape[1]):
+            left, right = 2 * col, min(2 * col + 1, width - 1)
+            a, b, c, d = upper[left], upper[right], lower[left], lower[right]
+            if (a == b) & (a == c) & (a == d):  # most of a map
+                one[row, col] = a
+                continue
             most, winner = 0, nodata
-            for r in range(2 * row, min(2 * row + 2, height)):
-                for c in range(2 * col, min(2 * col + 2, width)):
-                    code = four[r, c]
-                    if has_nodata and code == nodata:
-                        continue
-                    number = 0
-                    for i in range(2 * row, min(2 * row + 2, height)):
-                        for j in range(2 * col, min(2 * col + 2, width)):
-                            number += four[i, j] == code
-                    if number > most or (number == most and code < winner):
-                        most, winner = number, code
+            for code in (a, b, c, d):
+                if has_nodata and code == nodata:
+                    continue
+                number = (a == code) + (b == code) + (c == code) + (d == code)
+                if number > most or (number == most and code < winner):
+                    most, winner = number, code
             one[row, col] = winner
 
 
@@ -113,18 +121,26 @@ def _mean(four: NDArray[Any], nodata: Any, has_nodata: bool, whole: bool, one: N
     """Whole numbers are rounded half up; where nothing is known, nodata or NaN stays."""
     height, width = four.shape
     for row in range(one.shape[0]):
-        for col in range(one.shape[1]):
-            number, total = 0, 0.0
-            for r in range(2 * row, min(2 * row + 2, height)):
-                for c in range(2 * col, min(2 * col + 2, width)):
-                    value = four[r, c]
-                    # NaN is the one value that is not itself
-                    if not (has_nodata and value == nodata) and value == value:  # noqa: PLR0124
-                        number += 1
-                        total += value
-            if number == 0:
-                one[row, col] = nodata if has_nodata else four[2 * row, 2 * col]
-            elif whole:
-                one[row, col] = np.floor(total / number + 0.5)
-            else:
-                one[row, col] = total / number
+        upper, lower = four[2 * row], four[min(2 * row + 1, height - 1)]
+        out = one[row]
+        for col in range(width // 2):  # without an edge to look after, it becomes vector instructions
+            left, right = 2 * col, 2 * col + 1
+            out[col] = _mean_of(upper[left], upper[right], lower[left], lower[right], nodata, has_nodata, whole)
+        if width % 2:
+            a, b = upper[width - 1], lower[width - 1]
+            out[width // 2] = _mean_of(a, a, b, b, nodata, has_nodata, whole)
+
+
+@compiled
+def _mean_of(a: Any, b: Any, c: Any, d: Any, nodata: Any, has_nodata: bool, whole: bool) -> Any:
+    # NaN is the one value that is not itself
+    has_a = not (has_nodata and a == nodata) and a == a  # noqa: PLR0124
+    has_b = not (has_nodata and b == nodata) and b == b  # noqa: PLR0124
+    has_c = not (has_nodata and c == nodata) and c == c  # noqa: PLR0124
+    has_d = not (has_nodata and d == nodata) and d == d  # noqa: PLR0124
+    number = has_a + has_b + has_c + has_d
+    total = ((a if has_a else 0.0) + (b if has_b else 0.0)) + ((c if has_c else 0.0) + (d if has_d else 0.0))
+    mean = total / max(number, 1)
+    if number == 0:
+        return np.float64(nodata) if has_nodata else np.float64(a)
+    return np.floor(mean + 0.5) if whole else mean

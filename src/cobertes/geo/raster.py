@@ -18,6 +18,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import escape
@@ -33,14 +34,15 @@ from rasterio.errors import RasterioError
 from cobertes.errors import CobertesError, OutputExistsError, SettingsError, StorageError
 from cobertes.geo.overviews import level_shapes, write_levels
 from cobertes.geo.style import is_replaceable, style_of, style_path
-from cobertes.geo.windows import tile_windows
+from cobertes.geo.windows import Window
 
 GDAL_TYPES = {"uint8": "Byte", "uint16": "UInt16", "int16": "Int16", "float32": "Float32"}
 STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG)
 GDAL_CACHE_BYTES = 128 * 2**20  # rasterio hands a number on as bytes, so 128 would be 128 bytes
 RAW = "pixels.raw"
 CODE_LEVEL, SHARE_LEVEL = "6", "1"  # of deflate: codes get smaller by it, shares hardly, but take twice the time
-READ_BACK = 1024  # side of the windows in which a finished COG is compared, in pixels
+READ_BACK = 512, 1024  # (height, width) of the windows in which a finished COG is compared, in pixels
+READ_BACK_CACHE_BYTES = 32 * 2**20  # each tile is read once, so a cache only takes memory
 
 
 @dataclass(frozen=True)
@@ -188,31 +190,42 @@ def _copy_to_cog(partial: Path, name: str, grid: GeoBox, kind: RasterKind) -> No
             )
     except (RasterioError, CPLE_BaseError) as error:  # rasterio lets some of GDAL's own errors through
         raise StorageError(f"can't write {partial.parent / name}: {error}. Is the disk full?") from error
-    _read_back(partial, name, grid, kind)
+    _read_back(partial, name, grid, kind, levels)
 
 
-def _read_back(partial: Path, name: str, grid: GeoBox, kind: RasterKind) -> None:
-    """Raise StorageError unless the COG holds the raw file's pixels: GDAL's threads only log a full disk."""
-    shape = (len(kind.descriptions), grid.height, grid.width)
-    raw = np.memmap(partial / "pixels.raw", kind.dtype, "r", shape=shape)
-    whole = True
+def _read_back(partial: Path, name: str, grid: GeoBox, kind: RasterKind, levels: list[Path]) -> None:
+    """Raise StorageError unless the COG holds the raw files' pixels: GDAL's threads only log a full disk."""
+    shapes = [(grid.height, grid.width), *level_shapes((grid.height, grid.width))]
     try:
-        with (
-            rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE_BYTES, GDAL_NUM_THREADS="ALL_CPUS"),
-            rasterio.open(partial / name) as file,
-        ):
-            for window in tile_windows((grid.height, grid.width), READ_BACK):
-                rows, cols = window.slices
-                place = rasterio.windows.Window.from_slices(rows, cols)
-                for values, truth in zip(file.read(window=place), raw, strict=True):
-                    whole &= values.tobytes() == truth[rows, cols].tobytes()
-                    release(raw)  # each row that is touched brings 64 KB of its neighbours into memory
-    except RasterioError:
+        with rasterio.Env(GDAL_CACHEMAX=READ_BACK_CACHE_BYTES, GDAL_NUM_THREADS="ALL_CPUS"):
+            whole = all(
+                _same_pixels(partial / name, raw, kind, shape, level)
+                for level, (raw, shape) in enumerate(zip([partial / RAW, *levels], shapes, strict=True), -1)
+            )
+    except (RasterioError, CPLE_BaseError):
         whole = False
     if not whole:
         raise StorageError(
             f"can't write {partial.parent / name}: what was written reads back otherwise. Is the disk full?"
         )
+
+
+def _same_pixels(path: Path, raw: Path, kind: RasterKind, shape: tuple[int, int], level: int) -> bool:
+    """Whether an overview ``level`` of a COG (-1: its pixels) has the very bits of a raw file; NaN too."""
+    bits = f"u{np.dtype(kind.dtype).itemsize}"
+    expected = np.memmap(raw, bits, "r", shape=(len(kind.descriptions), *shape))
+    options = {"overview_level": level} if level >= 0 else {}
+    with rasterio.open(path, **options) as file:
+        if file.shape != shape:
+            return False
+        for top, left in product(range(0, shape[0], READ_BACK[0]), range(0, shape[1], READ_BACK[1])):
+            rows, cols = Window(top, left, *READ_BACK).clip(shape).slices
+            found = file.read(window=rasterio.windows.Window.from_slices(rows, cols)).view(bits)
+            for band, pixels in enumerate(found):
+                if not np.array_equal(pixels, expected[band, rows, cols]):
+                    return False
+                release(expected)  # a page that is touched brings 15 neighbours: 32 MB for 512 rows of a band
+    return True
 
 
 def _write_vrt(raw: Path, grid: GeoBox, kind: RasterKind, levels: list[Path]) -> None:
