@@ -156,7 +156,10 @@ def make_labels(
         if not ledger.path.exists():
             _discard(paths)
         else:
-            log.warning("the finished rows are kept in %s; --resume goes on from there", ledger.path.parent)
+            log.warning(
+                "finished rows are kept in %s: the same command goes on from there (`cobertes labels`: --resume)",
+                ledger.path.parent,
+            )
         raise
     counts = {int(code): int(written[code]) for code in sorted({legend.nodata, *legend.codes.tolist()})}
     source_counts = {int(code): int(seen[code]) for code in np.flatnonzero(seen)}

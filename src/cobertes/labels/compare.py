@@ -20,7 +20,7 @@ import rasterio
 from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 
-from cobertes.files import replacing, write_json
+from cobertes.files import write_json, write_text
 from cobertes.geo.grid import open_raster, pixel_hectares
 from cobertes.geo.windows import Window
 from cobertes.jit import compiled
@@ -115,8 +115,8 @@ def compare_labels(
     made = make_labels(
         reference, grid, files[first],
         legend=legend, table=table, method=first, also={method: files[method] for method in others},
-        weighting=weighting, min_valid=min_valid, unknown=unknown, memory=memory, overwrite=overwrite,
-        progress=progress,
+        weighting=weighting, min_valid=min_valid, unknown=unknown, memory=memory, resume="if-same",
+        overwrite=overwrite, progress=progress,
     )  # fmt: skip
     with open_raster(reference) as dataset:
         placement = place(reference, dataset, grid)
@@ -280,5 +280,4 @@ def _write_csv(comparison: Comparison, path: Path) -> None:
                 c.labels[m, k] * hectares, c.fine[k] * hectares, c.bias[m, k], c.lost[m, 0, k], c.lost[m, 1, k]
             )  # fmt: skip
             lines.append(",".join([key, method, *(f"{v:.6g}" if np.isfinite(v) else "" for v in values)]))
-    with replacing(path) as temporary:
-        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_text(path, "\n".join(lines) + "\n")
