@@ -314,6 +314,7 @@ def test_a_truncated_scene(place):
     fails(r"can't read rows \d+ to \d+, .*august\.tif.*truncated: fetch it again", *run_of(place))
     assert {path.name for path in (place / "runs" / "small").iterdir()} == {
         "labels",
+        "observations.npz",  # what was read so far
         "project.toml",
         "stages.json",
     }

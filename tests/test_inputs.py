@@ -116,7 +116,9 @@ def test_the_scenes_of_the_training_are_taken_in_any_order_of_seasons(tmp_path):
 
 
 def test_inputs_come_from_the_statistics_and_survive_json():
-    statistics = Statistics(("s",), ("B04",), np.array([[1 / 3]]), np.array([[0.1]]), 9, np.array([1, 2]))
+    statistics = Statistics(
+        ("s",), ("B04",), np.array([[1 / 3]]), np.array([[0.1]]), np.zeros((1, 1, 7)), 9, np.array([1, 2])
+    )
     inputs = Inputs.of(statistics)
     again = Inputs.from_dict(inputs.to_dict())
     assert (again.seasons, again.bands, again.channels) == (("s",), ("B04",), 1)

@@ -16,7 +16,8 @@ from scipy.ndimage import map_coordinates
 
 from cobertes.errors import BandMismatchError, GridMismatchError, InputFileError
 from cobertes.geo import scene as scene_module
-from cobertes.geo.scene import Scene, open_scene, valid_pixels
+from cobertes.geo.scene import Scene, open_scene
+from cobertes.geo.validity import valid_pixels
 from cobertes.geo.windows import Window
 from rasters import DATA, coordinates, grid_at, needs, write_raster
 
@@ -331,7 +332,7 @@ def test_threads_read_the_same_scene_at_once(tmp_path):
 
 def test_a_thread_keeps_few_files_open_however_many_scenes_there_are(tmp_path, monkeypatch):
     monkeypatch.setattr(scene_module, "OPEN_FILES", 5)
-    scenes = [open_scene([flat(tmp_path / f"{i}.tif", value=i + 1)]) for i in range(12)]
+    scenes = [open_scene([flat(tmp_path / f"{i}.tif", value=i + 1, compress="deflate")]) for i in range(12)]
     counted = []
 
     def read_all():

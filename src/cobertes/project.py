@@ -27,6 +27,7 @@ from pydantic import BaseModel, ValidationError
 
 from cobertes.errors import BandMismatchError, InputFileError, SettingsError, did_you_mean
 from cobertes.geo.area import ONLY_SEASON, Area
+from cobertes.geo.bands import colour_positions
 from cobertes.geo.grid import warn_without_crs
 from cobertes.geo.scene import Scene, open_scene
 from cobertes.labels.legend import Legend, load_crosswalk, load_legend, translation
@@ -37,13 +38,6 @@ from cobertes.tiles.split import read_groups, require_known_groups
 log = logging.getLogger(__name__)
 
 RASTER_SUFFIXES = {".tif", ".tiff", ".vrt", ".jp2", ".img"}
-
-SHOWN_BANDS = (
-    ("red", "b04", "b4", "b04_10m"),
-    ("green", "b03", "b3", "b03_10m"),
-    ("blue", "b02", "b2", "b02_10m"),
-)
-"""Names by which the bands for a natural-colour picture are found."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +69,12 @@ class Project:
         if self.source_legend is None:
             raise SettingsError(f"{self.path}: a project that only predicts has the model's legend")
         return self.source_legend.without(self.settings.labels.as_nodata)
+
+    @property
+    def polygons(self) -> Path | None:
+        """The file of a user's own split, where there is one."""
+        split = self.settings.split
+        return resolve(split.polygons, self.folder) if split.by == "polygons" and split.polygons else None
 
     @property
     def seasons(self) -> tuple[str, ...]:
@@ -129,6 +129,10 @@ def load_project(path: Path) -> Project:
             f"{path}: split.validation = {settings.split.validation:g} and split.test = {settings.split.test:g} "
             f"leave nothing to train on: together they must be less than 1."
         )
+    if settings.split.by == "polygons" and settings.split.polygons is None:
+        raise SettingsError(
+            f'{path}: split.by = "polygons" needs split.polygons, a vector file with a column `split`'
+        )
     areas = _open_areas(settings, path)
     _require_same_seasons(areas)
     if settings.predict.model is None:
@@ -163,10 +167,9 @@ def read_settings(path: Path) -> Settings:
 
 def natural_colours(bands: Sequence[str]) -> list[str]:
     """The bands to show as red, green and blue: by name, else the first three (or the first one, grey)."""
-    names = {band.lower(): band for band in bands}
-    found = [next((names[alias] for alias in aliases if alias in names), None) for aliases in SHOWN_BANDS]
-    if all(found):
-        return [band for band in found if band]
+    position = colour_positions(bands)
+    if {"red", "green", "blue"} <= position.keys():
+        return [bands[position[colour]] for colour in ("red", "green", "blue")]
     return list(bands[:3]) if len(bands) >= 3 else [bands[0]] * 3
 
 
@@ -213,6 +216,7 @@ class _Found:
     scenes: dict[str, list[str]]
     reference: Path | None
     crosswalk: str | None
+    masks: dict[str, Path]
 
 
 def _open_areas(settings: Settings, path: Path) -> list[Area]:
@@ -229,7 +233,7 @@ def _open_areas(settings: Settings, path: Path) -> list[Area]:
         for season, files in one.scenes.items():
             scenes[season] = open_scene(files, bands, settings.scene_nodata)
             bands = bands or list(scenes[season].band_names)
-        areas.append(Area(one.name, scenes, one.reference, one.crosswalk, groups.get(one.name)))
+        areas.append(Area(one.name, scenes, one.reference, one.crosswalk, groups.get(one.name), one.masks))
     return areas
 
 
@@ -255,13 +259,33 @@ def _find_area(area: AreaSettings, path: Path) -> list[_Found]:
     scenes = {season: scene_files(spec, folder) for season, spec in seasons.items()}
     reference = _existing(resolve(area.reference, folder), "reference map") if area.reference else None
     name = area.name or (Path(next(iter(scenes.values()))[0]).stem if len(scenes) == 1 else path.stem)
-    return [_Found(file_name(name), scenes, reference, area.crosswalk)]
+    masks = {
+        season: _existing(resolve(text, folder), "mask")
+        for season, text in _mask_specs(area, seasons, path).items()
+    }
+    return [_Found(file_name(name), scenes, reference, area.crosswalk, masks)]
+
+
+def _mask_specs(area: AreaSettings, seasons: Mapping[str, Any], path: Path) -> dict[str, str]:
+    """Season -> what the settings say of its mask."""
+    if isinstance(area.masks, str):
+        if len(seasons) > 1:
+            raise SettingsError(
+                f"{path}: `masks` is one path, but there are {len(seasons)} seasons: name them, "
+                f'masks = {{ {next(iter(seasons))} = "{area.masks}" }}'
+            )
+        return dict.fromkeys(seasons, area.masks)
+    for season in area.masks:
+        if season not in seasons:
+            raise SettingsError(f"{path}: `masks` names the season '{season}'.{did_you_mean(season, seasons)}")
+    return area.masks
 
 
 def _areas_by_stem(area: AreaSettings, seasons: Mapping[str, str], path: Path) -> list[_Found]:
     folder = path.parent
     scenes = {season: _by_stem(pattern, folder) for season, pattern in seasons.items()}
     references = _by_stem(str(area.reference), folder)
+    masks = {season: _by_stem(text, folder) for season, text in _mask_specs(area, seasons, path).items()}
     stems = [stem for stem in references if all(stem in files for files in scenes.values())]
     if not stems:
         listed = ", ".join(f"{pattern} ({len(scenes[season])} files)" for season, pattern in seasons.items())
@@ -280,6 +304,7 @@ def _areas_by_stem(area: AreaSettings, seasons: Mapping[str, str], path: Path) -
             {season: [str(files[stem])] for season, files in scenes.items()},
             references[stem],
             area.crosswalk,
+            {season: files[stem] for season, files in masks.items() if stem in files},
         )
         for stem in stems
     ]

@@ -27,7 +27,14 @@ from cobertes.fingerprint import changed_keys, fingerprint, stamp
 from cobertes.geo.grid import describe
 from cobertes.progress import SILENT, Progress
 from cobertes.project import Project
-from cobertes.stages import RunFolder, learning_settings, model_file, trained_fingerprint, training_fingerprint
+from cobertes.stages import (
+    RunFolder,
+    learning_settings,
+    model_file,
+    observed_fingerprint,
+    trained_fingerprint,
+    training_fingerprint,
+)
 
 STAGES = ("labels", "tiles", "train", "evaluate", "predict", "report")
 
@@ -156,12 +163,12 @@ class Run:
                 return fingerprint(grids, maps, legend, tables, learning["labels"])
             case "tiles":
                 groups = [area.group for area in areas]
+                polygons = self.project.polygons
                 return fingerprint(
-                    grids,
-                    labels,
-                    scenes,
+                    observed_fingerprint(self.project, files),
                     groups,
-                    *(learning[k] for k in ("bands", "scene-nodata", "tiles", "split")),
+                    None if polygons is None else stamp(polygons),
+                    *(learning[k] for k in ("tiles", "split")),
                 )
             case "train":
                 return training_fingerprint(self.project, files) if files.tiles.exists() else ""

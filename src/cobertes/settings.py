@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Pixels = Annotated[int, Field(ge=1)]
+Code = Annotated[int, Field(ge=0, le=255)]
 
 
 def _dashed(name: str) -> str:
@@ -39,6 +40,9 @@ class AreaSettings(Section):
     """The reference map: a raster of class codes in any CRS, resolution and origin."""
     crosswalk: str | None = None
     """Name or file of the crosswalk from the reference map's codes to the legend."""
+    masks: str | dict[str, str] = {}
+    """Rasters of cloud and snow codes by season (Sentinel-2's SCL), of any grid; one path where there is one
+    season. Seasons without one: clouds and snow are estimated from the bands."""
 
 
 class LabelSettings(Section):
@@ -74,21 +78,50 @@ class TileSettings(Section):
     """Pixels that neighbouring tiles share."""
     drop_only: list[int | str] = []
     """Tiles that hold nothing but these classes are left out (sea-only tiles: ``["water"]``)."""
+    drop_single_class: bool = False
+    """Whether tiles that hold one class alone are left out."""
     min_labelled: Share = 0.0
     """Share of a tile's pixels that must have both a label and a valid observation."""
+    min_valid: Share = 0.0
+    """Share of a tile's pixels that each season must have observed."""
+    clouds: Literal["keep", "drop"] = "keep"
+    """``drop`` leaves out tiles of which a season has more clouds than ``max-cloud``."""
+    max_cloud: Share = 0.1
+    """Share of a tile's observed pixels."""
+    snow: Literal["keep", "drop"] = "keep"
+    """``drop`` leaves out tiles of which a season has more snow than ``max-snow``."""
+    max_snow: Share = 0.1
+    """Share of a tile's observed pixels."""
+    cloud_codes: list[Code] = [3, 8, 9, 10]
+    """Codes of an area's ``masks`` that mean clouds; these are SCL's cloud shadow, clouds and cirrus."""
+    snow_codes: list[Code] = [11]
+    """Codes of an area's ``masks`` that mean snow."""
+    reflectance_scale: Annotated[float, Field(gt=0)] = 10_000.0
+    """Where clouds and snow are estimated: reflectance is (value + offset) / scale."""
+    reflectance_offset: float = 0.0
+    """-1000 for Sentinel-2 products from processing baseline 04.00 on (25 January 2022), if not yet applied."""
+    unreadable: Literal["error", "skip"] = "error"
+    """``skip`` leaves out tiles of which a scene can't be read, with a warning each."""
 
 
 class SplitSettings(Section):
     """Which ground is learnt from and which is kept to judge."""
 
-    by: Literal["block", "area", "group"] = "block"
-    """What is drawn as a whole: a block of pixels, an area, or a group of areas."""
+    method: Literal["block", "random"] = "block"
+    """``random`` draws single tiles without guard bands, as is often done: neighbours on both sides flatter the
+    scores. For comparison only; `cobertes audit-split` says by how much."""
+    by: Literal["block", "area", "group", "polygons"] = "block"
+    """What is drawn as a whole: a block of pixels, an area, or a group of areas; ``polygons``: nothing is."""
     block: Pixels | None = None
-    """Side of a block in pixels; by default a multiple of the tile that leaves at least 20 blocks."""
+    """Side of a block in pixels; by default at least four tiles and the labels' range of autocorrelation, less
+    where that leaves under 20 blocks."""
     guard: Annotated[int, Field(ge=0)] | None = None
     """Pixels between training windows and held-out blocks; by default half a tile."""
     groups: str | None = None
     """A CSV whose first two columns are area and group (``by = "group"``): a group is kept whole."""
+    polygons: str | None = None
+    """A vector file (GeoPackage, GeoJSON ...) whose column ``split`` says train, validation or test
+    (``by = "polygons"``); it holds to a quarter of a tile, ground outside all polygons is left out."""
     validation: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
     """Share of the labelled ground for validation."""
     test: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0

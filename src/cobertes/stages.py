@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from cobertes.files import read_json, write_json
-from cobertes.fingerprint import fingerprint
+from cobertes.fingerprint import fingerprint, stamp
+from cobertes.geo.grid import describe
 from cobertes.labels.aggregate import make_labels
 from cobertes.labels.weights import Weighting
 from cobertes.progress import SILENT, Progress
@@ -56,6 +57,11 @@ class RunFolder:
     def tiles(self) -> Path:
         """The tile index."""
         return self.path / "tiles.parquet"
+
+    @property
+    def observations(self) -> Path:
+        """What the scenes showed in each tile, whatever rules and split make of it."""
+        return self.path / "observations.npz"
 
     @property
     def statistics(self) -> Path:
@@ -116,6 +122,27 @@ def learning_settings(project: Project) -> dict[str, Any]:
     return learning
 
 
+OBSERVING = (
+    "size", "overlap", "cloud-codes", "snow-codes", "reflectance-scale", "reflectance-offset", "unreadable",
+)  # fmt: skip
+"""Keys of ``[tiles]`` that decide what is measured; the others only what is made of it."""
+
+
+def observed_fingerprint(project: Project, files: RunFolder) -> str:
+    """Of the scenes, masks and labels of the tiles, and of how they are measured."""
+    settings = learning_settings(project)
+    return fingerprint(
+        [(area.name, list(area.scenes), describe(area.grid)) for area in project.areas],
+        [[stamp(path) for scene in area.scenes.values() for path in scene.files] for area in project.areas],
+        [{season: stamp(path) for season, path in area.masks.items()} for area in project.areas],
+        [stamp(files.labels(area.name)) for area in project.areas],
+        [land.key for land in project.legend.classes],
+        settings["bands"],
+        settings["scene-nodata"],
+        {key: settings["tiles"][key] for key in OBSERVING},
+    )
+
+
 def training_fingerprint(project: Project, files: RunFolder) -> str:
     """Of the content of index, split and statistics: labels made again to the same end change nothing."""
     frame = load_index(files.tiles)
@@ -168,6 +195,9 @@ def tile(project: Project, files: RunFolder, progress: Progress = SILENT) -> str
         project.legend,
         tiles=settings.tiles.model_copy(update={"drop_only": _learnt(project, settings.tiles.drop_only)}),
         split=settings.split,
+        polygons=project.polygons,
+        kept=files.observations,
+        made_from=observed_fingerprint(project, files),
         progress=progress,
     )
     save_index(index.frame, files.tiles)
@@ -177,7 +207,8 @@ def tile(project: Project, files: RunFolder, progress: Progress = SILENT) -> str
     left = index.frame[~index.frame["keep"]]["reason"].value_counts()
     text = ", ".join(f"{count} {split}" for split, count in kept.items())
     dropped = "".join(f"; {reason}: {count}" for reason, count in left.items())
-    return f"{len(index.frame)} tiles: {text}{dropped}. Blocks of {index.split.block} px"
+    reach = "" if index.reach is None else f", labels alike over {index.reach:.0f} px"
+    return f"{len(index.frame)} tiles: {text}{dropped}. Blocks of {index.split.block} px{reach}"
 
 
 def _learnt(project: Project, classes: Sequence[int | str]) -> list[str]:

@@ -14,6 +14,7 @@ from scipy.ndimage import uniform_filter
 from sklearn.ensemble import RandomForestClassifier
 
 from cobertes.accuracy.confusion import ConfusionMatrix
+from cobertes.geo.bands import colour_positions
 from cobertes.geo.windows import Window, plan_strips
 from cobertes.labels.legend import IGNORE_INDEX
 from cobertes.progress import SILENT, Progress
@@ -27,13 +28,7 @@ MARGIN = NEIGHBOURHOOD // 2
 CHUNK = 512
 """Side of the windows in which held-out blocks are predicted, in pixels."""
 
-ALIASES = {
-    "green": ("green", "b03", "b3"),
-    "red": ("red", "b04", "b4"),
-    "nir": ("nir", "b08", "b8", "b8a"),
-    "swir": ("swir16", "swir1", "swir", "b11"),
-}
-DIFFERENCES = (("nir", "red"), ("green", "nir"), ("swir", "nir"))
+DIFFERENCES = (("nir", "red"), ("green", "nir"), ("swir1", "nir"))
 """NDVI (Rouse et al. 1974), NDWI (McFeeters 1996), NDBI (Zha et al. 2003), where the bands are known by name."""
 
 
@@ -55,13 +50,8 @@ def _mean_of_observed(layer: NDArray[np.float32], share: NDArray[np.float32]) ->
 
 
 def _pairs(bands: Sequence[str]) -> list[tuple[int, int]]:
-    names = [band.lower() for band in bands]
-    position = {
-        colour: next((names.index(alias) for alias in aliases if alias in names), None)
-        for colour, aliases in ALIASES.items()
-    }
-    pairs = [(position[a], position[b]) for a, b in DIFFERENCES]
-    return [(i, j) for i, j in pairs if i is not None and j is not None]
+    position = colour_positions(bands)
+    return [(position[a], position[b]) for a, b in DIFFERENCES if a in position and b in position]
 
 
 def _difference(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -1,6 +1,7 @@
 """An area: a place with its own grid, its scenes by season, and a reference map where there is one."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from odc.geo.geobox import GeoBox
@@ -17,7 +18,8 @@ class Area:
     """A place whose seasons are read together.
 
     ``scenes`` by season, in the order of the model's channels; ``reference`` the reference map's file;
-    ``crosswalk`` its name or file; ``group`` the name of what it must share a split with.
+    ``crosswalk`` its name or file; ``group`` the name of what it must share a split with; ``masks`` rasters of
+    cloud and snow codes by season.
     """
 
     name: str
@@ -25,6 +27,7 @@ class Area:
     reference: Path | None = None
     crosswalk: str | None = None
     group: str | None = None
+    masks: Mapping[str, Path] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         require_same_grid((scene.files[0], scene.grid) for scene in self.scenes.values())

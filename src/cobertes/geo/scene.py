@@ -24,6 +24,8 @@ from rasterio.vrt import WarpedVRT
 
 from cobertes.errors import BandMismatchError, GridMismatchError, InputFileError, did_you_mean
 from cobertes.geo.grid import describe, footprint, grid_of, open_raster, resolution, same_grid
+from cobertes.geo.mapped import Mapped, map_tiff
+from cobertes.geo.validity import holds, valid_pixels
 from cobertes.geo.windows import Window
 
 log = logging.getLogger(__name__)
@@ -70,7 +72,8 @@ _handles = _Handles()
 class Scene:
     """A scene ready to be read: ``bands`` in order, on ``grid``.
 
-    ``dtype`` is the common type of the bands; ``nodata`` the value of empty pixels, None where nothing says.
+    ``dtype`` is the common type of the bands; ``nodata`` the value of empty pixels, None where nothing says;
+    ``resampling`` brings files of another grid onto it ("bilinear"; "nearest" for codes, in any CRS).
     Scenes can be pickled and shared between threads and processes: files are opened where they are read.
     """
 
@@ -78,11 +81,12 @@ class Scene:
     grid: GeoBox
     dtype: str
     nodata: float | None = None
+    resampling: str = "bilinear"
     _key: object = field(default_factory=object, init=False, repr=False, compare=False)
     """Tells this scene's open files from those of another: a file may have been replaced between the two."""
 
     def __reduce__(self) -> tuple[type["Scene"], tuple[Any, ...]]:
-        return Scene, (self.bands, self.grid, self.dtype, self.nodata)
+        return Scene, (self.bands, self.grid, self.dtype, self.nodata, self.resampling)
 
     @property
     def band_names(self) -> tuple[str, ...]:
@@ -112,12 +116,33 @@ class Scene:
         if 0 in inside.shape:
             return values, valid
         rows, cols = inside.within(window)
-        for path in self.files:
-            positions = [i for i, band in enumerate(self.bands) if band.path == path]
-            indexes = [self.bands[i].index for i in positions]
-            values[positions, rows, cols] = self._read_file(path, indexes, inside)
+        if (mapped := self.mapped) is not None:
+            values[:, rows, cols] = mapped.read(inside, self._channels).transpose(2, 0, 1)
+        else:
+            for path in self.files:
+                positions = [i for i, band in enumerate(self.bands) if band.path == path]
+                indexes = [self.bands[i].index for i in positions]
+                values[positions, rows, cols] = self._read_file(path, indexes, inside)
         valid[rows, cols] = valid_pixels(values[:, rows, cols], self.nodata)
         return values, valid
+
+    def read_pixels(self, window: Window) -> NDArray[Any]:
+        """Values (height, width, bands) of a window inside the scene, each pixel's bands together."""
+        if (mapped := self.mapped) is not None:
+            return mapped.read(window, self._channels)
+        values, _ = self.read(window)
+        return np.ascontiguousarray(values.transpose(1, 2, 0))
+
+    @property
+    def mapped(self) -> Mapped | None:
+        """The scene's one file as it lies on disk, where that can be read without decoding."""
+        own_grid = len(self.files) == 1 and self.resampling == "bilinear"  # a mask may lie on another grid
+        found = map_tiff(self.files[0]) if own_grid else None
+        return found if found is not None and found.dtype == self.dtype else None
+
+    @property
+    def _channels(self) -> NDArray[np.int64]:
+        return np.array([band.index - 1 for band in self.bands], np.int64)
 
     def _read_file(self, path: str, indexes: list[int], window: Window) -> NDArray[Any]:
         try:
@@ -143,50 +168,34 @@ class Scene:
         return files[key]
 
     def _on_grid(self, source: rasterio.DatasetReader) -> WarpedVRT:
-        nodata = self.nodata if _holds(np.dtype(source.dtypes[0]), self.nodata) else None
+        nodata = self.nodata if holds(np.dtype(source.dtypes[0]), self.nodata) else None
         return WarpedVRT(
             source,
             src_crs=source.crs or PIXEL_CRS,
-            crs=source.crs or PIXEL_CRS,
+            crs=self.grid.crs.proj if self.grid.crs is not None else PIXEL_CRS,
             transform=self.grid.affine,
             width=self.grid.width,
             height=self.grid.height,
-            resampling=Resampling.bilinear,
+            resampling=Resampling[self.resampling],
             tolerance=EXACT,
             src_nodata=nodata,
             nodata=nodata,
         )
 
 
-def _holds(dtype: np.dtype[Any], nodata: float | None) -> bool:
-    """Whether pixels of a type can have this value."""
-    if nodata is None:
-        return False
-    if np.issubdtype(dtype, np.floating):
-        return True
-    limits = np.iinfo(dtype)
-    return float(nodata).is_integer() and limits.min <= nodata <= limits.max
+def open_mask(path: str, grid: GeoBox) -> Scene:
+    """A raster of codes (clouds, snow) of any grid and CRS, read by nearest onto ``grid``.
 
-
-def valid_pixels(values: NDArray[Any], nodata: float | None) -> NDArray[np.bool_]:
-    """Which pixels hold an observation.
-
-    values   (bands, height, width)
-    returns  (height, width) bool
-
-    NaN or infinity in any band, or a declared nodata value other than 0 in any band, makes a pixel invalid.
-    Zero is also what dark water measures in one band, so 0 (declared, or assumed where nothing is) must fill
-    all bands.
+    Raises InputFileError, GridMismatchError.
     """
-    if not nodata:
-        valid = (values != 0).any(axis=0)
-    elif _holds(values.dtype, nodata):
-        valid = (values != values.dtype.type(nodata)).all(axis=0)
-    else:  # a value that such pixels can't have empties none
-        valid = np.ones(values.shape[1:], bool)
-    if np.issubdtype(values.dtype, np.floating):
-        valid &= np.isfinite(values).all(axis=0)
-    return valid
+    with open_raster(path) as dataset:
+        dtype = str(dataset.dtypes[0])
+        if np.dtype(dtype) != np.uint8:
+            raise InputFileError(f"{path} holds {dtype}, but a mask of cloud and snow codes holds uint8")
+        if (dataset.crs is None) != (grid.crs is None):
+            lacking = path if dataset.crs is None else "the scene"
+            raise GridMismatchError(f"{path} can't be placed on its scene: {lacking} has no CRS.")
+    return Scene((BandSource("mask", path, 1),), grid, dtype, None, "nearest")
 
 
 def open_scene(files: list[str], bands: list[str] | None = None, nodata: float | None = None) -> Scene:

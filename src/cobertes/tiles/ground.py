@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from cobertes.geo.area import Area
 from cobertes.geo.windows import Window
 from cobertes.labels.legend import IGNORE_INDEX, Legend
-from cobertes.tiles.index import read_labels
+from cobertes.tiles.census import read_labels
 from cobertes.tiles.split import Split
 
 Observed = tuple[NDArray[Any], NDArray[np.bool_]]

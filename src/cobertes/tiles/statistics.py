@@ -1,4 +1,4 @@
-"""Mean, standard deviation and class counts of the training ground, streaming and each pixel once."""
+"""Mean, standard deviation, percentiles and class counts of the training ground, streaming and each pixel once."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,37 +10,42 @@ from numpy.typing import NDArray
 ROUNDING = 1e-9
 """Spread, as a share of the mean, that sums of floating-point numbers make out of a constant band."""
 
+PERCENTILES = (1, 2, 25, 50, 75, 98, 99)
+
 
 @dataclass(frozen=True)
 class Moments:
-    """Count, mean and sum of squared deviations per band; two can be added (Chan et al. 1983)."""
+    """Count, mean and sum of squared deviations of n bands (n,); two can be added (Chan et al. 1983)."""
 
-    count: int
+    count: NDArray[np.int64]
     mean: NDArray[np.float64]
     squares: NDArray[np.float64]
 
-    @classmethod
-    def of(cls, values: NDArray[Any]) -> "Moments":
-        """Of ``values`` (bands, n)."""
-        if values.shape[1] == 0:
-            return cls(0, np.zeros(len(values)), np.zeros(len(values)))
-        exact = values.astype(np.float64)
-        mean = exact.mean(axis=1)
-        return cls(values.shape[1], mean, ((exact - mean[:, None]) ** 2).sum(axis=1))
-
     def __add__(self, other: "Moments") -> "Moments":
         total = self.count + other.count
-        if total == 0:
-            return self
+        share = other.count / np.maximum(total, 1)
         delta = other.mean - self.mean
-        mean = self.mean + delta * other.count / total
-        squares = self.squares + other.squares + delta**2 * self.count * other.count / total
-        return Moments(total, mean, squares)
+        squares = self.squares + other.squares + delta**2 * self.count * share
+        return Moments(total, self.mean + delta * share, squares)
+
+    @classmethod
+    def total(cls, count: NDArray[np.int64], mean: NDArray[np.float64], squares: NDArray[np.float64]) -> "Moments":
+        """Of many parts along the first axis, added in pairs: rounding grows with the log of their number."""
+        while len(count) > 1:
+            even = len(count) // 2 * 2
+            pair = cls(count[:even:2], mean[:even:2], squares[:even:2]) + cls(
+                count[1:even:2], mean[1:even:2], squares[1:even:2]
+            )
+            count, mean, squares = (
+                np.concatenate([added, rest[even:]])
+                for added, rest in ((pair.count, count), (pair.mean, mean), (pair.squares, squares))
+            )
+        return cls(count[0], mean[0], squares[0])
 
     @property
     def std(self) -> NDArray[np.float64]:
-        """Standard deviation per band; 1 where a band is constant, so that it can be divided by."""
-        std = np.sqrt(self.squares / max(self.count, 1))
+        """Standard deviation; 1 where a band is constant, so that it can be divided by."""
+        std = np.sqrt(self.squares / np.maximum(self.count, 1))
         return np.where(std > ROUNDING * abs(self.mean), std, 1.0)
 
 
@@ -48,13 +53,15 @@ class Moments:
 class Statistics:
     """What normalisation and class weights need, from the training tiles alone.
 
-    ``mean``, ``std`` (seasons, bands) in the scene's units; ``class_counts`` (K,) labelled pixels.
+    ``mean``, ``std`` (seasons, bands) and ``percentiles`` (seasons, bands, 7; of `PERCENTILES`, from a sample) in
+    the scene's units; ``class_counts`` (K,) labelled pixels.
     """
 
     seasons: tuple[str, ...]
     bands: tuple[str, ...]
     mean: NDArray[np.float64]
     std: NDArray[np.float64]
+    percentiles: NDArray[np.float64]
     pixels: int
     class_counts: NDArray[np.int64]
 
@@ -66,6 +73,10 @@ class Statistics:
             "pixels": self.pixels,
             "mean": {s: self.mean[i].tolist() for i, s in enumerate(self.seasons)},
             "std": {s: self.std[i].tolist() for i, s in enumerate(self.seasons)},
+            "percentiles": {
+                s: {str(p): self.percentiles[i, :, j].tolist() for j, p in enumerate(PERCENTILES)}
+                for i, s in enumerate(self.seasons)
+            },
             "class_counts": dict(zip(keys, self.class_counts.tolist(), strict=True)),
         }
 
@@ -73,11 +84,13 @@ class Statistics:
     def from_dict(cls, data: dict[str, Any]) -> "Statistics":
         """From what `to_dict` gives."""
         seasons = tuple(data["seasons"])
+        percentiles = [[data["percentiles"][s][str(p)] for p in PERCENTILES] for s in seasons]
         return cls(
             seasons,
             tuple(data["bands"]),
             np.array([data["mean"][s] for s in seasons]),
             np.array([data["std"][s] for s in seasons]),
+            np.moveaxis(np.array(percentiles), 1, 2),
             int(data["pixels"]),
             np.array(list(data["class_counts"].values()), np.int64),
         )

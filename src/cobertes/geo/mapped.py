@@ -1,0 +1,178 @@
+"""Pixels read straight from the memory-mapped file, where it stores them as they are.
+
+An uncompressed, pixel-interleaved GeoTIFF (the model case: 96 x 96 storage blocks) is a table of chunks:
+
+    offsets    0  1  2         a window copies the runs of its rows out of the chunks it touches;
+              +--+--+--+       no decoding, no lock, no handle per thread, and the system's page cache is
+       row 0  |..|[.|.]|       the only cache
+              +--+--+--+
+       row 1  |..|[.|.]|       -1: nothing is stored there, the pixels are 0 (a sparse file)
+              +--+--+--+
+
+The tile store keeps its ground in the same form. Files of other kinds are GDAL's business.
+"""
+
+import os
+import sys
+from dataclasses import dataclass
+from functools import lru_cache
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rasterio
+from numpy.typing import NDArray
+
+from cobertes.errors import InputFileError
+from cobertes.geo.windows import Window
+from cobertes.jit import compiled
+
+PLAIN_TYPES = {"uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64"}
+
+NOT_STORED = -1
+
+MAPPED_FILES = 64
+"""Files that stay mapped: each costs a file descriptor, of which a system may allow a process 256."""
+
+
+@compiled
+def _gather(
+    flat: NDArray[Any],
+    offsets: NDArray[np.int64],
+    chunk: tuple[int, int, int],
+    bands: NDArray[np.int64],
+    start: tuple[int, int],
+    out: NDArray[Any],
+) -> None:
+    """Copy a window of chunks (height, width, channels) into ``out`` (height, width, bands).
+
+    flat     (n,) the file's values; ``offsets`` (rows, cols) first value of each chunk, -1 where none is
+    bands    (b,) channels to take, in order
+    start    row and col of the window's first pixel, inside the raster
+    """
+    height, width, channels = chunk
+    row, col = start
+    every = len(bands) == channels
+    for b in range(len(bands)):
+        every = every and bands[b] == b
+    for i in range(row // height, (row + out.shape[0] - 1) // height + 1):
+        for j in range(col // width, (col + out.shape[1] - 1) // width + 1):
+            top, bottom = max(row, i * height), min(row + out.shape[0], (i + 1) * height)
+            left, right = max(col, j * width), min(col + out.shape[1], (j + 1) * width)
+            if offsets[i, j] < 0:
+                out[top - row : bottom - row, left - col : right - col] = 0
+                continue
+            for r in range(top, bottom):
+                begin = offsets[i, j] + ((r - i * height) * width + left - j * width) * channels
+                run = flat[begin : begin + (right - left) * channels].reshape(right - left, channels)
+                line = out[r - row, left - col : right - col]
+                if every:
+                    line[:] = run
+                else:
+                    for c in range(right - left):
+                        for b in range(len(bands)):
+                            line[c, b] = run[c, bands[b]]
+
+
+@dataclass(frozen=True)
+class Mapped:
+    """A file of chunks, as it lies on disk.
+
+    shape    (height, width) of the raster
+    chunk    (height, width, channels) of a chunk, stored row by row, channels together
+    offsets  (chunk rows, chunk cols) int64: the first value of each in units of ``dtype``, -1 where none is
+    """
+
+    path: Path
+    shape: tuple[int, int]
+    chunk: tuple[int, int, int]
+    dtype: str
+    offsets: NDArray[np.int64]
+    flat: NDArray[Any]
+
+    @classmethod
+    def open(
+        cls,
+        path: Path,
+        shape: tuple[int, int],
+        chunk: tuple[int, int, int],
+        dtype: str,
+        offsets: NDArray[np.int64],
+    ) -> "Mapped":
+        """Map the file. Raises InputFileError where it ends before its last chunk: reading on would crash."""
+        rows = shape[0] - (offsets.shape[0] - 1) * chunk[0]
+        last = min(chunk[0], rows) * chunk[1] * chunk[2]  # a strip at the end may be shorter, a block is not
+        ends = offsets + prod(chunk)
+        ends[-1] = offsets[-1] + (last if chunk[1] == shape[1] else prod(chunk))
+        needed = int(ends[offsets >= 0].max(initial=0)) * np.dtype(dtype).itemsize
+        try:
+            found = path.stat().st_size
+            if found < needed:
+                raise InputFileError(
+                    f"{path} has {found:,} bytes, but its storage blocks end at {needed:,}: it is truncated. "
+                    f"Fetch it again."
+                )
+            flat: NDArray[Any] = np.memmap(path, dtype, "r", shape=(found // np.dtype(dtype).itemsize,))
+        except (OSError, ValueError) as error:
+            raise InputFileError(f"can't map {path}: {error}") from error
+        return cls(path, shape, chunk, dtype, offsets, np.asarray(flat))
+
+    def read(self, window: Window, bands: NDArray[np.int64]) -> NDArray[Any]:
+        """Values (height, width, bands) of a window inside the raster."""
+        out = np.empty((*window.shape, len(bands)), self.dtype)
+        _gather(self.flat, self.offsets, self.chunk, bands, (window.row, window.col), out)
+        return out
+
+    def holds(self, window: Window) -> bool:
+        """Whether every chunk that a window inside the raster touches is stored."""
+        height, width, _ = self.chunk
+        rows = slice(window.row // height, (window.row_stop - 1) // height + 1)
+        cols = slice(window.col // width, (window.col_stop - 1) // width + 1)
+        return bool((self.offsets[rows, cols] >= 0).all())
+
+
+def map_tiff(path: str) -> Mapped | None:
+    """The chunks of a GeoTIFF; None where its pixels are not stored as they are, or not all in a local file.
+
+    A truncated file is left to GDAL, which tells what can still be read.
+    """
+    try:
+        facts = os.stat(path)
+    except OSError:
+        return None
+    return _map_tiff(path, facts.st_mtime_ns, facts.st_size)
+
+
+@lru_cache(maxsize=MAPPED_FILES)
+def _map_tiff(path: str, modified: int, size: int) -> Mapped | None:
+    with open(path, "rb") as file:
+        order = file.read(2)
+    if order != (b"II" if sys.byteorder == "little" else b"MM"):
+        return None
+    with rasterio.open(path) as dataset:
+        height, width = dataset.block_shapes[0]
+        together = dataset.count == 1 or dataset.tags(ns="IMAGE_STRUCTURE").get("INTERLEAVE") == "PIXEL"
+        plain = dataset.driver == "GTiff" and dataset.compression is None and dataset.dtypes[0] in PLAIN_TYPES
+        if not (plain and together) or dataset.tags(1, ns="IMAGE_STRUCTURE").get("NBITS"):
+            return None
+        rows, cols = -(-dataset.height // height), -(-dataset.width // width)
+        found = np.array(
+            [[_offset(dataset, col, row) for col in range(cols)] for row in range(rows)], np.int64
+        ).reshape(rows, cols)
+        itemsize = np.dtype(dataset.dtypes[0]).itemsize
+        stored = found >= 0
+        if (found[stored] % itemsize).any():
+            return None
+        offsets = np.where(stored, found // itemsize, NOT_STORED)
+        chunk = (int(height), int(width), int(dataset.count))
+        try:
+            return Mapped.open(Path(path), dataset.shape, chunk, dataset.dtypes[0], offsets)
+        except InputFileError:
+            return None
+
+
+def _offset(dataset: rasterio.DatasetReader, col: int, row: int) -> int:
+    """Where a storage block begins in the file, in bytes."""
+    text = dataset.get_tag_item(f"BLOCK_OFFSET_{col}_{row}", "TIFF", bidx=1)
+    return int(text) if text else NOT_STORED

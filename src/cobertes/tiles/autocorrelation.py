@@ -1,0 +1,98 @@
+"""How far labels resemble each other: the range of spatial autocorrelation, which a block must not fall short of.
+
+Two pixels at distance h have the same class with probability S(h). Half of 1 - S(h) is the sum of the indicator
+variograms of all classes (Goovaerts 1997, Geostatistics for Natural Resources Evaluation, chapter 7); it rises to
+a sill, and the range is the distance at which it is 95 % there:
+
+    1 - S(h)   sill - - - - - - - - ______       gamma(h) = nugget + partial sill * (1 - exp(-3 h / range))
+                          ___.-'                 is fitted by least squares, lags weighted by pairs / h^2 (the
+                     .-''       |                default of gstat); lags up to half of the shorter side.
+              nugget            |
+                 +--------------+----> h
+                              range
+
+Blocks of at least this size make the ground of a split hardly tell of the other's (Roberts et al. 2017).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.fft
+from numpy.typing import NDArray
+from scipy.optimize import curve_fit
+
+LAGS = 60
+MIN_LAGS = 5
+LEAST_PAIRS = 1000
+
+
+@dataclass(frozen=True)
+class Variogram:
+    """1 - S(h): ``value`` (n,) at ``lag`` (n,) pixels, from ``pairs`` (n,) of cells; the fitted ``range_``."""
+
+    lag: NDArray[np.float64]
+    value: NDArray[np.float64]
+    pairs: NDArray[np.float64]
+    range_: float | None
+
+
+def measure_range(areas: Sequence[tuple[NDArray[np.integer], int]]) -> Variogram:
+    """The range over all areas: of each (K, rows, cols) pixels per class in square cells, and their side.
+
+    ``range_`` is in pixels; None where there are too few lags or no model fits (a map of one class).
+    """
+    side = max(side for _, side in areas)
+    reach = max(min(counts.shape[1:]) * s for counts, s in areas) / 2
+    step = max(float(side), reach / LAGS)
+    edges = np.arange(0.5, reach / step + 0.5) * step
+    same, pairs, total = np.zeros(len(edges)), np.zeros(len(edges)), np.zeros(len(edges))
+    for counts, s in areas:
+        if not counts.any():
+            continue
+        distance, together, products = _correlate(counts)
+        group = np.searchsorted(edges, distance * s) - 1
+        inside = (group >= 0) & (group < len(edges)) & (products > 0.5)
+        same += np.bincount(group[inside], together[inside], len(edges))
+        pairs += np.bincount(group[inside], products[inside], len(edges))
+        total += np.bincount(group[inside], (products * distance * s)[inside], len(edges))
+    met = pairs > LEAST_PAIRS
+    lag, value = total[met] / pairs[met], 1 - same[met] / pairs[met]
+    return Variogram(lag, value, pairs[met], _fit(lag, value, pairs[met]))
+
+
+def _correlate(
+    counts: NDArray[np.integer],
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """For every offset of cells: its length, the summed probability of one class, and the pairs of cells."""
+    total = counts.sum(axis=0)
+    known = total > 0
+    shape = [scipy.fft.next_fast_len(2 * n - 1, real=True) for n in known.shape]
+
+    def autocorrelation(values: NDArray[np.float64]) -> NDArray[np.float64]:
+        spectrum = scipy.fft.rfft2(values, shape)
+        return np.asarray(scipy.fft.irfft2(abs(spectrum) ** 2, shape))
+
+    pairs = autocorrelation(known.astype(float))
+    together = np.zeros_like(pairs)
+    for one in counts:
+        if one.any():
+            together += autocorrelation(np.divide(one, total, out=np.zeros(total.shape), where=known))
+    rows, cols = (scipy.fft.fftfreq(n, 1 / n) for n in shape)
+    return np.hypot(rows[:, None], cols).ravel(), together.ravel(), pairs.ravel()
+
+
+def _fit(lag: NDArray[np.float64], value: NDArray[np.float64], pairs: NDArray[np.float64]) -> float | None:
+    if len(lag) < MIN_LAGS or np.ptp(value) < 1e-6:
+        return None
+
+    def model(h: NDArray[np.float64], nugget: float, sill: float, reach: float) -> NDArray[np.float64]:
+        return nugget + sill * (1 - np.exp(-3 * h / reach))
+
+    guess = (0.0, float(value.max()), float(lag[len(lag) // 3]))
+    limits = ([0, 0, float(lag[0])], [1, 2, 4 * float(lag[-1])])
+    try:
+        found, _ = curve_fit(model, lag, value, guess, lag / np.sqrt(pairs), bounds=limits)
+    except (RuntimeError, ValueError):  # no fit
+        return None
+    return float(found[2])

@@ -1,0 +1,132 @@
+"""Labels counted once: the classes of any tile, interior or block, from one streaming pass.
+
+The borders of all of these cut an area into cells; the pass counts the classes of each cell, and a summed-area
+table (Crow 1984) gives those of any window whose borders are among the cuts:
+
+    cuts   0   s   e   0'      counts of a window = table[bottom, right] - table[top, right]
+           |---|---|---|                           - table[bottom, left] + table[top, left]
+
+Beside it, the shares of the classes in square cells are kept, from which their range is measured.
+"""
+
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import rasterio
+from numpy.typing import NDArray
+from rasterio.errors import RasterioError
+
+from cobertes.errors import InputFileError
+from cobertes.geo.windows import Window
+from cobertes.jit import compiled
+from cobertes.labels.legend import Legend
+from cobertes.progress import Advance
+
+STRIP_ROWS = 512
+READ_THREADS = 2
+
+SQUARES = 512
+"""Square cells along the longer side of an area, at most."""
+
+
+def read_labels(path: Path, window: Window) -> NDArray[np.uint8]:
+    """Class codes of a window of a labels file, (height, width) uint8; the window lies inside."""
+    try:
+        with rasterio.open(path) as dataset:
+            codes: NDArray[np.uint8] = dataset.read(
+                1, window=rasterio.windows.Window(window.col, window.row, window.width, window.height)
+            )
+            return codes
+    except RasterioError as error:
+        raise InputFileError(f"can't read the labels {path}: {error}. Run the labels stage again.") from error
+
+
+@compiled
+def _count(
+    codes: NDArray[np.uint8],
+    index: NDArray[np.uint8],
+    rows: NDArray[np.int64],
+    col_cuts: NDArray[np.int64],
+    counts: NDArray[np.integer],
+) -> None:
+    """Add the pixels of each class to ``counts`` (cell rows, cell cols, K); ``rows`` (height,) are cell rows."""
+    classes = counts.shape[2]
+    lane = np.zeros(256, np.int64)
+    for row in range(codes.shape[0]):
+        for cell in range(len(col_cuts) - 1):
+            lane[:] = 0
+            for col in range(col_cuts[cell], col_cuts[cell + 1]):
+                lane[index[codes[row, col]]] += 1
+            for k in range(classes):
+                counts[rows[row], cell, k] += lane[k]
+
+
+@dataclass(frozen=True)
+class Census:
+    """The classes of an area's labels.
+
+    row_cuts, col_cuts  borders that windows may have
+    table               (rows + 1, cols + 1, K) int64: pixels per class above and left of a pair of cuts
+    squares             (K, rows, cols) int32: pixels per class in squares of ``side`` pixels
+    """
+
+    row_cuts: NDArray[np.int64]
+    col_cuts: NDArray[np.int64]
+    table: NDArray[np.int64]
+    squares: NDArray[np.int32]
+    side: int
+
+    def counts(self, windows: Sequence[Window]) -> NDArray[np.int64]:
+        """(n, K) pixels per class of windows whose borders are cuts."""
+        sides = np.array([(w.row, w.row_stop, w.col, w.col_stop) for w in windows], np.int64).reshape(-1, 4)
+        top, bottom = (np.searchsorted(self.row_cuts, sides[:, i]) for i in (0, 1))
+        left, right = (np.searchsorted(self.col_cuts, sides[:, i]) for i in (2, 3))
+        t = self.table
+        return np.asarray(t[bottom, right] - t[top, right] - t[bottom, left] + t[top, left])
+
+    def grid(self, row_edges: NDArray[np.int64], col_edges: NDArray[np.int64]) -> NDArray[np.int64]:
+        """(rows, cols, K) pixels per class between edges that are cuts."""
+        corners = self.table[np.searchsorted(self.row_cuts, row_edges)]
+        corners = corners[:, np.searchsorted(self.col_cuts, col_edges)]
+        return np.asarray(np.diff(np.diff(corners, axis=0), axis=1))
+
+
+def take_census(
+    path: Path,
+    shape: tuple[int, int],
+    row_cuts: Iterable[int],
+    col_cuts: Iterable[int],
+    legend: Legend,
+    advance: Advance = lambda amount: None,
+) -> Census:
+    """Count the labels of an area, strip by strip. ``advance`` gets the share of it that was read."""
+    index = legend.index_table()
+    rows, cols = (np.unique([0, length, *cuts]) for length, cuts in zip(shape, (row_cuts, col_cuts), strict=True))
+    side = max(1, -(-max(shape) // SQUARES))
+    square_rows, square_cols = (_borders(length, side) for length in shape)
+    cells = np.zeros((len(rows) - 1, len(cols) - 1, len(legend)), np.int64)
+    squares = np.zeros((len(square_rows) - 1, len(square_cols) - 1, len(legend)), np.int32)
+
+    def read(strip: tuple[int, int]) -> NDArray[np.uint8]:
+        return read_labels(path, Window(strip[0], 0, strip[1] - strip[0], shape[1]))
+
+    strips = list(pairwise(_borders(shape[0], STRIP_ROWS).tolist()))
+    with ThreadPoolExecutor(READ_THREADS) as pool:
+        for first in range(0, len(strips), 2 * READ_THREADS):  # a few strips at a time: memory stays bounded
+            group = strips[first : first + 2 * READ_THREADS]
+            for (top, bottom), codes in zip(group, pool.map(read, group), strict=True):
+                inside = np.arange(top, bottom)
+                _count(codes, index, np.searchsorted(rows, inside, "right") - 1, cols, cells)
+                _count(codes, index, inside // side, square_cols, squares)
+                advance((bottom - top) / shape[0])
+    table = np.zeros((len(rows), len(cols), len(legend)), np.int64)
+    np.cumsum(np.cumsum(cells, axis=0), axis=1, out=table[1:, 1:])
+    return Census(rows, cols, table, np.moveaxis(squares, 2, 0), side)
+
+
+def _borders(length: int, step: int) -> NDArray[np.int64]:
+    return np.array([*range(0, length, step), length], np.int64)

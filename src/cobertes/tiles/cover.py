@@ -1,0 +1,87 @@
+"""Clouds and snow over the ground: from a mask raster's codes, or estimated from the bands.
+
+Snow: NDSI > 0.4 and red > 0.2, the first pass of Let-it-snow (Gascoin et al. 2019, Earth System Science Data 11,
+493-514). Cloud: the spectral tests for potential clouds of Fmask (Zhu & Woodcock 2012, Remote Sensing of
+Environment 118, 83-94, equations 1 to 4) without its thermal ones: swir2 > 0.03, NDSI < 0.8, NDVI < 0.8;
+whiteness < 0.7; blue - 0.5 red > 0.08; nir / swir1 > 0.75. Those alone also take bright soil and roofs, so a
+cloud must have a red reflectance over 0.25 besides, the brightness that Sen2Cor takes for certain (Louis et al.
+2016, Living Planet Symposium, SP-740). NDSI = (green - swir1) / (green + swir1), NDVI = (nir - red) / (nir + red).
+
+It is a rule of thumb for choosing tiles; where a mask is at hand (Sentinel-2's SCL), it is the better one.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cobertes.geo.bands import colour_positions
+from cobertes.jit import compiled
+from cobertes.settings import TileSettings
+
+CLEAR, CLOUD, SNOW = 0, 1, 2
+
+NEEDED = ("blue", "green", "red", "nir", "swir1")
+
+
+def cover_of_codes(codes: NDArray[np.uint8], settings: TileSettings) -> NDArray[np.uint8]:
+    """(height, width) uint8 CLEAR, CLOUD or SNOW of a mask's codes."""
+    table = np.zeros(256, np.uint8)
+    table[settings.cloud_codes] = CLOUD
+    table[settings.snow_codes] = SNOW
+    return table[codes]
+
+
+@dataclass(frozen=True)
+class BandTests:
+    """The tests for a scene's bands: ``positions`` of blue, green, red, nir, swir1, swir2 (-1: there is none)."""
+
+    positions: NDArray[np.int64]
+    scale: float
+    offset: float
+
+    @classmethod
+    def of(cls, bands: Sequence[str], settings: TileSettings) -> "BandTests | None":
+        """None where the names do not tell the bands that are needed."""
+        position = colour_positions(bands)
+        if not set(NEEDED) <= position.keys():
+            return None
+        order = [position[colour] for colour in NEEDED] + [position.get("swir2", -1)]
+        return cls(np.array(order, np.int64), settings.reflectance_scale, settings.reflectance_offset)
+
+    def cover(self, pixels: NDArray[Any]) -> NDArray[np.uint8]:
+        """(height, width) uint8 CLEAR, CLOUD or SNOW of ``pixels`` (height, width, bands)."""
+        out = np.empty(pixels.shape[:2], np.uint8)
+        _test(pixels, self.positions, self.scale, self.offset, out)
+        return out
+
+
+@compiled
+def _test(
+    pixels: NDArray[Any], positions: NDArray[np.int64], scale: float, offset: float, out: NDArray[np.uint8]
+) -> None:
+    for row in range(pixels.shape[0]):
+        for col in range(pixels.shape[1]):
+            out[row, col] = 0
+            red = (pixels[row, col, positions[2]] + offset) / scale
+            if not red > 0.2:  # neither test holds: most pixels end here
+                continue
+            blue = (pixels[row, col, positions[0]] + offset) / scale
+            green = (pixels[row, col, positions[1]] + offset) / scale
+            nir = (pixels[row, col, positions[3]] + offset) / scale
+            swir1 = (pixels[row, col, positions[4]] + offset) / scale
+            swir2 = 1.0
+            if positions[5] >= 0:
+                swir2 = (pixels[row, col, positions[5]] + offset) / scale
+            ndsi = (green - swir1) / max(green + swir1, 1e-6)
+            if ndsi > 0.4:
+                out[row, col] = 2
+                continue
+            ndvi = (nir - red) / max(nir + red, 1e-6)
+            mean = (blue + green + red) / 3
+            whiteness = (abs(blue - mean) + abs(green - mean) + abs(red - mean)) / max(mean, 1e-6)
+            bright = red > 0.25 and swir2 > 0.03 and ndsi < 0.8 and ndvi < 0.8
+            if bright and whiteness < 0.7 and blue - 0.5 * red > 0.08 and nir > 0.75 * swir1:
+                out[row, col] = 1
