@@ -1,0 +1,87 @@
+"""Variants of a project's settings against each other: same ground, same number of samples, several seeds.
+
+    python benchmarks/variants.py demo/project.toml --out /tmp/clouds --seeds 0 1 2 --epochs 20 \\
+        --variant keep --variant 'drop: tiles.clouds="drop", tiles.snow="drop"'
+
+A variant is a name, and the settings in which it differs (TOML values, dotted keys). A seed is that of split and
+training. The budget is epochs, never minutes, so other work on the machine costs time but not accuracy. Scores are
+those of the best epoch on the validation blocks, by which it was chosen: for comparing variants, not for reporting.
+Finished runs are not repeated.
+"""
+
+import argparse
+import dataclasses
+import json
+import logging
+import platform
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cobertes.project import Project, load_project
+from cobertes.run import Run
+from cobertes.settings import Settings
+
+SCORES = ("miou", "overall_accuracy")
+
+
+def parse(variant: str) -> tuple[str, dict[str, Any]]:
+    """Name and nested settings of ``name: table.key=value, ...``."""
+    name, _, text = variant.partition(":")
+    return name.strip(), tomllib.loads(text.replace(", ", "\n"))
+
+
+def merged(project: Project, changes: dict[str, Any], seed: int, epochs: int) -> Project:
+    """The project with changed settings, another seed, and a budget of epochs."""
+    settings = project.settings.model_dump(by_alias=True)
+    settings["train"] |= {"epochs": epochs, "minutes": None}
+    for table, keys in changes.items():
+        settings[table] |= keys
+    for table in ("split", "train"):
+        settings[table]["seed"] = seed
+    return dataclasses.replace(project, settings=Settings.model_validate(settings))
+
+
+def train(project: Project, folder: Path) -> list[dict[str, float]]:
+    """The epochs of one run, trained where they are not there yet."""
+    run = Run(project, folder, tell=lambda stage, text: print(f"  {stage}: {text}", flush=True))
+    for stage in ("labels", "tiles", "train"):
+        run.run(only=stage)
+    return [json.loads(line) for line in run.files.metrics.read_text(encoding="utf-8").splitlines()]
+
+
+def main() -> None:
+    """Train every variant with every seed and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("project", type=Path)
+    parser.add_argument("--variant", action="append", required=True, type=parse)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--out", type=Path, required=True)
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.WARNING, format="  %(message)s")
+    project = load_project(arguments.project)
+    found: dict[str, list[dict[str, float]]] = {}
+    for seed in arguments.seeds:
+        for name, changes in arguments.variant:
+            print(f"seed {seed}, {name}", flush=True)
+            one = merged(project, changes, seed, arguments.epochs)
+            epochs = train(one, arguments.out / f"{name}-{seed}")
+            best = max(epochs, key=lambda record: record["miou"])
+            seconds = float(np.mean([record["seconds"] for record in epochs[1:] or epochs]))
+            found.setdefault(name, []).append(best | {"seconds": seconds})
+            print(f"  mIoU {best['miou']:.3f} in epoch {best['epoch']:.0f}", flush=True)
+    print(f"\n{arguments.epochs} epochs, {platform.processor() or platform.machine()}\n")
+    print("| variant | " + " | ".join(f"mIoU, seed {seed}" for seed in arguments.seeds), end="")
+    print(" | mIoU | overall accuracy | s / epoch |\n|" + "---|" * (len(arguments.seeds) + 4))
+    for name, runs in found.items():
+        miou, accuracy = (np.array([run[key] for run in runs]) for key in SCORES)
+        spread = [f"{v.mean():.3f} ± {v.std(ddof=1) if len(v) > 1 else 0:.3f}" for v in (miou, accuracy)]
+        seconds = float(np.mean([run["seconds"] for run in runs]))
+        print(f"| {name} | " + " | ".join(f"{v:.3f}" for v in miou), *spread, f"{seconds:.1f} |", sep=" | ")
+
+
+if __name__ == "__main__":
+    main()
