@@ -21,7 +21,7 @@ from cobertes.learn.infer import judge, plan_as_mapped, plan_blocks
 from cobertes.learn.inputs import Inputs
 from cobertes.learn.modelfile import ModelHeader
 from cobertes.learn.samples import Sampler, batches
-from cobertes.settings import SplitSettings, TileSettings, TrainSettings
+from cobertes.settings import AugmentationSettings, Chance, SplitSettings, TileSettings, TrainSettings
 from cobertes.tiles.ground import Ground
 from cobertes.tiles.index import build_index
 from engines import TENS, header_of
@@ -217,7 +217,7 @@ def test_windows_anywhere_hold_what_lies_there(ground):
 def test_training_batches_hold_image_and_label_of_the_same_place(ground):
     here, index, grid = ground
     inputs = inputs_of(grid)
-    sampler = Sampler.of(index.frame, here, TrainSettings(jitter=0.0), 17)
+    sampler = Sampler.of(index.frame, here, TrainSettings(), (17,), AugmentationSettings(jitter=Chance()))
     pixels = 0
     for x, y in batches(sampler, inputs, 1, 8):
         row, col = places(x, inputs, grid)

@@ -19,7 +19,7 @@ INPUTS = Inputs(
 
 
 def observe(rng, dtype, shape=(6, 9)):
-    values = (500 + 3000 * rng.random((2, *shape))).astype(dtype)
+    values = (500 + 3000 * rng.random((*shape, 2))).astype(dtype)
     valid = rng.random(shape) < 0.7
     return values, valid
 
@@ -34,7 +34,7 @@ def test_channels_are_normalised_cut_off_and_zero_where_nothing_was_observed(dty
     for channel, (season, band) in enumerate([("april", 0), ("april", 1), ("august", 0), ("august", 1)]):
         values, valid = observed[season]
         i = INPUTS.seasons.index(season)
-        exact = (values[band].astype(float) - INPUTS.mean[i, band]) / INPUTS.std[i, band]
+        exact = (values[..., band].astype(float) - INPUTS.mean[i, band]) / INPUTS.std[i, band]
         np.testing.assert_allclose(x[channel][valid], np.clip(exact, -CLIP, CLIP)[valid], rtol=1e-5, atol=1e-5)
         assert not x[channel][~valid].any()
     for season, (values, valid) in observed.items():  # what was read is left as it was
@@ -52,8 +52,8 @@ def test_a_season_without_observation_is_zero_while_the_other_shows():
 
 @pytest.mark.parametrize("empty", [np.nan, np.inf, -3.4e38, -1.7e308])
 def test_huge_and_missing_values_of_empty_pixels_are_zero_without_a_warning(empty):
-    values = np.full((2, 3, 3), 600.0, "float64" if abs(empty) > 1e39 else "float32")
-    values[:, 0] = empty
+    values = np.full((3, 3, 2), 600.0, "float64" if abs(empty) > 1e39 else "float32")
+    values[0] = empty
     valid = np.ones((3, 3), bool)
     valid[0] = False
     x = INPUTS.encode({"april": (values, valid), "august": (values, valid)})

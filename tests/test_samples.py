@@ -1,19 +1,21 @@
 """Training samples, on rasters whose pixels hold their own coordinates, so that each can be checked exactly."""
 
 from dataclasses import dataclass, replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cobertes.errors import InputFileError, NoTilesError
 from cobertes.geo.area import Area
 from cobertes.geo.scene import open_scene
 from cobertes.labels.legend import IGNORE_INDEX, LandClass, Legend
 from cobertes.learn import infer
+from cobertes.learn.augment import draw_variation
 from cobertes.learn.inputs import Inputs
-from cobertes.learn.samples import Sampler, augment, batches
-from cobertes.settings import SplitSettings, TileSettings, TrainSettings
+from cobertes.learn.samples import Sampler, balanced, batches
+from cobertes.settings import AugmentationSettings, Chance, SplitSettings, TileSettings, TrainSettings
 from cobertes.tiles.ground import Ground
 from cobertes.tiles.index import TileIndex, build_index
 from cobertes.tiles.split import AreaSplit, Split
@@ -25,7 +27,10 @@ LEGEND = Legend(
 SCALE = 1024.0
 """Coordinates are divided by a power of two: they come back exactly."""
 
-PLAIN = {"jitter": 0.0, "flips": False, "turns": False, "crops": False, "sampling": "uniform"}
+STILL = AugmentationSettings(flips=False, turns=False, jitter=Chance())
+EXACTLY = AugmentationSettings(jitter=Chance())
+"""Turned and mirrored, but every value as it is."""
+PLAIN = {"crops": False, "sampling": "shuffled", "augmentation": STILL}
 
 
 def code_at(row, col):
@@ -40,8 +45,9 @@ class Project:
     ground: Ground
     index: TileIndex
 
-    def sampler(self, window=16, **options):
-        return Sampler.of(self.index.frame, self.ground, TrainSettings(**options), window)
+    def sampler(self, window=16, augmentation=EXACTLY, **options):
+        windows = window if isinstance(window, tuple) else (window,)
+        return Sampler.of(self.index.frame, self.ground, TrainSettings(**options), windows, augmentation)
 
 
 def project_of(folder, scenes, labels, *, legend=LEGEND, size=16, crs=UTM, nodata=None, **split):
@@ -87,11 +93,11 @@ def area_with_letters(project, rows, edge):
 
 def test_labels_move_with_the_image_through_crops_flips_and_turns(tmp_path):
     project = coordinate_project(tmp_path)
-    sampler = project.sampler(window=13, jitter=0)
+    sampler = project.sampler(window=13)
     ways = set()
     for epoch in (1, 2):
         for position, tile in enumerate(sampler.epoch(epoch)):
-            x, y = sampler.sample(EXACT, epoch, position, tile)
+            x, y = sampler.sample(EXACT, epoch, position, tile, 13)
             row, col = places(x)
             np.testing.assert_array_equal(LEGEND.codes[y], code_at(row + 1, col + 1))
             # each pixel of one window, once
@@ -106,7 +112,7 @@ def test_without_variation_a_sample_is_its_tile(tmp_path):
     project = coordinate_project(tmp_path)
     sampler = project.sampler(**PLAIN)
     for tile, (row, col, _, _) in enumerate(sampler.tiles):
-        x, y = sampler.sample(EXACT, 1, 0, tile)
+        x, y = sampler.sample(EXACT, 1, 0, tile, 16)
         expected = np.mgrid[row : row + 16, col : col + 16]
         np.testing.assert_array_equal(places(x), expected)
         np.testing.assert_array_equal(LEGEND.codes[y], code_at(*(expected + 1)))
@@ -117,9 +123,9 @@ def test_seasons_stand_side_by_side_and_move_together(tmp_path):
     april = coordinates(shape)
     project = project_of(tmp_path, {"here": {"april": april, "august": april + 200}}, {"here": code_at(*april)})
     inputs = Inputs(("april", "august"), ("band1", "band2"), np.zeros((2, 2)), np.full((2, 2), SCALE))
-    sampler = project.sampler(jitter=0)
+    sampler = project.sampler()
     for position in range(8):
-        x, y = sampler.sample(inputs, 1, position, 0)
+        x, y = sampler.sample(inputs, 1, position, 0, 16)
         assert x.shape == (4, 16, 16)
         np.testing.assert_array_equal(places(x[2:]), places(x[:2]) + 200)
         np.testing.assert_array_equal(LEGEND.codes[y], code_at(*(places(x[:2]) + 1)))
@@ -131,12 +137,12 @@ def test_random_crops_keep_to_training_blocks_and_their_guard_band(tmp_path):
     allowed[32 - 8 : 64 + 8, 32 - 8 : 64 + 8] = False
     allowed[64 - 8 : 96 + 8, 96 - 8 :] = False
     frame = project.index.frame.assign(keep=True, split="train")
-    sampler = Sampler.of(frame, project.ground, TrainSettings(jitter=0), 16)
+    sampler = Sampler.of(frame, project.ground, TrainSettings(), (16,), EXACTLY)
     assert 0 < len(sampler.tiles) < len(frame)  # tiles of other blocks and beside them fell away
     seen, starts = np.zeros((128, 128), bool), set()
     for epoch in range(1, 9):
         for position, tile in enumerate(sampler.epoch(epoch)):
-            row, col = places(sampler.sample(EXACT, epoch, position, tile)[0])
+            row, col = places(sampler.sample(EXACT, epoch, position, tile, 16)[0])
             assert allowed[row, col].all()
             seen[row, col] = True
             starts.add((row.min() % 16, col.min() % 16))
@@ -150,9 +156,9 @@ def test_a_window_larger_than_its_area_is_filled_up_with_nothing(tmp_path):
         tmp_path, {name: {"scene": v} for name, v in areas.items()}, {n: code_at(*v) for n, v in areas.items()},
         size=24, by="area", guard=0,
     )  # fmt: skip
-    sampler = project.sampler(window=32, jitter=0)
+    sampler = project.sampler(window=32)
     for position in range(10):
-        x, y = sampler.sample(EXACT, 1, position, 0)
+        x, y = sampler.sample(EXACT, 1, position, 0, 32)
         row, col = places(x)
         inside = row >= 0
         assert inside.sum() == 20 * 24
@@ -167,9 +173,9 @@ def test_pixels_without_observation_are_zero_and_without_label(tmp_path):
     labels = code_at(*values)
     values = np.where(hole, 0, values)
     project = project_of(tmp_path, {"here": {"scene": values}}, {"here": labels})
-    sampler = project.sampler(jitter=0.5)
+    sampler = project.sampler(augmentation=AugmentationSettings(jitter=Chance(strength=0.5)))
     for position, tile in enumerate(sampler.epoch(1)):
-        x, y = sampler.sample(EXACT, 1, position, tile)
+        x, y = sampler.sample(EXACT, 1, position, tile, 16)
         np.testing.assert_array_equal(y == IGNORE_INDEX, (x == 0).all(axis=0))
         assert 0 < (y == IGNORE_INDEX).mean() < 0.2
 
@@ -180,7 +186,7 @@ def test_no_room_for_the_window_is_told_with_the_way_out(tmp_path):
         project.sampler(window=100)
     nothing = project.index.frame.assign(keep=False)
     with pytest.raises(NoTilesError, match="no window of 16 px"):
-        Sampler.of(nothing, project.ground, TrainSettings(), 16)
+        Sampler.of(nothing, project.ground, TrainSettings(crops=False), (16,))
 
 
 # --- which windows -----------------------------------------------------------------------------------------
@@ -196,22 +202,29 @@ def test_an_epoch_is_a_function_of_seed_and_number(tmp_path):
 
 def test_a_sample_is_a_function_of_seed_epoch_and_position(tmp_path):
     project = coordinate_project(tmp_path)
-    one, same, other = (project.sampler(seed=seed) for seed in (3, 3, 4))
-    x, y = one.sample(EXACT, 2, 5, 1)
-    for again in (same.sample(EXACT, 2, 5, 1), one.sample(EXACT, 2, 5, 1)):
+    jitter = AugmentationSettings(noise=Chance(strength=0.1))
+    one, same, other = (project.sampler(seed=seed, augmentation=jitter) for seed in (3, 3, 4))
+    x, y = one.sample(EXACT, 2, 5, 1, 16)
+    for again in (same.sample(EXACT, 2, 5, 1, 16), one.sample(EXACT, 2, 5, 1, 16)):
         np.testing.assert_array_equal(again[0], x)
         np.testing.assert_array_equal(again[1], y)
-    for differs in (one.sample(EXACT, 3, 5, 1), one.sample(EXACT, 2, 6, 1), other.sample(EXACT, 2, 5, 1)):
+    for differs in (
+        one.sample(EXACT, 3, 5, 1, 16),
+        one.sample(EXACT, 2, 6, 1, 16),
+        other.sample(EXACT, 2, 5, 1, 16),
+    ):
         assert (differs[0] != x).any()
 
 
 def test_a_uniform_epoch_meets_each_tile_as_often(tmp_path):
     project = coordinate_project(tmp_path)
-    n = len(project.sampler().tiles)
-    assert sorted(project.sampler(sampling="uniform").epoch(1)) == list(range(n))
-    counts = np.bincount(project.sampler(sampling="uniform", samples=2 * n + 3).epoch(1), minlength=n)
+    even = {"sampling": "shuffled", "crops": False}
+    n = len(project.sampler(**even).tiles)
+    assert sorted(project.sampler(**even).epoch(1)) == list(range(n))
+    counts = np.bincount(project.sampler(**even, samples=2 * n + 3).epoch(1), minlength=n)
     assert set(counts) == {2, 3}
-    assert len(project.sampler(sampling="uniform", samples=5).epoch(1)) == 5
+    assert len(project.sampler(**even, samples=5).epoch(1)) == 5
+    assert project.sampler(sampling="in-order", crops=False, samples=n + 2).epoch(1).tolist() == [*range(n), 0, 1]
 
 
 def test_balanced_sampling_meets_rare_classes_more_often_and_forgets_no_tile(tmp_path):
@@ -228,7 +241,7 @@ def test_balanced_sampling_meets_rare_classes_more_often_and_forgets_no_tile(tmp
         assert set(drawn) == set(range(len(sampler.tiles)))
         return rare[drawn].mean()
 
-    assert share("balanced") > 1.1 * share("uniform")
+    assert share("balanced") > 1.1 * share("shuffled")
 
 
 # --- feeding -----------------------------------------------------------------------------------------------
@@ -239,8 +252,8 @@ def test_batches_do_not_depend_on_threads(tmp_path, monkeypatch, threads):
     project = coordinate_project(tmp_path)
     sampler = project.sampler(samples=11)
     monkeypatch.setattr(infer, "READ_THREADS", threads)
-    found = list(batches(sampler, EXACT, 3, 4))
-    expected = [sampler.sample(EXACT, 3, i, tile) for i, tile in enumerate(sampler.epoch(3))]
+    found = [(x.copy(), y.copy()) for x, y in batches(sampler, EXACT, 3, 4)]
+    expected = [sampler.sample(EXACT, 3, i, tile, 16) for i, tile in enumerate(sampler.epoch(3))]
     np.testing.assert_array_equal(np.concatenate([x for x, _ in found]), np.stack([x for x, _ in expected]))
     np.testing.assert_array_equal(np.concatenate([y for _, y in found]), np.stack([y for _, y in expected]))
 
@@ -265,37 +278,212 @@ def test_a_damaged_scene_stops_the_feed_with_its_name(tmp_path):
         list(batches(project.sampler(), EXACT, 1, 4))
 
 
-# --- colours -----------------------------------------------------------------------------------------------
+# --- scales and seasons ------------------------------------------------------------------------------------
 
 
-def test_jitter_is_a_gain_and_an_offset_per_channel():
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(3, 40, 40)).astype(np.float32)
-    x[:, :5] = 0
-    settings = SimpleNamespace(flips=False, turns=False, jitter=0.05)
-    gains, offsets = [], []
-    for seed in range(300):
-        varied, _ = augment(np.random.default_rng(seed), x.copy(), np.zeros((40, 40), np.uint8), settings)
-        assert varied.dtype == np.float32
-        assert not varied[:, :5].any()
-        for before, after in zip(x[:, 5:], varied[:, 5:], strict=True):
-            gain, offset = np.polyfit(before.ravel(), after.ravel(), 1)
-            np.testing.assert_allclose(after, before * gain + offset, atol=1e-5)
-            gains.append(gain)
-            offsets.append(offset)
-    assert np.mean(gains) == pytest.approx(1, abs=0.01)
-    assert np.std(gains) == pytest.approx(0.05, rel=0.15)
-    assert np.mean(offsets) == pytest.approx(0, abs=0.01)
-    assert np.std(offsets) == pytest.approx(0.05, rel=0.15)
+def test_each_batch_draws_one_of_the_windows(tmp_path):
+    sampler = coordinate_project(tmp_path).sampler(window=(12, 16), samples=64)
+    sizes = [x.shape[-1] for x, _ in batches(sampler, EXACT, 1, 4)]
+    assert sizes == [x.shape[-1] for x, _ in batches(sampler, EXACT, 1, 4)]
+    assert set(sizes) == {12, 16}
+
+
+def test_a_zoomed_sample_shows_more_or_less_ground_and_its_labels(tmp_path):
+    values = coordinates((160, 160))
+    stripes = np.where(values[1] % 32 < 16, 10, 20)  # wide enough that nearest and bilinear agree inside
+    project = project_of(tmp_path, {"here": {"scene": values}}, {"here": stripes}, size=32)
+    sampler = project.sampler(window=32, augmentation=STILL, zoom=0.5, samples=40)
+    steps = []
+    for position, tile in enumerate(sampler.epoch(1)):
+        x, y = sampler.sample(EXACT, 1, position, tile, 32)
+        row, col = x * SCALE
+        step = np.diff(col[16]).mean()
+        steps.append(step)
+        np.testing.assert_allclose(np.diff(row[4:-4], axis=0), step, atol=0.1)
+        inside = abs(col % 16 - 8) < 6
+        np.testing.assert_array_equal(LEGEND.codes[y][inside], np.where(col % 32 < 16, 10, 20)[inside])
+    assert min(steps) < 0.8
+    assert max(steps) > 1.25
+    assert 0.6 < min(steps) < max(steps) < 1.55
+
+
+def two_seasons(folder):
+    shape = (96, 96)
+    april = coordinates(shape)
+    august = np.where(april[1] < 40, 0, april + 200)  # clouds of nodata in the west
+    project = project_of(folder, {"here": {"april": april, "august": august}}, {"here": code_at(*april)})
+    scales = np.zeros((2, 2)), np.full((2, 2), SCALE)
+    return project, Inputs(("april", "august"), ("band1", "band2"), *scales, "separate")
+
+
+@pytest.mark.parametrize("order", ["random", "in-turn"])
+def test_a_separate_sample_shows_one_season_and_its_own_labels(tmp_path, order):
+    project, inputs = two_seasons(tmp_path)
+    sampler = project.sampler(season_order=order, augmentation=STILL, samples=40)
+    assert inputs.channels == 2
+    shown = []
+    for position, tile in enumerate(sampler.epoch(1)):
+        x, y = sampler.sample(inputs, 1, position, tile, 16)
+        assert x.shape == (2, 16, 16)
+        observed = (x != 0).all(axis=0)
+        np.testing.assert_array_equal(y == IGNORE_INDEX, ~observed)
+        if observed.any():
+            shown.append("august" if places(x)[0][observed].min() > 190 else "april")
+            row, col = places(x) - (200 if shown[-1] == "august" else 0)
+            np.testing.assert_array_equal(LEGEND.codes[y[observed]], code_at(row + 1, col + 1)[observed])
+        else:
+            shown.append("august")
+    assert set(shown) == {"april", "august"}
+    if order == "in-turn":
+        assert shown == ["april", "august"] * 20
+
+
+def test_crops_reach_the_training_ground_of_tiles_beside_held_out_blocks(tmp_path):
+    project = area_with_letters(coordinate_project(tmp_path, (128, 128)), ["tttt", "tvtt", "ttte", "tttt"], 32)
+    frame = project.index.frame.assign(keep=False, reason="guard band")
+    sampler = Sampler.of(frame, project.ground, TrainSettings(), (16,), EXACTLY)
+    assert len(sampler.tiles) > 0
+    assert sampler.weights.max() > 1.5 * sampler.weights.min()  # less of a tile fits, less often it is drawn
+    with pytest.raises(NoTilesError):
+        Sampler.of(frame, project.ground, TrainSettings(crops=False), (16,), EXACTLY)
+
+
+def test_crops_keep_off_tiles_that_were_left_out_for_clouds(tmp_path):
+    project = coordinate_project(tmp_path)
+    frame = project.index.frame.copy()
+    cloudy = frame.index[frame["keep"] & (frame["split"] == "train")][::3]
+    frame.loc[cloudy, "keep"], frame.loc[cloudy, "reason"] = False, "cloudy"
+    bad = np.zeros((150, 170), bool)
+    for row, col, height, width in frame.loc[cloudy, ["row", "col", "height", "width"]].to_numpy():
+        bad[row : row + height, col : col + width] = True
+    sampler = Sampler.of(frame, project.ground, TrainSettings(samples=300), (8,), EXACTLY)
+    for position, tile in enumerate(sampler.epoch(1)):
+        row, col = places(sampler.sample(EXACT, 1, position, tile, 8)[0])
+        assert not bad[row, col].any()
+
+
+@given(st.integers(1, 6), st.floats(0, 1), st.integers(0, 99))
+@settings(deadline=None)
+def test_balanced_weights_bring_classes_nearer_to_equal(classes, strength, seed):
+    rng = np.random.default_rng(seed)
+    counts = rng.dirichlet(np.full(classes, 0.3), 40) * 100
+    even = np.full(40, 1 / 40)
+    weights = balanced(even, counts, strength)
+    assert weights.sum() == pytest.approx(1)
+    assert weights.min() > 0.2 / 40
+
+    def spread(w):
+        met = w @ (counts / counts.sum(1, keepdims=True))
+        return met.max() - met.min()
+
+    assert spread(weights) <= spread(even) + 1e-3
+    np.testing.assert_allclose(balanced(even, counts, 0.0), even, rtol=0.05)
+
+
+# --- what happens to values ------------------------------------------------------------------------------------
+
+
+def test_jitter_is_a_gain_and_an_offset_per_band():
+    settings = AugmentationSettings(jitter=Chance(strength=0.05))
+    drawn = [draw_variation(np.random.default_rng(seed), settings, 2, 3, 16) for seed in range(200)]
+    gains = np.array([season.gain for one in drawn for season in one.seasons])
+    offsets = np.array([season.offset for one in drawn for season in one.seasons])
+    assert gains.mean() == pytest.approx(1, abs=0.01)
+    assert offsets.mean() == pytest.approx(0, abs=0.01)
+    assert gains.std(axis=0) == pytest.approx(0.05, rel=0.15)
+    assert offsets.std(axis=0) == pytest.approx(0.05, rel=0.15)
+    assert len(np.unique(gains)) == gains.size
+
+
+def test_brightness_and_contrast_are_shared_by_the_bands_of_a_season():
+    still = {"jitter": Chance()}
+    settings = AugmentationSettings(**still, brightness=Chance(strength=0.2), contrast=Chance(strength=0.3))
+    for seed in range(20):
+        for season in draw_variation(np.random.default_rng(seed), settings, 2, 3, 16).seasons:
+            assert np.ptp(season.gain) == np.ptp(season.offset) == 0
+            assert season.gain[0] != 1
+            assert season.offset[0] != 0
+
+
+def test_probability_is_the_share_of_samples():
+    settings = AugmentationSettings(
+        jitter=Chance(probability=0.3, strength=0.1), season_dropout=Chance(probability=0.2, strength=1),
+        cut_out=Chance(probability=0.4, strength=0.5), band_dropout=Chance(probability=1, strength=0.25),
+    )  # fmt: skip
+    drawn = [draw_variation(np.random.default_rng(seed), settings, 2, 8, 16) for seed in range(2000)]
+    kept = [season for one in drawn for season in one.seasons]
+    assert np.mean([not all(s.seen for s in one.seasons) for one in drawn]) == pytest.approx(0.2, abs=0.03)
+    assert all(any(s.seen for s in one.seasons) for one in drawn)  # never all of them
+    assert np.mean([any(s.hole for s in one.seasons) for one in drawn]) == pytest.approx(0.4, abs=0.04)
+    assert np.mean([(s.gain == 0).mean() for s in kept]) == pytest.approx(0.25, abs=0.02)
+    assert np.mean([np.isin(s.gain, [0, 1]).all() for s in kept]) == pytest.approx(0.7, abs=0.03)
+    assert {s.hole[2] for s in kept if s.hole} == {8}
 
 
 @pytest.mark.parametrize(("flips", "turns", "ways"), [(False, False, 1), (True, False, 2), (False, True, 4)])
-def test_each_variation_can_be_switched_off(flips, turns, ways):
-    x = np.arange(1, 10, dtype=np.float32).reshape(1, 3, 3)
-    settings = SimpleNamespace(flips=flips, turns=turns, jitter=0)
-    found = set()
-    for seed in range(60):
-        varied, y = augment(np.random.default_rng(seed), x.copy(), x[0].astype(np.uint8), settings)
-        np.testing.assert_array_equal(varied[0], y)
-        found.add(tuple(y.ravel().tolist()))
-    assert len(found) == ways
+def test_each_turn_can_be_switched_off(flips, turns, ways):
+    settings = AugmentationSettings(flips=flips, turns=turns)
+    drawn = {draw_variation(np.random.default_rng(seed), settings, 1, 2, 8).turn for seed in range(60)}
+    assert len(drawn) == ways
+
+
+def test_noise_is_gaussian_where_something_was_observed(tmp_path):
+    values = coordinates((96, 96))
+    values[:, 30:50] = 0
+    project = project_of(tmp_path, {"here": {"scene": values}}, {"here": np.full((96, 96), 10)})
+    noisy = project.sampler(augmentation=replace_chances(noise=Chance(strength=0.3)))
+    plain = project.sampler(augmentation=STILL)
+    differences = []
+    for position, tile in enumerate(noisy.epoch(1)):
+        x, _ = noisy.sample(EXACT, 1, position, tile, 16)
+        same, _ = plain.sample(EXACT, 1, position, tile, 16)
+        assert not x[same == 0].any()
+        differences.append((x - same)[same != 0])
+    found = np.concatenate(differences)
+    assert found.mean() == pytest.approx(0, abs=0.02)
+    assert found.std() == pytest.approx(0.3, rel=0.05)
+
+
+def replace_chances(**chances):
+    return STILL.model_copy(update=chances)
+
+
+def test_what_no_season_shows_any_more_is_not_asked_for(tmp_path):
+    shape = (96, 96)
+    april = coordinates(shape)
+    project = project_of(tmp_path, {"here": {"april": april, "august": april + 200}}, {"here": code_at(*april)})
+    inputs = Inputs(("april", "august"), ("band1", "band2"), np.zeros((2, 2)), np.full((2, 2), SCALE))
+    holes = replace_chances(cut_out=Chance(strength=0.5))
+    both = replace_chances(cut_out=Chance(strength=0.5), season_dropout=Chance(probability=1, strength=1))
+    for augmentation, ignored in ((holes, {0}), (both, {0, 64})):
+        sampler = project.sampler(augmentation=augmentation, samples=30)
+        found = set()
+        for position, tile in enumerate(sampler.epoch(1)):
+            x, y = sampler.sample(inputs, 1, position, tile, 16)
+            assert ((x == 0).all(axis=0) == (y == IGNORE_INDEX)).all()
+            assert (x == 0).any()
+            found.add(int((y == IGNORE_INDEX).sum()))
+        assert found == ignored
+
+
+# --- files that can't be read ----------------------------------------------------------------------------------
+
+
+def test_a_block_that_can_not_be_read_can_be_skipped(tmp_path, caplog):
+    values = coordinates((96, 96)).astype(np.uint16)
+    project = project_of(tmp_path, {"here": {"scene": values}}, {"here": code_at(*coordinates((96, 96)))})
+    path = tmp_path / "here-scene.tif"
+    write_raster(path, values, grid_at(96, 96), compress="deflate", blockysize=8)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
+    project = replace(
+        project, ground=replace(project.ground, areas={"here": Area("here", {"scene": open_scene([path])})})
+    )
+    with pytest.raises(InputFileError, match=r"rows \d+ to \d+, columns \d+ to \d+ of .*here-scene\.tif"):
+        list(batches(project.sampler(samples=40), EXACT, 1, 4))
+    labelled = [
+        (y != IGNORE_INDEX).any()
+        for _, ys in batches(project.sampler(samples=40, unreadable="skip"), EXACT, 1, 4)
+        for y in ys
+    ]
+    assert 0 < sum(labelled) < 40
+    assert "a sample is skipped: can't read rows" in caplog.text

@@ -405,7 +405,10 @@ def _require_same_seasons(areas: Sequence[Area]) -> None:
 
 def _require_overlaps(settings: Settings, path: Path) -> None:
     """Refuse at once what prediction would refuse after hours of training."""
-    window = settings.predict.window or settings.train.window or settings.tiles.size
+    trained = settings.train.window
+    window = (
+        settings.predict.window or (max(trained) if isinstance(trained, list) else trained) or settings.tiles.size
+    )
     for key, overlap, size in (
         ("tiles.overlap", settings.tiles.overlap, settings.tiles.size),
         ("predict.overlap", settings.predict.overlap, window),

@@ -102,6 +102,11 @@ class TileSettings(Section):
     """-1000 for Sentinel-2 products from processing baseline 04.00 on (25 January 2022), if not yet applied."""
     unreadable: Literal["error", "skip"] = "error"
     """``skip`` leaves out tiles of which a scene can't be read, with a warning each."""
+    store: Literal["auto", "always", "never"] = "auto"
+    """Whether labelled ground is copied once into a store that is fast to read: ``auto`` copies scenes that are
+    slow to read by window (compressed, in several files, VRT, remote); uncompressed ones are read as they are."""
+    store_gb: Annotated[float, Field(ge=0)] = 20.0
+    """Disk that the store may take, in GB."""
 
 
 class SplitSettings(Section):
@@ -145,6 +150,9 @@ class ModelSettings(Section):
     """Levels below the first of a ``scratch`` encoder."""
     decoder: list[Pixels] = []
     """Channels of the decoder, from the bottom up; by default 256 to 16, or a scratch encoder's mirrored."""
+    seasons: Literal["stack", "separate"] = "stack"
+    """``stack``: the network sees all seasons side by side. ``separate``: it sees one, and their predictions are
+    averaged; a pixel needs only one of them."""
 
 
 class TrainSettings(Section):
@@ -154,14 +162,16 @@ class TrainSettings(Section):
     """Epochs at most; the model of the best one, by validation mIoU, is kept."""
     minutes: Annotated[float, Field(gt=0)] | None = None
     """Wall time after which training ends, even where epochs are left."""
-    window: Pixels | None = None
-    """Side of a training window in pixels; by default the tile's."""
+    window: Pixels | list[Pixels] | None = None
+    """Side of a training window in pixels; by default the tile's. Of several, each batch draws one."""
     batch_size: Pixels = 12
     """Windows per step."""
     samples: Pixels | None = None
     """Windows per epoch; by default as many as there are training tiles."""
-    sampling: Literal["uniform", "balanced"] = "balanced"
-    """``balanced``: half of the windows are drawn so that rare classes are met more often."""
+    sampling: Literal["in-order", "shuffled", "balanced"] = "balanced"
+    """Tiles in order, shuffled, or drawn so that rare classes are met more often."""
+    balance: Share = 0.25
+    """How far ``balanced`` goes: 0 leaves classes as frequent as they are, 1 aims at meeting all equally often."""
     optimizer: Literal["adam", "adamw"] = "adam"
     """The optimizer."""
     learning_rate: Annotated[float, Field(gt=0)] = 0.001
@@ -174,20 +184,53 @@ class TrainSettings(Section):
     """Epochs without a lower validation loss that are waited for."""
     class_weights: Literal["none", "ins"] = "none"
     """``ins``: inverse number of samples, mean weight 1 over the training pixels' classes."""
-    flips: bool = True
-    """Mirror images."""
-    turns: bool = True
-    """Quarter turns."""
     crops: bool = True
-    """Windows shifted at random off the tile's place, within the training blocks."""
-    jitter: Annotated[float, Field(ge=0, le=1)] = 0.05
-    """Standard deviation of the random gain and offset per band (multispectral colour jitter)."""
+    """Windows anywhere in the training blocks, at random; without, those in the middle of the tiles."""
+    zoom: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Ground of a window may be larger or smaller by this share, and is brought to its size: 0.25 draws 1/1.25 to
+    1.25 times the side."""
+    season_order: Literal["random", "in-turn"] = "random"
+    """With ``model.seasons = "separate"``: which season of a place a sample shows."""
+    unreadable: Literal["error", "skip"] = "error"
+    """``skip`` goes on without samples whose scene can't be read, with a warning each."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Of first weights, windows and variations."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to compute."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """``auto`` tries a few steps of each and takes the faster one."""
+
+
+class Chance(Section):
+    """A variation of samples: how often, and how strong."""
+
+    probability: Share = 1.0
+    """Share of the samples that it happens to."""
+    strength: Share = 0.0
+    """How strong it is; 0 switches it off."""
+
+
+class AugmentationSettings(Section):
+    """How training samples are varied. Strengths are in standard deviations of a band, unless said otherwise."""
+
+    flips: bool = True
+    """Mirror images."""
+    turns: bool = True
+    """Quarter turns."""
+    jitter: Chance = Chance(strength=0.05)
+    """Random gain and offset per band (multispectral colour jitter)."""
+    brightness: Chance = Chance()
+    """A random offset that all bands of a season share."""
+    contrast: Chance = Chance()
+    """A random gain that all bands of a season share."""
+    noise: Chance = Chance()
+    """Gaussian noise per pixel and band."""
+    band_dropout: Chance = Chance()
+    """Bands that are not seen; the strength is the share of the bands."""
+    season_dropout: Chance = Chance(probability=0.0, strength=1.0)
+    """A season that is not seen, where there are several; only its probability counts."""
+    cut_out: Chance = Chance()
+    """A square of a season that is not seen; the strength is its side as a share of the window's."""
 
 
 class PredictSettings(Section):
@@ -228,4 +271,5 @@ class Settings(Section):
     split: SplitSettings = SplitSettings()
     model: ModelSettings = ModelSettings()
     train: TrainSettings = TrainSettings()
+    augmentation: AugmentationSettings = AugmentationSettings()
     predict: PredictSettings = PredictSettings()

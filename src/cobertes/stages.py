@@ -22,11 +22,22 @@ from cobertes.tiles.ground import Ground
 from cobertes.tiles.index import build_index, load_index, save_index
 from cobertes.tiles.split import Split
 from cobertes.tiles.statistics import Statistics
+from cobertes.tiles.store import make_store
 
-LEARNING_SECTIONS = ("legend", "bands", "scene-nodata", "labels", "tiles", "split", "model", "train")
+LEARNING_SECTIONS = (
+    "legend",
+    "bands",
+    "scene-nodata",
+    "labels",
+    "tiles",
+    "split",
+    "model",
+    "train",
+    "augmentation",
+)
 """Settings that decide what a model learns."""
 
-NOT_LEARNT = {"labels": {"memory"}, "train": {"device", "precision"}}
+NOT_LEARNT = {"labels": {"memory"}, "tiles": {"store", "store-gb"}, "train": {"device", "precision"}}
 """Keys of those sections that say how to compute, not what."""
 
 
@@ -62,6 +73,11 @@ class RunFolder:
     def observations(self) -> Path:
         """What the scenes showed in each tile, whatever rules and split make of it."""
         return self.path / "observations.npz"
+
+    @property
+    def store(self) -> Path:
+        """Labelled ground that is copied for fast reading; may be deleted when training is over."""
+        return self.path / "store"
 
     @property
     def statistics(self) -> Path:
@@ -149,7 +165,7 @@ def training_fingerprint(project: Project, files: RunFolder) -> str:
     columns = ["area", "row", "col", "height", "width", "split", "keep"]
     rows = frame[columns].to_dict("list") | {"counts": [list(map(int, c)) for c in frame["counts"]]}
     learning = learning_settings(project)
-    learnt = [learning[section] for section in ("bands", "model", "train")]
+    learnt = [learning[section] for section in ("bands", "model", "train", "augmentation")]
     learnt.append([(land.code, land.key) for land in project.legend.classes])
     return fingerprint(rows, read_json(files.statistics), read_json(files.split), learnt)
 
@@ -240,9 +256,22 @@ def train(
         Statistics.from_dict(read_json(files.statistics)),
         model=settings.model,
         train=settings.train,
+        augmentation=settings.augmentation,
         tile_size=settings.tiles.size,
         fingerprint=training_fingerprint(project, files),
     )
+    if settings.tiles.store != "never":
+        store = make_store(
+            files.store,
+            plan.ground.areas,
+            plan.ground.labels,
+            plan.feeding_windows(),
+            made_from=observed_fingerprint(project, files),
+            every_scene=settings.tiles.store == "always",
+            budget=settings.tiles.store_gb,
+            progress=progress,
+        )
+        plan = plan.reading(store)
     header = train_model(plan, files.path, progress=progress, report=on_epoch)
     facts = header.training
     return f"best of {facts['epochs']} epochs: {facts['best_epoch']}, mIoU {facts['validation_miou']:.3f}"

@@ -15,10 +15,11 @@ from sklearn.ensemble import RandomForestClassifier
 
 from cobertes.accuracy.confusion import ConfusionMatrix
 from cobertes.geo.bands import colour_positions
+from cobertes.geo.scene import Observed
 from cobertes.geo.windows import Window, plan_strips
 from cobertes.labels.legend import IGNORE_INDEX
 from cobertes.progress import SILENT, Progress
-from cobertes.tiles.ground import Ground, Observed
+from cobertes.tiles.ground import Ground
 
 TREES = 100
 SAMPLES_PER_LEAF = 5

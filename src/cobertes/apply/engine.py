@@ -14,6 +14,7 @@ from torch import Tensor
 
 from cobertes.errors import SettingsError, did_you_mean
 from cobertes.learn.device import inference_precision, start
+from cobertes.learn.infer import each_season
 from cobertes.learn.modelfile import ModelHeader, load_model, model_path
 
 PERCENT = 100
@@ -55,4 +56,6 @@ def open_engine(path: Path, *, device: str = "auto", precision: str = "auto") ->
             result: Tensor = model(x.to(fabric.device, memory_format=torch.channels_last))
             return result
 
-    return Engine(header, logits, f"torch on {fabric.device.type} in {chosen} ({reason})")
+    return Engine(
+        header, each_season(logits, header.inputs), f"torch on {fabric.device.type} in {chosen} ({reason})"
+    )

@@ -25,7 +25,7 @@ from rasterio.vrt import WarpedVRT
 from cobertes.errors import BandMismatchError, GridMismatchError, InputFileError, did_you_mean
 from cobertes.geo.grid import describe, footprint, grid_of, open_raster, resolution, same_grid
 from cobertes.geo.mapped import Mapped, map_tiff
-from cobertes.geo.validity import holds, valid_pixels
+from cobertes.geo.validity import holds, valid_pixels, valid_where
 from cobertes.geo.windows import Window
 
 log = logging.getLogger(__name__)
@@ -38,6 +38,9 @@ EXACT = 1e-6
 
 OPEN_FILES = 64
 """Files that a thread keeps open, of all scenes together: a system may allow a process 256."""
+
+Observed = tuple[NDArray[Any], NDArray[np.bool_]]
+"""Values and validity of a window: (bands, height, width) or (height, width, bands), and (height, width)."""
 
 WORDS = re.compile(r"[^A-Za-z0-9]+")
 SENTINEL_BAND = re.compile(r"^[Bb]\d{1,2}[Aa]?$")
@@ -103,7 +106,7 @@ class Scene:
         """``(height, width)`` of the grid."""
         return int(self.grid.height), int(self.grid.width)
 
-    def read(self, window: Window) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    def read(self, window: Window) -> Observed:
         """Values and validity of a window, which may reach out of the scene.
 
         returns  values (bands, height, width) in ``dtype``, 0 outside the scene;
@@ -126,12 +129,21 @@ class Scene:
         valid[rows, cols] = valid_pixels(values[:, rows, cols], self.nodata)
         return values, valid
 
-    def read_pixels(self, window: Window) -> NDArray[Any]:
-        """Values (height, width, bands) of a window inside the scene, each pixel's bands together."""
-        if (mapped := self.mapped) is not None:
-            return mapped.read(window, self._channels)
-        values, _ = self.read(window)
-        return np.ascontiguousarray(values.transpose(1, 2, 0))
+    def read_pixels(self, window: Window) -> Observed:
+        """The same with each pixel's bands together: values (height, width, bands), valid (height, width)."""
+        if (mapped := self.mapped) is None:
+            values, valid = self.read(window)
+            return np.ascontiguousarray(values.transpose(1, 2, 0)), valid
+        inside = window.clip(self.shape)
+        if inside == window:
+            pixels = mapped.read(window, self._channels)
+            return pixels, valid_where(pixels, self.nodata)
+        pixels = np.zeros((*window.shape, len(self.bands)), self.dtype)
+        valid = np.zeros(window.shape, bool)
+        if 0 not in inside.shape:
+            pixels[inside.within(window)] = part = mapped.read(inside, self._channels)
+            valid[inside.within(window)] = valid_where(part, self.nodata)
+        return pixels, valid
 
     @property
     def mapped(self) -> Mapped | None:
@@ -181,6 +193,11 @@ class Scene:
             src_nodata=nodata,
             nodata=nodata,
         )
+
+
+def seen_in_any(observed: Mapping[str, Observed]) -> NDArray[np.bool_]:
+    """(height, width): where at least one season has an observation."""
+    return np.any([valid for _, valid in observed.values()], axis=0)
 
 
 def open_mask(path: str, grid: GeoBox) -> Scene:

@@ -1,5 +1,6 @@
 """Running a model over planned windows: training's validation, evaluation and prediction all come here."""
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,7 +18,7 @@ from cobertes.learn.inputs import Inputs
 from cobertes.learn.losses import cross_entropy
 from cobertes.tiles.ground import Ground
 
-READ_THREADS = 2
+READ_THREADS = max(2, min(8, (os.cpu_count() or 2) // 2))
 BATCHES_AHEAD = 3
 
 Forward = Callable[[Tensor], Tensor]
@@ -56,12 +57,12 @@ HeldOut = tuple[str, PlannedWindow]
 
 
 def plan_blocks(ground: Ground, letter: str, size: int, overlap: int) -> list[HeldOut]:
-    """Windows laid out per held-out block: little computation, for every epoch's validation."""
+    """Windows laid out over the held-out ground alone: little computation, for every epoch's validation."""
     return [
         (name, planned)
         for name, split in ground.split.areas.items()
-        for block in split.windows(letter)
-        for strip in plan_strips(block, size, overlap)
+        for part in split.rectangles(letter)
+        for strip in plan_strips(part, size, overlap)
         for planned in strip
     ]
 
@@ -77,6 +78,28 @@ def plan_as_mapped(ground: Ground, letter: str, size: int, overlap: int) -> list
     ]
 
 
+def each_season(forward: Forward, inputs: Inputs) -> Forward:
+    """A model of single seasons applied to all of them: mean of the probabilities where a season is observed.
+
+    The result takes the channels of all seasons side by side and gives the logarithm of that mean. A model that
+    sees the seasons stacked is left as it is.
+    """
+    if inputs.mode == "stack":
+        return forward
+    bands = len(inputs.bands)
+
+    def averaged(x: Tensor) -> Tensor:
+        total, weight = torch.zeros(()), torch.zeros(())
+        for one in torch.split(x, bands, dim=1):
+            probabilities = forward(one.contiguous(memory_format=torch.channels_last)).float().softmax(dim=1)
+            observed = (one != 0).any(dim=1, keepdim=True).to(probabilities)
+            total = total.to(probabilities) + probabilities * observed
+            weight = weight.to(probabilities) + observed
+        return (total / weight.clamp(min=1)).clamp(min=1e-9).log()
+
+    return averaged
+
+
 def judge(
     forward: Forward,
     inputs: Inputs,
@@ -90,7 +113,7 @@ def judge(
     matrix, loss, weight = ConfusionMatrix.empty(classes), 0.0, 0.0
 
     def read(item: HeldOut) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-        observed, labels = ground.read(item[0], item[1].window)
+        observed, labels = ground.read_pixels(item[0], item[1].window)
         return inputs.encode(observed), labels
 
     for batch in read_ahead(plan, read, batch_size):

@@ -1,24 +1,79 @@
 """From scenes to the network's channels: one definition for training, validation and prediction.
 
-Channels are seasons side by side, each with its bands (``stack``): april:B04, april:B03 … august:B12.
+``stack``: seasons side by side, each with its bands: april:B04, april:B03 ... august:B12. ``separate``: the bands
+of one season; a sample is one season of a place, and where several are there their predictions are averaged.
 Values become ``(value - mean) / std`` of the training ground; what was not observed becomes 0, the mean.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cobertes.errors import BandMismatchError, SettingsError, did_you_mean
-from cobertes.geo.scene import Scene
+from cobertes.geo.scene import Observed, Scene, seen_in_any
 from cobertes.geo.windows import Window
-from cobertes.tiles.ground import Observed, seen_in_any
+from cobertes.jit import compiled
 from cobertes.tiles.statistics import Statistics
 
 CLIP = 10.0
 """Normalised values are cut off this many standard deviations from the mean: glints and artefacts."""
+
+STRAIGHT = 0
+"""The turn that leaves a window as it is; see `turned`."""
+
+SeasonMode = Literal["stack", "separate"]
+
+
+@compiled
+def _encode(
+    pixels: NDArray[Any],
+    valid: NDArray[np.bool_],
+    scale: NDArray[np.float32],
+    gain: NDArray[np.float32],
+    offset: NDArray[np.float32],
+    turn: int,
+    first: int,
+    out: NDArray[np.float32],
+) -> None:
+    """Normalise, vary and turn a season's pixels in one pass.
+
+    pixels  (n, m, bands); ``valid`` (n, m)
+    scale   (2, bands): mean and 1 / std; ``gain``, ``offset`` (bands,) of the normalised values
+    turn    0 to 7, as in `turned`
+    out     (H, W, channels), written from channel ``first`` on; 0 where not valid
+    """
+    height, width, _ = out.shape
+    bands = pixels.shape[2]
+    mean, inverse = scale[0], scale[1]
+    quarter = turn % 4
+    for i in range(height):
+        for j in range(width):
+            if quarter == 0:
+                row, col = i, j
+            elif quarter == 1:
+                row, col = j, height - 1 - i
+            elif quarter == 2:
+                row, col = height - 1 - i, width - 1 - j
+            else:
+                row, col = width - 1 - j, i
+            if turn >= 4:
+                col = pixels.shape[1] - 1 - col
+            if valid[row, col]:
+                for b in range(bands):
+                    value = (np.float32(pixels[row, col, b]) - mean[b]) * inverse[b]
+                    value = min(max(value, np.float32(-10.0)), np.float32(10.0))
+                    out[i, j, first + b] = value * gain[b] + offset[b]
+            else:
+                for b in range(bands):
+                    out[i, j, first + b] = 0
+
+
+def turned(values: NDArray[Any], turn: int) -> NDArray[Any]:
+    """(H, W) of (n, m): mirrored left to right where ``turn`` >= 4, then ``turn % 4`` quarters to the left."""
+    return np.rot90(values[:, ::-1] if turn >= 4 else values, turn % 4)
 
 
 @dataclass(frozen=True)
@@ -29,36 +84,52 @@ class Inputs:
     bands: tuple[str, ...]
     mean: NDArray[np.float64]
     std: NDArray[np.float64]
+    mode: SeasonMode = "stack"
 
     @classmethod
-    def of(cls, statistics: Statistics) -> "Inputs":
+    def of(cls, statistics: Statistics, mode: SeasonMode = "stack") -> "Inputs":
         """From the statistics of the training ground."""
-        return cls(statistics.seasons, statistics.bands, statistics.mean, statistics.std)
+        return cls(statistics.seasons, statistics.bands, statistics.mean, statistics.std, mode)
 
     @property
     def channels(self) -> int:
-        """Number of channels."""
-        return len(self.seasons) * len(self.bands)
+        """Number of channels of the network."""
+        return len(self.bands) * (len(self.seasons) if self.mode == "stack" else 1)
 
     def encode(self, observed: Mapping[str, Observed]) -> NDArray[np.float32]:
-        """Channels (channels, height, width) float32 of what was observed in each season."""
+        """Channels (seasons * bands, height, width) float32 of all seasons, channels last in memory."""
         height, width = observed[self.seasons[0]][1].shape
-        x = np.empty((len(self.seasons), len(self.bands), height, width), np.float32)
-        for part, season, mean, std in zip(x, self.seasons, self.mean, self.std, strict=True):
-            values, valid = observed[season]
-            for channel, band, m, s in zip(part, values, mean.astype(np.float32), std, strict=True):
-                # band by band, because a band stays in the processor's cache; empty pixels may overflow
-                with np.errstate(over="ignore", invalid="ignore"):
-                    np.subtract(band, m, out=channel, casting="same_kind")
-                    np.multiply(channel, np.float32(1 / s), out=channel)
-                np.clip(channel, -CLIP, CLIP, out=channel)
-            if not valid.all():
-                part[:, ~valid] = 0
-        return x.reshape(self.channels, height, width)
+        x = np.empty((height, width, len(self.seasons) * len(self.bands)), np.float32)
+        for number, season in enumerate(self.seasons):
+            self.fill(x, number, number * len(self.bands), observed[season])
+        return x.transpose(2, 0, 1)
+
+    def fill(
+        self,
+        x: NDArray[np.float32],
+        season: int,
+        first: int,
+        observed: Observed,
+        *,
+        turn: int = STRAIGHT,
+        gain: NDArray[np.float32] | None = None,
+        offset: NDArray[np.float32] | None = None,
+    ) -> None:
+        """Write what a season showed into ``x`` (H, W, channels) from channel ``first`` on.
+
+        observed      values (n, m, bands) and validity (n, m) bool; n x m is H x W before the turn
+        gain, offset  (bands,) float32 of the normalised values
+        """
+        pixels, valid = observed
+        bands = len(self.bands)
+        scale = np.stack([self.mean[season], 1 / self.std[season]]).astype(np.float32)
+        gain = np.ones(bands, np.float32) if gain is None else gain
+        offset = np.zeros(bands, np.float32) if offset is None else offset
+        _encode(pixels, valid, scale, gain, offset, turn, first, x)
 
     def read(self, scenes: Mapping[str, Scene], window: Window) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """Channels of a window, and where at least one season was observed (height, width) bool."""
-        observed = {season: scenes[season].read(window) for season in self.seasons}
+        observed = {season: scenes[season].read_pixels(window) for season in self.seasons}
         return self.encode(observed), seen_in_any(observed)
 
     def check(self, scenes: Mapping[str, Scene]) -> None:
@@ -88,6 +159,7 @@ class Inputs:
             "bands": list(self.bands),
             "mean": self.mean.tolist(),
             "std": self.std.tolist(),
+            "mode": self.mode,
         }
 
     @classmethod
@@ -97,4 +169,4 @@ class Inputs:
         seasons, bands = tuple(data["seasons"]), tuple(data["bands"])
         if not mean.shape == std.shape == (len(seasons), len(bands)):
             raise ValueError(f"statistics of {mean.shape} for {len(seasons)} seasons and {len(bands)} bands")
-        return cls(seasons, bands, mean, std)
+        return cls(seasons, bands, mean, std, data.get("mode", "stack"))

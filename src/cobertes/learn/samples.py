@@ -2,150 +2,309 @@
 
 Every choice is a pure function of (seed, epoch, position in the epoch): there is no state in loaders or
 threads, so a resumed run, another number of threads or another machine draws the same.
+
+    epoch -> tiles, as often as they weigh (rare classes more often) -> a window anywhere around each, in training
+    ground alone -> its seasons, read by pixel -> normalised, varied and turned in one pass into the batch
 """
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from math import ceil
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cobertes.errors import NoTilesError
+from cobertes.errors import InputFileError, NoTilesError
+from cobertes.geo.scene import Observed
 from cobertes.geo.windows import Window
+from cobertes.labels.legend import IGNORE_INDEX
+from cobertes.learn.augment import Variation, draw_variation, zoomed
 from cobertes.learn.infer import read_groups_ahead
-from cobertes.learn.inputs import Inputs
-from cobertes.settings import TrainSettings
+from cobertes.learn.inputs import Inputs, turned
+from cobertes.settings import AugmentationSettings, TrainSettings
 from cobertes.tiles.ground import Ground
+from cobertes.tiles.rules import BETWEEN, GUARD, POOR
+from cobertes.tiles.split import TRAIN
+
+log = logging.getLogger(__name__)
 
 CROP_TRIES = 8
-BALANCED_SHARE = 0.5
-"""Share of an epoch's windows drawn by class frequency when sampling is balanced."""
+
+SHIFTS = (0.0, -0.5, -0.25, 0.25, 0.5)
+"""Places around a tile's middle, in tiles, where it is tried whether a window fits."""
+
+BALANCE_ROUNDS = 50
+RAREST, OFTENEST = 0.25, 20.0
+"""How much rarer or more often than by area a tile may be drawn: none is forgotten, none learnt by heart."""
+
+Batch = tuple[NDArray[np.float32], NDArray[np.uint8]]
+"""x (B, C, size, size) float32, channels last in memory, and y (B, size, size) uint8 class indices."""
 
 
 @dataclass(frozen=True)
 class Sampler:
     """Draws the windows of an epoch from the training tiles.
 
-    ``area`` names, ``tiles`` (n, 4) int: row, col, height, width; ``weights`` (n,) sums to 1.
+    ``area`` names and ``tiles`` (n, 4) int: row, col, height, width, around which a window fits, at least at the
+    shift ``fits`` (n, 2) from the middle; ``weights`` (n,) sum to 1; ``windows`` sides in pixels; ``poor`` windows
+    by area that no crop may touch; ``kept`` the number of whole training tiles.
     """
 
     ground: Ground
     area: list[str]
     tiles: NDArray[np.int64]
+    fits: NDArray[np.int64]
     weights: NDArray[np.float64]
     settings: TrainSettings
-    window: int
+    augmentation: AugmentationSettings
+    windows: tuple[int, ...]
+    poor: Mapping[str, NDArray[np.int64]]
+    kept: int
 
     @classmethod
-    def of(cls, frame: Any, ground: Ground, settings: TrainSettings, window: int) -> "Sampler":
-        """From the index: tiles of the training split that are kept and around which a window fits."""
-        rows = frame[frame["keep"] & (frame["split"] == "train")]
-        tiles = rows[["row", "col", "height", "width"]].to_numpy(np.int64)
+    def of(
+        cls,
+        frame: Any,
+        ground: Ground,
+        settings: TrainSettings,
+        windows: tuple[int, ...],
+        augmentation: AugmentationSettings | None = None,
+    ) -> "Sampler":
+        """From the index: training tiles that are kept; for random crops also those partly in guard bands."""
+        kept = frame["keep"] & (frame["split"] == "train")
+        edge = frame["reason"].isin([GUARD, BETWEEN]) if settings.crops else ~kept & kept
+        rows = frame[kept | edge]
+        poor = {
+            str(name): part[["row", "col", "height", "width"]].to_numpy(np.int64)
+            for name, part in frame[frame["reason"].isin(POOR)].groupby("area")
+        }
+        tiles, area = rows[["row", "col", "height", "width"]].to_numpy(np.int64), rows["area"].tolist()
         counts = np.array(rows["counts"].to_list(), float).reshape(len(rows), len(ground.legend))
-        area = rows["area"].tolist()
-        fits = np.array(
-            [
-                ground.split.areas[name].allows_training(
-                    _centred(tile, window, ground.areas[name].shape, (0, 0)), ground.split.guard
-                )
-                for name, tile in zip(area, tiles, strict=True)
-            ],
-            bool,
-        )
-        if not fits.any():
+        n = len(rows)
+        sampler = cls(
+            ground, area, tiles, np.zeros((n, 2), np.int64), np.full(n, 1 / max(n, 1)), settings,
+            augmentation or AugmentationSettings(), windows, poor, int(kept.sum()),
+        )  # fmt: skip
+        return sampler._where_windows_fit(counts)
+
+    def _where_windows_fit(self, counts: NDArray[np.float64]) -> "Sampler":
+        """The same with the tiles alone around which the largest window fits, weighted by how much of them."""
+        shares, fits = np.zeros(len(self.tiles)), np.zeros((len(self.tiles), 2), np.int64)
+        shifts = SHIFTS if self.settings.crops else (0.0,)
+        for number, (name, tile) in enumerate(zip(self.area, self.tiles, strict=True)):
+            tried = [(int(a * tile[2]), int(b * tile[3])) for a in shifts for b in shifts]
+            good = [shift for shift in tried if self._allows(name, self._window(number, self.reach, shift))]
+            if good:
+                shares[number], fits[number] = len(good) / len(tried), good[0]
+        some = shares > 0
+        if not some.any():
             raise NoTilesError(
-                f"no window of {window} px fits the training blocks with a guard band of {ground.split.guard} px. "
-                f"Use a smaller train.window, or larger blocks (split.block)."
+                f"no window of {self.reach} px fits the training blocks with a guard band of "
+                f"{self.ground.split.guard} px. Use a smaller train.window, or larger blocks (split.block)."
             )
-        area = [name for name, fit in zip(area, fits, strict=True) if fit]
-        return cls(ground, area, tiles[fits], _balance(counts[fits]), settings, window)
+        weights = shares[some] / shares.sum()
+        if self.settings.sampling == "balanced":
+            weights = balanced(weights, counts[some], self.settings.balance)
+        area = [name for name, fit in zip(self.area, some, strict=True) if fit]
+        return Sampler(
+            self.ground, area, self.tiles[some], fits[some], weights, self.settings, self.augmentation,
+            self.windows, self.poor, self.kept,
+        )  # fmt: skip
+
+    @property
+    def reach(self) -> int:
+        """Side of the largest piece of ground that a sample may show, in pixels."""
+        return ceil(max(self.windows) * (1 + self.settings.zoom))
+
+    def ground_windows(self) -> dict[str, list[Window]]:
+        """By area, the ground that samples may show."""
+        windows: dict[str, list[Window]] = {}
+        margin = -(-self.reach // 2)
+        for name, (row, col, height, width) in zip(self.area, self.tiles.tolist(), strict=True):
+            around = Window(row, col, height, width).grow(margin)
+            windows.setdefault(name, []).extend(self.ground.split.areas[name].parts(around, TRAIN))
+        return windows
 
     def __len__(self) -> int:
         """Windows per epoch."""
-        return self.settings.samples or len(self.tiles)
+        return self.settings.samples or self.kept or len(self.tiles)
 
     def epoch(self, epoch: int) -> NDArray[np.int64]:
-        """The tiles of an epoch, in order."""
-        rng = np.random.default_rng((self.settings.seed, epoch))
+        """The tiles of an epoch, in order: each as often as it weighs, give or take one."""
         count, n = len(self), len(self.tiles)
-        rounds = -(-count // n)
-        order = np.concatenate([rng.permutation(n) for _ in range(rounds)])[:count]
-        if self.settings.sampling == "balanced":
-            drawn = rng.choice(n, count, p=self.weights)
-            order = np.where(rng.random(count) < BALANCED_SHARE, drawn, order)
-        return order
+        if self.settings.sampling == "in-order":
+            return np.arange(count) % n
+        rng = np.random.default_rng((self.settings.seed, epoch))
+        some = rng.permutation(n)
+        ends = np.cumsum(self.weights[some])
+        drawn = np.searchsorted(ends / ends[-1], (np.arange(count) + rng.random()) / count)
+        return rng.permutation(some[drawn])
+
+    def size(self, epoch: int, batch: int) -> int:
+        """Side of the windows of a batch, in pixels."""
+        if len(self.windows) == 1:
+            return self.windows[0]
+        rng = np.random.default_rng((self.settings.seed, epoch, 0, 1 + batch))
+        return self.windows[int(rng.integers(len(self.windows)))]
 
     def sample(
-        self, inputs: Inputs, epoch: int, position: int, tile: int
-    ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-        """Read and vary one sample: x (C, window, window) float32, y (window, window) uint8."""
-        rng = np.random.default_rng((self.settings.seed, epoch, 1 + position))  # 0 is the draw of the epoch
-        window = self._place(rng, tile)
-        observed, y = self.ground.read(self.area[tile], window)
-        return augment(rng, inputs.encode(observed), y, self.settings)
+        self, inputs: Inputs, epoch: int, position: int, tile: int, size: int, into: Batch | None = None
+    ) -> Batch:
+        """Read and vary one sample: x (C, size, size) float32, y (size, size) uint8.
 
-    def _place(self, rng: np.random.Generator, tile: int) -> Window:
-        name, where = self.area[tile], self.tiles[tile]
-        shape, split = self.ground.areas[name].shape, self.ground.split
+        into   where it is written: x (size, size, C), y (size, size)
+        Raises InputFileError where a scene can't be read, unless the settings say to skip such samples.
+        """
+        x, y = into or (
+            np.empty((size, size, inputs.channels), np.float32), np.empty((size, size), np.uint8)
+        )  # fmt: skip
+        rng = np.random.default_rng((self.settings.seed, epoch, 1 + position))  # 0 is the draw of the epoch
+        window = self._place(rng, tile, size)
+        season = self._season(rng, inputs, position)
+        variation = draw_variation(
+            rng, self.augmentation, inputs.channels // len(inputs.bands), len(inputs.bands), size
+        )
+        try:
+            observed, labels = self.ground.read_pixels(self.area[tile], window, season)
+        except InputFileError as error:
+            if self.settings.unreadable == "error":
+                raise
+            log.warning("a sample is skipped: %s", error)
+            x[:], y[:] = 0, IGNORE_INDEX
+            return x.transpose(2, 0, 1), y
+        if window.height != size:
+            observed, labels = zoomed(observed, labels, size)
+        _apply(variation, inputs, observed, labels, rng, x, y)
+        return x.transpose(2, 0, 1), y
+
+    def _season(self, rng: np.random.Generator, inputs: Inputs, position: int) -> tuple[str, ...]:
+        """The seasons that a sample shows: all, or one."""
+        if inputs.mode == "stack":
+            return inputs.seasons
+        number = position if self.settings.season_order == "in-turn" else int(rng.integers(len(inputs.seasons)))
+        return (inputs.seasons[number % len(inputs.seasons)],)
+
+    def _place(self, rng: np.random.Generator, tile: int, size: int) -> Window:
+        side = size
+        if self.settings.zoom:  # as often larger as smaller
+            side = round(size * (1 + self.settings.zoom) ** rng.uniform(-1, 1))
+        where = self.tiles[tile]
         if self.settings.crops:
             for _ in range(CROP_TRIES):
                 shift = rng.integers(-(where[2:] // 2), where[2:] // 2 + 1)
-                window = _centred(where, self.window, shape, (int(shift[0]), int(shift[1])))
-                if split.areas[name].allows_training(window, split.guard):
+                window = self._window(tile, side, (int(shift[0]), int(shift[1])))
+                if self._allows(self.area[tile], window):
                     return window
-        return _centred(where, self.window, shape, (0, 0))
+        return self._window(tile, side, (int(self.fits[tile, 0]), int(self.fits[tile, 1])))
+
+    def _window(self, tile: int, size: int, shift: tuple[int, int]) -> Window:
+        """The window over a tile's middle, shifted, then moved inside the area; at 0 where the area is smaller."""
+        where, shape = self.tiles[tile], self.ground.areas[self.area[tile]].shape
+        starts = [
+            max(0, min(int(where[i] + where[i + 2] // 2 - size // 2 + shift[i]), shape[i] - size))
+            for i in range(2)
+        ]
+        return Window(starts[0], starts[1], size, size)
+
+    def _allows(self, area: str, window: Window) -> bool:
+        split = self.ground.split
+        if not split.areas[area].allows_training(window, split.guard):
+            return False
+        poor = self.poor.get(area)
+        if poor is None:
+            return True
+        rows = (poor[:, 0] < window.row_stop) & (poor[:, 0] + poor[:, 2] > window.row)
+        cols = (poor[:, 1] < window.col_stop) & (poor[:, 1] + poor[:, 3] > window.col)
+        return not (rows & cols).any()
 
 
-def _centred(tile: NDArray[np.int64], size: int, shape: tuple[int, int], shift: tuple[int, int]) -> Window:
-    """The window over a tile's middle, shifted, then moved inside the area; at 0 where the area is smaller."""
-    starts = [
-        max(0, min(int(tile[i] + tile[i + 2] // 2 - size // 2 + shift[i]), shape[i] - size)) for i in range(2)
-    ]
-    return Window(starts[0], starts[1], size, size)
+def balanced(weights: NDArray[np.float64], counts: NDArray[np.float64], strength: float) -> NDArray[np.float64]:
+    """Weights (n,) of tiles by which classes are met nearer to equally often; sums to 1.
 
+    weights   (n,) what tiles weigh by their ground
+    counts    (n, K) pixels per class
+    strength  classes are aimed at by their frequency to the power of 1 - strength
 
-def _balance(counts: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Weight of each tile: the mean over its pixels of 1 / sqrt(frequency of their class); sums to 1."""
-    frequency = counts.sum(axis=0) / counts.sum()
-    rarity = np.divide(1, np.sqrt(frequency), out=np.zeros_like(frequency), where=frequency > 0)
-    weights = (counts / counts.sum(axis=1, keepdims=True)) @ rarity
-    return np.asarray(weights / weights.sum(), np.float64)
-
-
-def augment(
-    rng: np.random.Generator, x: NDArray[np.float32], y: NDArray[np.uint8], settings: TrainSettings
-) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-    """Flips, quarter turns, and a random gain and offset per channel; labels move along.
-
-    Channels that were not observed at a pixel stay 0. ``x`` may be changed in place.
+    The weights are those of a mixture of tiles whose class shares come nearest to the aim, found by expectation
+    maximisation (Dempster et al. 1977), within `RAREST` and `OFTENEST` of what tiles weigh.
     """
-    if settings.flips and rng.random() < 0.5:
-        x, y = x[:, :, ::-1], y[:, ::-1]
-    if settings.turns:
-        turns = int(rng.integers(4))
-        x, y = np.rot90(x, turns, axes=(1, 2)), np.rot90(y, turns)
-    x, y = np.ascontiguousarray(x), np.ascontiguousarray(y)
-    if settings.jitter:
-        gains = rng.normal(1, settings.jitter, len(x)).astype(np.float32)
-        offsets = rng.normal(0, settings.jitter, len(x)).astype(np.float32)
-        for channel, gain, offset in zip(x, gains, offsets, strict=True):
-            observed = channel != 0
-            np.multiply(channel, gain, out=channel)
-            np.add(channel, offset, out=channel, where=observed)
-    return x, y
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    frequency = weights @ shares
+    occurs = frequency > 0
+    aim = np.where(occurs, np.power(frequency, 1 - strength, where=occurs, out=np.zeros_like(frequency)), 0)
+    aim /= aim.sum()
+    found = weights.copy()
+    for _ in range(BALANCE_ROUNDS):
+        met = found @ shares
+        found = found * (shares @ np.divide(aim, met, out=np.zeros_like(aim), where=met > 0))
+        found = np.clip(found / found.sum(), RAREST * weights, OFTENEST * weights)
+    return np.asarray(found / found.sum(), np.float64)
 
 
-def batches(
-    sampler: Sampler, inputs: Inputs, epoch: int, batch_size: int
-) -> Iterator[tuple[NDArray[np.float32], NDArray[np.uint8]]]:
-    """The batches of an epoch: x (B, C, window, window), y (B, window, window), read ahead by threads."""
+def _apply(
+    variation: Variation,
+    inputs: Inputs,
+    observed: Mapping[str, Observed],
+    labels: NDArray[np.uint8],
+    rng: np.random.Generator,
+    x: NDArray[np.float32],
+    y: NDArray[np.uint8],
+) -> None:
+    """Write the varied sample into ``x`` (H, W, channels) and ``y`` (H, W)."""
+    y[:] = turned(labels, variation.turn)
+    seen = np.zeros(y.shape, bool)
+    hidden = False
+    bands = len(inputs.bands)
+    for number, (season, change) in enumerate(zip(observed, variation.seasons, strict=True)):
+        pixels, valid = observed[season]
+        if not change.seen:
+            valid, hidden = np.zeros_like(valid), True
+        part = slice(number * bands, (number + 1) * bands)
+        inputs.fill(
+            x, inputs.seasons.index(season), part.start, (pixels, valid), turn=variation.turn,
+            gain=change.gain, offset=change.offset,
+        )  # fmt: skip
+        shown = turned(valid, variation.turn)
+        if change.noise:
+            noise = rng.standard_normal((*y.shape, bands), np.float32)
+            noise *= np.float32(change.noise) * shown[..., None] * (change.gain != 0)
+            x[..., part] += noise
+        if change.hole is not None:
+            row, col, side = change.hole
+            x[row : row + side, col : col + side, part] = 0
+            shown = shown.copy()
+            shown[row : row + side, col : col + side] = False
+            hidden = True
+        seen |= shown
+    if hidden:  # what no season shows any more is not asked for
+        y[~seen] = IGNORE_INDEX
+
+
+def batches(sampler: Sampler, inputs: Inputs, epoch: int, batch_size: int) -> Iterator[Batch]:
+    """The batches of an epoch, read ahead by threads; the next batch may take the memory of this one."""
     order = sampler.epoch(epoch)
     # near-equal batches: a last batch of one small window would be too little for batch norm
-    groups = [g.tolist() for g in np.array_split(np.arange(len(order)), -(-len(order) // batch_size))]
+    groups = np.array_split(np.arange(len(order)), -(-len(order) // batch_size))
+    free: list[Batch] = []
 
-    def read(position: int) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-        return sampler.sample(inputs, epoch, position, int(order[position]))
+    def memory(count: int, size: int) -> Batch:
+        for number, (x, _) in enumerate(free):
+            if x.shape[:2] == (count, size):
+                return free.pop(number)
+        return np.empty((count, size, size, inputs.channels), np.float32), np.empty((count, size, size), np.uint8)
 
-    for batch in read_groups_ahead(groups, read):
-        yield np.stack([x for _, (x, _) in batch]), np.stack([y for _, (_, y) in batch])
+    def tasks() -> Iterator[list[tuple[Batch, int, int]]]:
+        for number, group in enumerate(groups):
+            batch = memory(len(group), sampler.size(epoch, number))
+            yield [(batch, slot, int(position)) for slot, position in enumerate(group)]
+
+    def read(task: tuple[Batch, int, int]) -> None:
+        (x, y), slot, position = task
+        sampler.sample(inputs, epoch, position, int(order[position]), x.shape[1], (x[slot], y[slot]))
+
+    for done in read_groups_ahead(tasks(), read):
+        (x, y), _, _ = done[0][0]
+        yield x.transpose(0, 3, 1, 2), y
+        free.append((x, y))

@@ -6,7 +6,7 @@ import math
 import pickle
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +20,21 @@ from torch.utils.tensorboard import SummaryWriter
 from cobertes.errors import SettingsError, TrainingError
 from cobertes.files import replacing, write_text
 from cobertes.geo.grid import resolution
+from cobertes.geo.windows import Window
 from cobertes.learn.averaging import Averaged
 from cobertes.learn.device import choose_precision, start
-from cobertes.learn.infer import judge, plan_blocks
+from cobertes.learn.infer import HeldOut, each_season, judge, plan_blocks
 from cobertes.learn.inputs import Inputs
 from cobertes.learn.losses import cross_entropy, ins_weights
 from cobertes.learn.modelfile import MODEL_FILE, ModelHeader, save_model
 from cobertes.learn.samples import Sampler, batches
 from cobertes.learn.unet import UNet, UNetSettings, count_parameters
 from cobertes.progress import SILENT, Progress
-from cobertes.settings import ModelSettings, TrainSettings
+from cobertes.settings import AugmentationSettings, ModelSettings, TrainSettings
 from cobertes.tiles.ground import Ground
 from cobertes.tiles.split import VALIDATION
 from cobertes.tiles.statistics import Statistics
+from cobertes.tiles.store import Store
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +57,34 @@ class TrainingPlan:
     fingerprint: str
     pretrained: bool = False
 
+    @property
+    def window(self) -> int:
+        """Side of the largest training window in pixels, which validation and prediction take too."""
+        return max(self.sampler.windows)
+
+    def held_out(self) -> list[HeldOut]:
+        """The windows over the validation blocks."""
+        return plan_blocks(self.ground, VALIDATION, self.window, overlap=0)
+
+    def feeding_windows(self) -> dict[str, list[Window]]:
+        """By area, the ground that training and validation read."""
+        windows = self.sampler.ground_windows()
+        for name, planned in self.held_out():
+            windows.setdefault(name, []).append(planned.window)
+        return windows
+
+    def reading(self, store: Store | None) -> "TrainingPlan":
+        """The same plan, fed from a store."""
+        ground = replace(self.ground, store=store)
+        return replace(self, ground=ground, sampler=replace(self.sampler, ground=ground))
+
+
+def training_windows(train: TrainSettings, tile_size: int) -> tuple[int, ...]:
+    """Sides of the training windows, in pixels."""
+    if isinstance(train.window, list):
+        return tuple(train.window) or (tile_size,)
+    return (train.window or tile_size,)
+
 
 def plan_training(
     frame: Any,
@@ -63,17 +93,17 @@ def plan_training(
     *,
     model: ModelSettings,
     train: TrainSettings,
+    augmentation: AugmentationSettings,
     tile_size: int,
     fingerprint: str,
 ) -> TrainingPlan:
     """Bring index, statistics and settings together. Raises NoTilesError."""
-    window = train.window or tile_size
-    inputs = Inputs.of(statistics)
+    inputs = Inputs.of(statistics, model.seasons)
     network = UNetSettings(
         inputs.channels, len(ground.legend), model.encoder, model.width, model.depth, tuple(model.decoder)
     )
     weights = torch.from_numpy(ins_weights(statistics.class_counts)) if train.class_weights == "ins" else None
-    sampler = Sampler.of(frame, ground, train, window)
+    sampler = Sampler.of(frame, ground, train, training_windows(train, tile_size), augmentation)
     return TrainingPlan(ground, sampler, inputs, network, train, weights, fingerprint, model.weights == "imagenet")
 
 
@@ -91,7 +121,7 @@ def train_model(
     Raises TrainingError where the loss is not finite or the checkpoint is damaged, SettingsError where a batch
     is too small to learn from.
     """
-    settings, window = plan.settings, plan.sampler.window
+    settings, window = plan.settings, plan.window
     checkpoints = out / "checkpoints"
     checkpoints.mkdir(parents=True, exist_ok=True)
 
@@ -107,9 +137,9 @@ def train_model(
     precision, reason = choose_precision(asked, settings.device, unet, shape, learning=True)
     fabric = start(settings.device, precision)
     log.info(
-        "U-Net with encoder %s, %.1f million parameters, on %s in %s (%s); %d windows of %d px per epoch",
+        "U-Net with encoder %s, %.1f million parameters, on %s in %s (%s); %d windows of %s px per epoch",
         plan.network.encoder, count_parameters(unet) / 1e6, fabric.device.type, precision, reason,
-        len(plan.sampler), window,
+        len(plan.sampler), " or ".join(map(str, plan.sampler.windows)),
     )  # fmt: skip
 
     # Channels last is the layout that convolutions are fastest in, on CPUs with bf16 units and on CUDA alike.
@@ -122,7 +152,7 @@ def train_model(
         optimizer, factor=settings.plateau_factor, patience=settings.plateau_patience
     )
     weights = None if plan.class_weights is None else plan.class_weights.to(fabric.device)
-    held_out = plan_blocks(plan.ground, VALIDATION, window, overlap=0)
+    held_out = plan.held_out()
 
     history: list[Epoch] = []
     if state is not None:
@@ -231,7 +261,7 @@ def _validate(
             return logits
 
     with progress.bar("validation", len(held_out), "windows") as advance:
-        return judge(forward, plan.inputs, plan.ground, held_out, batch_size, advance)
+        return judge(each_season(forward, plan.inputs), plan.inputs, plan.ground, held_out, batch_size, advance)
 
 
 def _require_spread(unet: UNet, samples: int, batch_size: int, window: int) -> None:
@@ -271,6 +301,7 @@ def _header(plan: TrainingPlan, precision: str, history: list[Epoch], *, finishe
     nodata = None if scene.nodata is None else _number(scene.nodata)  # NaN is never an observation anyway
     training = {
         "settings": plan.settings.model_dump(by_alias=True),
+        "augmentation": plan.sampler.augmentation.model_dump(by_alias=True),
         "fingerprint": plan.fingerprint,
         "precision": precision,
         "best_epoch": best["epoch"],
@@ -279,7 +310,7 @@ def _header(plan: TrainingPlan, precision: str, history: list[Epoch], *, finishe
         "finished": finished,
     }
     scale = None if scene.grid.crs is None else resolution(scene.grid)
-    legend, window = plan.ground.legend, plan.sampler.window
+    legend, window = plan.ground.legend, plan.window
     return ModelHeader(plan.network, plan.inputs, legend, scale, window, training, nodata)
 
 

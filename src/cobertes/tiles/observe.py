@@ -21,7 +21,6 @@ from cobertes.errors import InputFileError
 from cobertes.files import replacing
 from cobertes.geo.area import Area
 from cobertes.geo.scene import Scene, open_mask
-from cobertes.geo.validity import valid_where
 from cobertes.geo.windows import Window
 from cobertes.jit import compiled
 from cobertes.labels.legend import IGNORE_INDEX, Legend
@@ -179,8 +178,7 @@ class Observer:
         seen = np.zeros(window.shape, bool)
         drawn = self._draw(place, into.sample.shape[1])
         for s, (season, scene) in enumerate(self.areas[place.area].scenes.items()):
-            pixels = scene.read_pixels(window)
-            valid = valid_where(pixels, scene.nodata)
+            pixels, valid = scene.read_pixels(window)
             seen |= valid
             into.valid[number, s] = valid.mean()
             cover = self._cover(place, season, pixels)
@@ -213,7 +211,7 @@ class Observer:
     def _cover(self, place: Place, season: str, pixels: NDArray[Any]) -> NDArray[np.uint8] | None:
         mask = self.masks[place.area].get(season)
         if mask is not None:
-            return cover_of_codes(mask.read_pixels(place.window)[..., 0], self.settings)
+            return cover_of_codes(mask.read(place.window)[0][0], self.settings)
         return self.tests.cover(pixels) if self.tests is not None else None
 
 
