@@ -3,10 +3,12 @@
 import json
 import logging
 
+import geopandas as gpd
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from shapely.geometry import box
 
 from cobertes.errors import InputFileError, SplitError
 from cobertes.geo.area import Area
@@ -14,13 +16,16 @@ from cobertes.geo.grid import crop, footprint
 from cobertes.geo.scene import BandSource, Scene
 from cobertes.geo.windows import Window
 from cobertes.settings import SplitSettings
+from cobertes.tiles.autocorrelation import measure_range
 from cobertes.tiles.draw import MIN_BLOCKS, choose_block, guard_share, make_split
+from cobertes.tiles.polygons import read_polygons
 from cobertes.tiles.split import (
     EMPTY,
     LEFT_OUT,
     TEST,
     TRAIN,
     VALIDATION,
+    AreaSplit,
     Split,
     block_edges,
     read_groups,
@@ -435,3 +440,160 @@ def test_missing_groups_are_told(tmp_path):
         read_groups(tmp_path / "g.csv")
     with pytest.raises(SplitError, match=r"g\.csv: no group for 2 areas, first 'chip-1'\. Did you mean 'chip-01'"):
         require_known_groups(["chip-1", "x", "b"], {"chip-01": "1", "b": "1"}, tmp_path / "g.csv")
+
+
+# --- a user's own polygons -------------------------------------------------------------------------------------
+
+
+def polygons_of(path, crs="EPSG:32631", **shapes):
+    """A GeoPackage of boxes (row, col, height, width) in pixels of 10 m from `ORIGIN`, by split."""
+    rows = [
+        {"split": name, "geometry": box(
+            ORIGIN[0] + 10 * col, ORIGIN[1] - 10 * (row + height), ORIGIN[0] + 10 * (col + width), ORIGIN[1] - 10 * row
+        )}
+        for name, windows in shapes.items() for row, col, height, width in windows
+    ]  # fmt: skip
+    gpd.GeoDataFrame(rows, crs="EPSG:32631").to_crs(crs).to_file(path)
+    return path
+
+
+def split_by(path, areas, block=5, guard=5, **options):
+    edges = edges_of(areas, block)
+    counts = counts_of(areas, edges, empty=0)
+    settings_ = SplitSettings(by="polygons", polygons=str(path), **options)
+    return make_split(
+        areas, counts, edges, block=block, guard=guard, classes=CLASSES, settings=settings_,
+        polygons=read_polygons(path),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("crs", ["EPSG:32631", "EPSG:4326"])
+def test_polygons_say_which_ground_is_whose(tmp_path, crs):
+    path = polygons_of(
+        tmp_path / "p.gpkg", crs, train=[(0, 0, 100, 60)], validation=[(0, 60, 50, 40)], test=[(52, 62, 30, 30)]
+    )
+    letters = painted(split_by(path, [area_of("a")]).areas["a"], (100, 100))
+    assert (letters[:, :58] == TRAIN).all()
+    assert (letters[:48, 62:] == VALIDATION).all()
+    assert (letters[55:80, 65:90] == TEST).all()
+    assert (letters[85:, 65:] == LEFT_OUT).all()  # outside all polygons
+    assert set(np.unique(letters)) == {TRAIN, VALIDATION, TEST, LEFT_OUT}
+
+
+def test_training_keeps_the_guard_band_from_polygons(tmp_path):
+    path = polygons_of(tmp_path / "p.gpkg", train=[(0, 0, 100, 100)], validation=[(33, 33, 31, 31)])
+    split = split_by(path, [area_of("a")], guard=7)
+    letters = painted(split.areas["a"], (100, 100))
+    held = np.zeros((100, 100), bool)
+    held[33:64, 33:64] = True
+    assert not (held & (letters == TRAIN)).any()  # also the blocks that a polygon only touches
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        window = Window(int(rng.integers(0, 80)), int(rng.integers(0, 80)), 12, 12)
+        if split.areas["a"].allows_training(window, 7):
+            near = window.grow(7).clip((100, 100))
+            assert not (letters[near.slices] == VALIDATION).any()
+            assert not held[window.slices].any()
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (lambda f: f.rename(columns={"split": "part"}), SplitError, "has no column 'split'.*found part"),
+        (lambda f: f.replace("train", "trian"), SplitError, "split is 'trian'.*Did you mean 'train'"),
+        (lambda f: f[f["split"] == "train"], SplitError, "both train and validation, found train"),
+        (lambda f: f.set_crs(None, allow_override=True), SplitError, "has no CRS"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:'crs' was not provided:UserWarning")
+def test_polygons_that_say_too_little_are_refused(tmp_path, change, error, message):
+    path = polygons_of(tmp_path / "p.gpkg", train=[(0, 0, 100, 50)], validation=[(0, 50, 100, 50)])
+    change(gpd.read_file(path)).to_file(
+        tmp_path / "changed.geojson" if "CRS" not in message else tmp_path / "changed.gpkg"
+    )
+    changed = next(tmp_path.glob("changed.*"))
+    with pytest.raises(error, match=message):
+        read_polygons(changed)
+
+
+def test_polygon_files_that_can_not_be_read_are_told(tmp_path):
+    with pytest.raises(InputFileError, match=r"no file of polygons at .*split\.polygons"):
+        read_polygons(tmp_path / "p.gpkg")
+    (tmp_path / "p.gpkg").write_bytes(b"no")
+    with pytest.raises(InputFileError, match="can't read"):
+        read_polygons(tmp_path / "p.gpkg")
+    path = polygons_of(tmp_path / "q.gpkg", train=[(0, 0, 100, 50)], validation=[(0, 50, 100, 50)])
+    with pytest.raises(SplitError, match="area 'a' has no CRS, so polygons can't be placed on it"):
+        split_by(path, [area_of("a", crs=None)])
+
+
+# --- how far labels resemble each other ------------------------------------------------------------------------
+
+
+def squares_of(side, size=600, classes=4, seed=0):
+    codes = np.random.default_rng(seed).integers(0, classes, (size // side + 1,) * 2)
+    index = np.kron(codes, np.ones((side, side), int))[:size, :size]
+    return np.stack([index == k for k in range(classes)]).astype(np.int32)
+
+
+@pytest.mark.parametrize("side", [15, 40, 80])
+def test_the_range_follows_the_size_of_the_patches(side):
+    found = measure_range([(squares_of(side), 1)])
+    assert side < found.range_ < 2.6 * side
+    # in cells of 5 px it is the same ground
+    coarse = squares_of(side).reshape(4, 120, 5, 120, 5).sum(axis=(2, 4))
+    assert measure_range([(coarse, 5)]).range_ == pytest.approx(found.range_, rel=0.25)
+
+
+def test_the_variogram_is_that_of_brute_force():
+    counts = squares_of(7, 40)
+    counts[:, :10, :12] = 0  # not labelled
+    found = measure_range([(counts, 1)])
+    index, known = counts.argmax(axis=0), counts.any(axis=0)
+    rows, cols = np.nonzero(known)
+    distance = np.hypot(rows[:, None] - rows, cols[:, None] - cols)
+    differs = index[rows, cols][:, None] != index[rows, cols]
+    for lag in (2.0, 5.0, 9.0):
+        bin_ = np.argmin(abs(found.lag - lag))
+        near = (distance > found.lag[bin_] - 0.5) & (distance < found.lag[bin_] + 0.5)
+        assert found.value[bin_] == pytest.approx(differs[near].mean(), abs=0.03)
+
+
+def test_a_map_of_one_class_or_hardly_a_pixel_has_no_range():
+    assert measure_range([(np.ones((1, 50, 50), np.int32), 1)]).range_ is None
+    assert measure_range([(squares_of(2, 6), 1)]).range_ is None
+    assert measure_range([(np.zeros((3, 50, 50), np.int32), 1)]).range_ is None
+
+
+def test_blocks_are_as_large_as_the_range_where_there_is_room():
+    shapes = [(30_000, 30_000)]
+    assert choose_block(shapes, 300, SplitSettings(), 500.0) == 1200
+    assert choose_block(shapes, 300, SplitSettings(), 2000.0) == 2100
+    assert choose_block(shapes, 300, SplitSettings(block=900), 2000.0) == 900
+    assert len(block_edges(1200, choose_block([(1200, 1200)], 64, SplitSettings(), 900.0))) ** 2 > 20
+
+
+# --- at random, for comparison ---------------------------------------------------------------------------------
+
+
+def test_a_random_split_draws_single_tiles(caplog):
+    areas = [area_of("a", (200, 200))]
+    split = split_of(areas, block=10, guard=0, method="random", validation=0.25)
+    letters = split.areas["a"].letters
+    held = (letters == VALIDATION).sum() / (letters != EMPTY).sum()
+    assert held == pytest.approx(0.25, abs=0.05)
+    assert (split_of(areas, block=10, guard=0, method="random", seed=1).areas["a"].letters != letters).any()
+
+
+# --- rectangles ------------------------------------------------------------------------------------------------
+
+
+@given(st.integers(1, 8), st.integers(1, 8), st.integers(0, 999))
+def test_rectangles_cover_each_block_of_a_split_once(rows, cols, seed):
+    letters = np.random.default_rng(seed).choice([TRAIN, VALIDATION, EMPTY], (rows, cols))
+    area = AreaSplit(letters, np.arange(rows + 1) * 3, np.arange(cols + 1) * 5)
+    covered = np.zeros((rows * 3, cols * 5), int)
+    for window in area.rectangles(VALIDATION):
+        covered[window.slices] += 1
+    np.testing.assert_array_equal(covered, np.kron(letters == VALIDATION, np.ones((3, 5), int)))
+    assert len(area.rectangles(VALIDATION)) <= (letters == VALIDATION).sum()
