@@ -4,8 +4,8 @@
         --variant keep --variant 'drop: tiles.clouds="drop", tiles.snow="drop"'
 
 A variant is a name, and the settings in which it differs (TOML values, dotted keys). A seed is that of split and
-training. The budget is epochs, never minutes, so other work on the machine costs time but not accuracy. Scores are
-those of the best epoch on the validation blocks, by which it was chosen: for comparing variants, not for reporting.
+training. The budget is epochs, never minutes, so other work on the machine costs time but not accuracy. Scores
+are those of the best epoch on the validation blocks, by which it was chosen: for comparing variants only.
 Finished runs are not repeated.
 """
 

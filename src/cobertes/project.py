@@ -106,13 +106,15 @@ class Project:
         )
 
 
-def load_project(path: Path) -> Project:
+def load_project(path: Path, place: Path | None = None) -> Project:
     """Read, validate and resolve a project file, and inspect every file it names.
 
+    place   the file that its paths are relative to, where that is another one
     Raises SettingsError for the file itself; InputFileError, BandMismatchError, GridMismatchError and
     LegendError for what it names.
     """
     settings = read_settings(path)
+    path = place or path
     folder = path.parent
     legend = load_legend(settings.legend, folder) if settings.legend else None
     if legend is None and settings.predict.model is None:

@@ -21,12 +21,12 @@ from typing import Any
 
 from cobertes import stages
 from cobertes.apply.report import toml_text
-from cobertes.errors import SettingsError, did_you_mean
+from cobertes.errors import InputFileError, SettingsError, did_you_mean
 from cobertes.files import read_json, write_json, write_text
 from cobertes.fingerprint import changed_keys, fingerprint, stamp
 from cobertes.geo.grid import describe
 from cobertes.progress import SILENT, Progress
-from cobertes.project import Project
+from cobertes.project import Project, load_project
 from cobertes.stages import (
     RunFolder,
     learning_settings,
@@ -39,6 +39,18 @@ from cobertes.stages import (
 STAGES = ("labels", "tiles", "train", "evaluate", "predict", "report")
 
 HEAD = "# The settings of this run, defaults included."
+
+
+def open_run(folder: Path) -> tuple[Project, RunFolder]:
+    """The project of a run, as it was last run, and the run's files. Raises InputFileError, SettingsError."""
+    files = RunFolder(folder)
+    if not files.project.is_file():
+        raise InputFileError(f"no run in {folder}: it has no {files.project.name}. Name a folder under runs/.")
+    head, _, rest = files.project.read_text(encoding="utf-8").partition("\n")
+    place = rest.partition("\n")[0].removeprefix("# ")
+    if not head.startswith(HEAD):
+        raise SettingsError(f"{files.project} was not written by a run. Name a run's folder, under runs/.")
+    return load_project(files.project, Path(place)), files
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,7 @@ def train_forest(
         for number, row in enumerate(rows.itertuples()):
             window = Window(row.row, row.col, row.height, row.width)
             # with a narrow guard band, the neighbourhood must not reach out for held-out ground
-            x, y = _read(ground, row.area, window, min(MARGIN, ground.split.guard))
+            x, y = read_features(ground, row.area, window, min(MARGIN, ground.split.guard))
             chosen = np.random.default_rng((seed, number)).random(y.shape) < share
             chosen &= y != IGNORE_INDEX
             features.append(x[:, chosen].T)
@@ -96,7 +96,7 @@ def judge_forest(
     ]
     with progress.bar("forest: held-out", len(parts), "windows") as advance:
         for name, window in parts:
-            x, y = _read(ground, name, window, MARGIN)
+            x, y = read_features(ground, name, window, MARGIN)
             known = y != IGNORE_INDEX
             if known.any():
                 predicted = np.zeros(y.shape, np.uint8)
@@ -113,7 +113,9 @@ def most_frequent(matrix: ConfusionMatrix, class_counts: NDArray[np.int64]) -> C
     return ConfusionMatrix(counts)
 
 
-def _read(ground: Ground, area: str, window: Window, margin: int) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+def read_features(
+    ground: Ground, area: str, window: Window, margin: int
+) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
     """Features (F, h, w), with a margin of their neighbourhood read along, and labels (h, w)."""
     grown = window.grow(margin)
     observed, y = ground.read(area, grown)

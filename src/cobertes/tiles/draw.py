@@ -89,12 +89,14 @@ def make_split(
     classes: Sequence[str],
     settings: SplitSettings,
     polygons: gpd.GeoDataFrame | None = None,
+    quiet: bool = False,
 ) -> Split:
     """Draw the split: of many random ones, that in which each class's share is most alike.
 
     counts    per area: (block rows, block cols, K) labelled pixels per class
     edges     per area: borders of the block rows and columns, in pixels
     polygons  a user's own split, from `read_polygons` (``settings.by = "polygons"``): nothing is drawn then
+    quiet     nothing is said of what the split costs
     Deterministic in ``settings.seed`` and the set of areas, in whatever order they come.
     Raises SplitError where there is too little to split.
     """
@@ -109,7 +111,8 @@ def make_split(
         result = _drawn(areas, counts, edges, settings)
     split = Split(result, block, guard)
     _leave_out_beside_other_areas(areas, split)
-    _warn(split, counts, classes, settings)
+    if not quiet:
+        _warn(split, counts, classes, settings)
     return split
 
 

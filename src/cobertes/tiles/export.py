@@ -1,0 +1,118 @@
+"""The kept tiles as files, for other tools: one GeoTIFF with all seasons' bands, one with the labels.
+
+DIR/train/images/AREA_00064_00128.tif        bands april:B04, april:B03 ... august:B12, as in the scenes
+    train/labels/AREA_00064_00128.tif        class codes as they are learnt, with palette
+    validation/...                           the same; test/ where there is a test split
+    tiles.csv legend.csv                     what is what
+"""
+
+import csv
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rasterio
+from rasterio.errors import RasterioError
+
+from cobertes.errors import OutputExistsError, StorageError
+from cobertes.geo.grid import crop
+from cobertes.geo.windows import Window
+from cobertes.labels.legend import IGNORE_INDEX
+from cobertes.progress import SILENT, Progress
+from cobertes.tiles.ground import Ground
+
+TILES, LEGEND = "tiles.csv", "legend.csv"
+WRITE_THREADS = 2
+
+
+def export_tiles(
+    frame: Any, ground: Ground, out: Path, *, overwrite: bool = False, progress: Progress = SILENT
+) -> dict[str, int]:
+    """Write every kept tile of the index; returns how many by split.
+
+    ``out`` is a new or empty folder, or with ``overwrite`` one that this wrote before; it appears when whole.
+    Raises OutputExistsError, StorageError, InputFileError.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        if not overwrite:
+            raise OutputExistsError(f"{out} exists. Use --overwrite to replace it, or name another folder.")
+        if not (out / TILES).is_file():
+            raise OutputExistsError(f"{out} holds something else than exported tiles: name another folder.")
+    rows = frame[frame["keep"]]
+    partial = out.parent / f".{out.name}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        for split in rows["split"].unique():
+            for kind in ("images", "labels"):
+                (partial / split / kind).mkdir(parents=True)
+        with progress.bar("export", len(rows), "tiles") as advance, ThreadPoolExecutor(WRITE_THREADS) as pool:
+            try:
+                for _ in pool.map(lambda row: _export(row, ground, partial), rows.itertuples()):
+                    advance(1)
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+        _write_tables(rows, ground, partial)
+        if out.exists():
+            shutil.rmtree(out)
+        partial.rename(out)
+    except (OSError, RasterioError) as error:
+        if isinstance(error, OSError) and error.errno is None and not isinstance(error, RasterioError):
+            raise
+        raise StorageError(f"can't write {out}: {error}. Free some space or choose another folder.") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return {str(split): int(count) for split, count in rows["split"].value_counts().items()}
+
+
+def tile_name(row: Any) -> str:
+    """``AREA_ROW_COL`` of a row of the index."""
+    return f"{row.area}_{row.row:05d}_{row.col:05d}"
+
+
+def _export(row: Any, ground: Ground, folder: Path) -> None:
+    window = Window(int(row.row), int(row.col), int(row.height), int(row.width))
+    observed, y = ground.read(row.area, window)
+    area = ground.areas[row.area]
+    grid = crop(area.grid, window)
+    legend = ground.legend
+    place = {"height": window.height, "width": window.width, "compress": "deflate", "zlevel": 1, "driver": "GTiff"}
+    if grid.crs is not None:
+        place |= {"crs": grid.crs.to_wkt(), "transform": grid.affine}
+    seasons = [values for values, _ in observed.values()]
+    image = np.concatenate(seasons)
+    nodata = next(iter(area.scenes.values())).nodata
+    names = [
+        f"{season}:{band}" if len(area.scenes) > 1 else band
+        for season, scene in area.scenes.items()
+        for band in scene.band_names
+    ]
+    with rasterio.open(
+        folder / row.split / "images" / f"{tile_name(row)}.tif", "w", count=len(image), dtype=image.dtype,
+        nodata=nodata, interleave="pixel", predictor=2 if image.dtype.kind in "iu" else 1, **place,
+    ) as file:  # fmt: skip
+        file.write(image)
+        file.descriptions = names
+    codes = np.full(window.shape, legend.nodata, np.uint8)
+    codes[y != IGNORE_INDEX] = legend.codes[y[y != IGNORE_INDEX]]
+    colours = {land.code: tuple(int(land.colour[i : i + 2], 16) for i in (1, 3, 5)) for land in legend.classes}
+    with rasterio.open(
+        folder / row.split / "labels" / f"{tile_name(row)}.tif", "w", count=1, dtype="uint8",
+        nodata=legend.nodata, photometric="palette", **place,
+    ) as file:  # fmt: skip
+        file.write(codes, 1)
+        file.write_colormap(1, {legend.nodata: (0, 0, 0), **colours})
+        file.update_tags(**{f"class_{land.code}": land.name for land in legend.classes})
+
+
+def _write_tables(rows: Any, ground: Ground, folder: Path) -> None:
+    with (folder / LEGEND).open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["code", "key", "name", "colour"])
+        writer.writerows((land.code, land.key, land.name, land.colour) for land in ground.legend.classes)
+    table = rows.drop(columns=["counts", "geometry", "keep", "reason"]).assign(
+        name=[tile_name(row) for row in rows.itertuples()]
+    )
+    table.to_csv(folder / TILES, index=False)

@@ -1,0 +1,198 @@
+"""The tile index for people: a summary, a picture of splits and reasons, and a GeoPackage styled for QGIS."""
+
+import sqlite3
+from collections.abc import Mapping, Sequence
+from math import ceil, sqrt
+from pathlib import Path
+from typing import Any
+from xml.sax.saxutils import quoteattr
+
+import geopandas as gpd
+import numpy as np
+from matplotlib.collections import PolyCollection
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from numpy.typing import NDArray
+
+from cobertes.errors import StorageError
+from cobertes.files import replacing
+
+SPLIT_COLOURS = {"train": "#0072b2", "validation": "#e69f00", "test": "#cc79a7"}
+"""Colours of Okabe & Ito (2008), which the colour-blind tell apart."""
+
+REASON_COLOURS = {
+    "guard band": "#9ecae1", "between splits": "#c6dbef", "no labels": "#f0f0f0", "no observation": "#d9d9d9",
+    "few labelled pixels": "#bdbdbd", "few valid pixels": "#969696", "single class": "#a1d99b",
+    "cloudy": "#737373", "snowy": "#525252", "unreadable": "#d62728",
+}  # fmt: skip
+OTHER_REASON = "#74c476"
+
+LAYER = "tiles"
+
+
+def _shown(frame: gpd.GeoDataFrame) -> list[str]:
+    """What a tile is: its split where it is kept, else the reason why not."""
+    return [
+        split if keep else reason
+        for split, keep, reason in zip(frame["split"], frame["keep"], frame["reason"], strict=True)
+    ]
+
+
+def _colour(what: str) -> str:
+    return SPLIT_COLOURS.get(what) or REASON_COLOURS.get(what, OTHER_REASON)
+
+
+def summarise(frame: gpd.GeoDataFrame, keys: Sequence[str]) -> dict[str, Any]:
+    """Numbers of the index, as JSON can hold them; ``keys`` name the classes.
+
+    tiles; kept: tiles by split; reasons: tiles left out by reason; classes: share of each class among the labelled
+    pixels of the kept tiles, by split and in all; seasons: mean valid, cloud and snow share of the tiles read.
+    """
+    kept = frame[frame["keep"]]
+    counts = np.array(frame["counts"].to_list(), float).reshape(len(frame), len(keys))
+    groups = {split: ((frame["split"] == split) & frame["keep"]).to_numpy() for split in kept["split"].unique()}
+    groups = {split: groups[split] for split in SPLIT_COLOURS if split in groups}
+    shares = {
+        name: _shares(counts[chosen]) for name, chosen in (groups | {"all": np.ones(len(frame), bool)}).items()
+    }
+    seasons = [column.removeprefix("valid_") for column in frame.columns if column.startswith("valid_")]
+    return {
+        "tiles": len(frame),
+        "areas": int(frame["area"].nunique()),
+        "kept": {split: int(chosen.sum()) for split, chosen in groups.items()},
+        "reasons": {str(k): int(v) for k, v in frame.loc[~frame["keep"], "reason"].value_counts().items()},
+        "classes": {key: {name: float(share[i]) for name, share in shares.items()} for i, key in enumerate(keys)},
+        "seasons": {
+            season: {what: _mean(frame[f"{what}_{season}"]) for what in ("valid", "cloud", "snow")}
+            for season in seasons
+        },
+    }
+
+
+def _shares(counts: NDArray[np.float64]) -> NDArray[np.float64]:
+    total = counts.sum()
+    return np.asarray(counts.sum(axis=0) / total if total else counts.sum(axis=0))
+
+
+def _mean(column: Any) -> float | None:
+    return float(column.mean()) if column.notna().any() else None
+
+
+def describe_summary(summary: Mapping[str, Any], block: int, guard: int) -> str:
+    """The summary as a text of lines."""
+    areas = f" in {summary['areas']} areas" if summary["areas"] > 1 else ""
+    lines = [f"{summary['tiles']:,} tiles{areas}, blocks of {block} px, guard band {guard} px", "kept:"]
+    lines += [f"  {count:>7,}  {split}" for split, count in summary["kept"].items()]
+    if summary["reasons"]:
+        lines += ["left out:", *(f"  {count:>7,}  {reason}" for reason, count in summary["reasons"].items())]
+    for season, means in summary["seasons"].items():
+        known = [f"{what} {value:.1%}" for what, value in means.items() if value is not None]
+        lines.append(f"{season}: {', '.join(known) or 'not read'}")
+    splits = [*summary["kept"], "all"]
+    lines.append(f"{'share of the labels':<28}" + "".join(f"{split:>12}" for split in splits))
+    for key, shares in summary["classes"].items():
+        lines.append(f"  {key:<26}" + "".join(f"{shares[split]:>12.2%}" for split in splits))
+    return "\n".join(lines)
+
+
+def draw_tiles(frame: gpd.GeoDataFrame, path: Path, title: str = "") -> None:
+    """Write a PNG: every tile in the colour of its split, or of the reason why it is left out.
+
+    Areas are drawn in pixels, the way they lie in their scenes; several areas side by side.
+    """
+    names = list(dict.fromkeys(frame["area"]))
+    ends = frame.assign(bottom=frame["row"] + frame["height"], right=frame["col"] + frame["width"])
+    sides = ends.groupby("area")[["bottom", "right"]].max()
+    step = sides.max() * 1.04
+    columns = ceil(sqrt(len(names) * step["bottom"] / step["right"]))
+    place = {name: (i // columns * step["bottom"], i % columns * step["right"]) for i, name in enumerate(names)}
+    shown = _shown(frame)
+    gap = 0.02 * float(frame["width"].median())
+    squares, colours = [], []
+    for (area, row, col, height, width), what in zip(
+        frame[["area", "row", "col", "height", "width"]].itertuples(index=False), shown, strict=True
+    ):
+        top, left = row + place[area][0], col + place[area][1]
+        bottom, right = top + height - gap, left + width - gap
+        squares.append([(left, top), (right, top), (right, bottom), (left, bottom)])
+        colours.append(_colour(what))
+    size = (min(columns, len(names)) * step["right"], ceil(len(names) / columns) * step["bottom"])
+    if len(names) == 1:
+        size = (sides["right"].iloc[0], sides["bottom"].iloc[0])
+    figure = Figure(figsize=(9, min(14, 1 + 7 * size[1] / size[0])), layout="constrained")
+    axes = figure.add_subplot()
+    axes.add_collection(PolyCollection(squares, facecolors=colours, edgecolors="none"))
+    axes.set(xlim=(0, size[0]), ylim=(size[1], 0), aspect="equal", title=title)
+    if len(names) == 1:
+        axes.set(xlabel="column (px)", ylabel="row (px)")
+    else:
+        axes.set_axis_off()
+    order = [*SPLIT_COLOURS, *REASON_COLOURS]
+    found = sorted(set(shown), key=lambda what: (order.index(what) if what in order else len(order), what))
+    handles = [Patch(color=_colour(what), label=f"{what} ({shown.count(what):,})") for what in found]
+    figure.legend(handles=handles, loc="outside right upper", frameon=False)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)
+
+
+def write_geopackage(frame: gpd.GeoDataFrame, keys: Sequence[str], path: Path) -> None:
+    """Write the index for QGIS: a column for the share of each class, and a style by split and reason.
+
+    Raises StorageError where it can't be written.
+    """
+    counts = np.array(frame["counts"].to_list(), float).reshape(len(frame), len(keys))
+    shares = counts / np.maximum(counts.sum(axis=1), 1)[:, None]
+    flat = frame.drop(columns="counts").assign(
+        shown=_shown(frame), **{f"share_{key}": shares[:, i] for i, key in enumerate(keys)}
+    )
+    with replacing(path) as temporary:
+        whole = temporary.with_suffix(".gpkg")
+        try:
+            flat.to_file(whole, layer=LAYER, driver="GPKG")
+            _add_style(whole, sorted(set(flat["shown"])))
+            whole.rename(temporary)
+        except (sqlite3.Error, RuntimeError) as error:
+            raise StorageError(f"can't write {path}: {error}. Is the disk full?") from error
+        finally:
+            whole.unlink(missing_ok=True)
+
+
+def _add_style(path: Path, shown: Sequence[str]) -> None:
+    """The table in which QGIS looks for the style of a layer, with one that colours the column ``shown``."""
+    entries = "".join(
+        f'<category value={quoteattr(what)} label={quoteattr(what)} symbol="{i}" render="true"/>'
+        for i, what in enumerate(shown)
+    )
+    symbols = "".join(
+        f'<symbol name="{i}" type="fill" alpha="0.6"><layer class="SimpleFill" enabled="1">'
+        f'<prop k="color" v="{_rgb(_colour(what))}"/><prop k="outline_color" v="80,80,80,255"/>'
+        f'<prop k="outline_width" v="0.1"/><prop k="style" v="solid"/></layer></symbol>'
+        for i, what in enumerate(shown)
+    )
+    style = (
+        "<!DOCTYPE qgis PUBLIC 'http://mrcc.com/qgis.dtd' 'SYSTEM'><qgis version=\"3.22\" "
+        'styleCategories="Symbology"><renderer-v2 type="categorizedSymbol" attr="shown" enableorderby="0">'
+        f"<categories>{entries}</categories><symbols>{symbols}</symbols></renderer-v2></qgis>"
+    )
+    with sqlite3.connect(path) as base:
+        base.execute(
+            "CREATE TABLE layer_styles (id INTEGER PRIMARY KEY AUTOINCREMENT, f_table_catalog TEXT, "
+            "f_table_schema TEXT, f_table_name TEXT, f_geometry_column TEXT, styleName TEXT, styleQML TEXT, "
+            "styleSLD TEXT, useAsDefault BOOLEAN, description TEXT, owner TEXT, ui TEXT, "
+            "update_time DATETIME DEFAULT CURRENT_TIMESTAMP)"
+        )
+        base.execute(
+            "INSERT INTO gpkg_contents (table_name, data_type, identifier) VALUES "
+            "('layer_styles', 'attributes', 'layer_styles')"
+        )
+        base.execute(
+            "INSERT INTO layer_styles (f_table_catalog, f_table_schema, f_table_name, f_geometry_column, "
+            "styleName, styleQML, useAsDefault, description) VALUES ('', '', ?, 'geom', 'split and reason', ?, 1, "
+            "'made by cobertes')",
+            (LAYER, style),
+        )
+    base.close()
+
+
+def _rgb(colour: str) -> str:
+    return ",".join(str(int(colour[i : i + 2], 16)) for i in (1, 3, 5)) + ",255"
