@@ -103,11 +103,13 @@ def main() -> None:
         kept = index[index["keep"]]
         pixels = int((kept["height"] * kept["width"]).sum())
         spread = np.std(scores, ddof=1) if len(scores) > 1 else 0
-        rows.append(
-            f"| {name} | {len(index)} | {(kept['split'] == 'train').sum()} + {(kept['split'] == 'validation').sum()} "
-            f"| {pixels * 20 * 2 / 1e9:.2f} GB | {round(arguments.epochs * samples / batch):,} | {min(seconds):.0f} | "
-            f"{np.mean(scores):.3f} ± {spread:.3f} |"
-        )
+        train, held = ((kept["split"] == split).sum() for split in ("train", "validation"))
+        steps = round(arguments.epochs * samples / batch)
+        cells = [
+            name, len(index), f"{train} + {held}", f"{pixels * 20 * 2 / 1e9:.2f} GB", f"{steps:,}",
+            f"{min(seconds):.0f}", f"{np.mean(scores):.3f} ± {spread:.3f}",
+        ]  # fmt: skip
+        rows.append("| " + " | ".join(map(str, cells)) + " |")
     print(
         "\n| tile, px | tiles | kept: train + validation | as arrays | steps | s / epoch | mIoU |\n"
         + "|---" * 7
