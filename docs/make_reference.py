@@ -77,9 +77,8 @@ def _section(title: str, section: type[settings.Section], texts: dict[str, dict[
     )
     rows = ["| key | default | meaning |", "|---|---|---|"]
     for name, field in section.model_fields.items():
-        if name == "area" or (
-            inspect.isclass(field.annotation) and issubclass(field.annotation, settings.Section)
-        ):
+        table = inspect.isclass(field.annotation) and issubclass(field.annotation, settings.Section)
+        if name == "area" or (section is settings.Settings and table):
             continue
         default = "required" if field.default is PydanticUndefined else f"`{_toml(field.default)}`"
         meaning = texts[section.__name__].get(name, "")
@@ -101,6 +100,12 @@ def _field_texts(node: ast.ClassDef) -> dict[str, str]:
 def _toml(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, settings.Section):
+        return (
+            "{ "
+            + ", ".join(f"{key} = {_toml(one)}" for key, one in value.model_dump(by_alias=True).items())
+            + " }"
+        )
     return f'"{value}"' if isinstance(value, str) else str(value)
 
 

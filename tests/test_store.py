@@ -124,7 +124,7 @@ def test_a_copy_that_failed_goes_on_where_it_stopped(project, tmp_path, monkeypa
     whole = store_of(project, tmp_path / "other")
     assert 0 < len(again) // 2 < len(again)
     for key, mapped in whole.held.items():
-        np.testing.assert_array_equal(store.held[key].flat, mapped.flat)
+        np.testing.assert_array_equal(store.held[key].values.flat, mapped.values.flat)
 
 
 def test_a_killed_copy_goes_on_with_the_same_bytes(project, tmp_path):

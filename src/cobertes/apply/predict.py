@@ -22,7 +22,8 @@ from cobertes.apply.engine import Engine
 from cobertes.errors import SettingsError
 from cobertes.geo.area import ONLY_SEASON
 from cobertes.geo.grid import bounds_window, crop, require_same_grid, whole
-from cobertes.geo.raster import RasterKind, check_not_input, new_raster, release
+from cobertes.geo.pages import release
+from cobertes.geo.raster import RasterKind, check_not_input, new_raster
 from cobertes.geo.scene import Scene
 from cobertes.geo.windows import PlannedWindow, Window, plan_strips, stitch
 from cobertes.learn.infer import read_ahead

@@ -25,12 +25,15 @@ import rasterio
 from numpy.typing import NDArray
 
 from cobertes.errors import InputFileError
+from cobertes.geo.pages import release
 from cobertes.geo.windows import Window
 from cobertes.jit import compiled
 
 PLAIN_TYPES = {"uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64"}
 
 NOT_STORED = -1
+
+RELEASE_BYTES = 128_000_000
 
 MAPPED_FILES = 64
 """Files that stay mapped: each costs a file descriptor, of which a system may allow a process 256."""
@@ -75,6 +78,27 @@ def _gather(
                             line[c, b] = run[c, bands[b]]
 
 
+class Values:
+    """All values of a file as one array ``flat`` (n,), whose pages are let go again and again.
+
+    A page that was read counts as memory of the process as long as it is mapped, though the system may take it
+    back at any time; so after every `RELEASE_BYTES` the mapping forgets its pages. They stay in the page cache.
+    """
+
+    def __init__(self, path: Path, dtype: str) -> None:
+        count = path.stat().st_size // np.dtype(dtype).itemsize
+        self._mapping = np.memmap(path, dtype, "r", shape=(count,))
+        self.flat: NDArray[Any] = np.asarray(self._mapping)
+        self._bytes = 0
+
+    def touched(self, count: int) -> None:
+        """Note that bytes were read. Threads may lose a note of each other: it is a rough account."""
+        self._bytes += count
+        if self._bytes > RELEASE_BYTES:
+            self._bytes = 0
+            release(self._mapping)
+
+
 @dataclass(frozen=True)
 class Mapped:
     """A file of chunks, as it lies on disk.
@@ -89,7 +113,7 @@ class Mapped:
     chunk: tuple[int, int, int]
     dtype: str
     offsets: NDArray[np.int64]
-    flat: NDArray[Any]
+    values: "Values"
 
     @classmethod
     def open(
@@ -113,15 +137,16 @@ class Mapped:
                     f"{path} has {found:,} bytes, but its storage blocks end at {needed:,}: it is truncated. "
                     f"Fetch it again."
                 )
-            flat: NDArray[Any] = np.memmap(path, dtype, "r", shape=(found // np.dtype(dtype).itemsize,))
+            values = Values(path, dtype)
         except (OSError, ValueError) as error:
             raise InputFileError(f"can't map {path}: {error}") from error
-        return cls(path, shape, chunk, dtype, offsets, np.asarray(flat))
+        return cls(path, shape, chunk, dtype, offsets, values)
 
     def read(self, window: Window, bands: NDArray[np.int64]) -> NDArray[Any]:
         """Values (height, width, bands) of a window inside the raster."""
         out = np.empty((*window.shape, len(bands)), self.dtype)
-        _gather(self.flat, self.offsets, self.chunk, bands, (window.row, window.col), out)
+        _gather(self.values.flat, self.offsets, self.chunk, bands, (window.row, window.col), out)
+        self.values.touched(out.nbytes)
         return out
 
     def holds(self, window: Window) -> bool:

@@ -12,7 +12,6 @@ write mode keeps the raster in memory; a compressed GeoTIFF that is killed half-
 """
 
 import errno
-import mmap
 import os
 import shutil
 from collections.abc import Iterable, Iterator
@@ -33,6 +32,7 @@ from rasterio.errors import RasterioError
 
 from cobertes.errors import CobertesError, OutputExistsError, SettingsError, StorageError
 from cobertes.geo.overviews import level_shapes, write_levels
+from cobertes.geo.pages import release
 from cobertes.geo.style import is_replaceable, style_of, style_path
 from cobertes.geo.windows import Window
 
@@ -136,15 +136,6 @@ def new_raster(
     finally:
         if not keep:
             shutil.rmtree(partial, ignore_errors=True)
-
-
-def release(pixels: Any) -> None:
-    """Let go of the memory behind what was written to a raster so far; the pixels stay, in the raw file.
-
-    Without this, every written page counts as memory of the process. Safe while other threads write.
-    """
-    if hasattr(mmap, "MADV_DONTNEED"):
-        pixels._mmap.madvise(mmap.MADV_DONTNEED)
 
 
 def _allocate(path: Path, kind: RasterKind, grid: GeoBox) -> Any:

@@ -26,7 +26,7 @@ from cobertes.errors import InputFileError, SettingsError, StorageError
 from cobertes.fingerprint import fingerprint
 from cobertes.geo.area import Area
 from cobertes.geo.ledger import Ledger
-from cobertes.geo.mapped import NOT_STORED, Mapped
+from cobertes.geo.mapped import NOT_STORED, Mapped, Values
 from cobertes.geo.windows import Window
 from cobertes.progress import SILENT, Progress
 from cobertes.tiles.census import read_labels
@@ -237,15 +237,14 @@ def _copy(
 
 def _open(path: Path, segments: Sequence[_Segment]) -> dict[Key, Mapped]:
     """One mapping of the file for each type of value."""
-    flat: dict[str, NDArray[Any]] = {}
+    values: dict[str, Values] = {}
     held = {}
     for segment in segments:
         if not segment.wanted.any():
             continue
-        if segment.dtype not in flat:
-            count = path.stat().st_size // np.dtype(segment.dtype).itemsize
-            flat[segment.dtype] = np.asarray(np.memmap(path, segment.dtype, "r", shape=(count,)))
+        if segment.dtype not in values:
+            values[segment.dtype] = Values(path, segment.dtype)
         held[segment.key] = Mapped(
-            path, segment.area.shape, segment.chunk, segment.dtype, segment.offsets, flat[segment.dtype]
+            path, segment.area.shape, segment.chunk, segment.dtype, segment.offsets, values[segment.dtype]
         )
     return held
