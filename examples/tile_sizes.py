@@ -13,9 +13,11 @@ import json
 from pathlib import Path
 
 import numpy as np
+import rasterio
+from affine import Affine
 
 from cobertes import Run, load_project
-from cobertes.synthetic.demo import write_demo
+from cobertes.synthetic.demo import ORIGIN, write_demo
 from cobertes.tiles.index import load_index
 
 PROJECT = """
@@ -63,6 +65,16 @@ VARIANTS = {
 """Tile, window and batch: steps of about 0.1 to 1 million pixels."""
 
 
+def move(folder: Path, pixels: int) -> None:
+    """Give a landscape a place of its own: areas that lie on each other can't be split."""
+    for path in (folder / "data").glob("*.tif"):
+        with rasterio.open(path, "r+") as file:
+            a = file.transform
+            left = ORIGIN[0] + 10 * pixels
+            if a.c != left:
+                file.transform = Affine(a.a, a.b, left, a.d, a.e, a.f)
+
+
 def main() -> None:
     """Generate, train and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -78,6 +90,7 @@ def main() -> None:
         if not (folder / "project.toml").exists():
             print(f"generating {folder} ...", flush=True)
             write_demo(folder, size=arguments.side, seed=number)
+        move(folder, number * 4 * arguments.side)
     areas = "".join(AREA.format(number=number) for number in range(arguments.landscapes))
     rows = []
     for name, (size, window, batch) in VARIANTS.items():

@@ -16,7 +16,7 @@ from cobertes.geo.grid import crop, footprint
 from cobertes.geo.scene import BandSource, Scene
 from cobertes.geo.windows import Window
 from cobertes.settings import SplitSettings
-from cobertes.tiles.autocorrelation import measure_range
+from cobertes.tiles.autocorrelation import RangeMeter
 from cobertes.tiles.draw import MIN_BLOCKS, choose_block, guard_share, make_split
 from cobertes.tiles.polygons import read_polygons
 from cobertes.tiles.split import (
@@ -534,6 +534,13 @@ def squares_of(side, size=600, classes=4, seed=0):
     codes = np.random.default_rng(seed).integers(0, classes, (size // side + 1,) * 2)
     index = np.kron(codes, np.ones((side, side), int))[:size, :size]
     return np.stack([index == k for k in range(classes)]).astype(np.int32)
+
+
+def measure_range(areas):
+    meter = RangeMeter([(counts.shape[1] * side, counts.shape[2] * side) for counts, side in areas], areas[0][1])
+    for counts, side in areas:
+        meter.add(counts, side)
+    return meter.result()
 
 
 @pytest.mark.parametrize("side", [15, 40, 80])

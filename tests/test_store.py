@@ -53,11 +53,11 @@ def test_a_store_holds_what_the_scenes_and_labels_hold(project, tmp_path):
         for season in ("april", "august"):
             np.testing.assert_array_equal(found[season][0], expected[season][0])
             np.testing.assert_array_equal(found[season][1], expected[season][1])
-        stored += store.read("here", "april", window) is not None
+        inside = window.clip(SHAPE)
+        stored += 0 not in inside.shape and store.read("here", "april", inside) is not None
     assert 20 < stored < 150  # some come from the store, some from the scenes
     assert store.read("here", "april", Window(0, 0, 96, 64)) is not None
     assert store.read("here", "april", Window(0, 0, 97, 64)) is None
-    assert store.read("here", "april", Window(-40, 0, 10, 10)) is None
 
 
 def test_scenes_that_can_be_read_as_they_are_stay_where_they_are(project, tmp_path):

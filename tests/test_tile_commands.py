@@ -217,12 +217,12 @@ def test_where_place_alone_tells_the_class_the_random_split_flatters(tmp_path, m
     job.run(only="labels")
     job.run(only="tiles")
     ground, frame = open_ground(job.project, job.files), load_index(job.files.tiles)
-    found = audit_split(ground, frame, SplitSettings(), seeds=[0, 1])
+    found = audit_split(ground, frame, SplitSettings(), job.project.settings.tiles, seeds=[0, 1])
     nearest = {
         split: found.scores()[split]["nearest_in_space"]["overall_accuracy"] for split in ("random", "blocks")
     }
     assert nearest["random"] > nearest["blocks"] + 0.3
-    again = audit_split(ground, frame, SplitSettings(), seeds=[0, 1]).scores()
+    again = audit_split(ground, frame, SplitSettings(), job.project.settings.tiles, seeds=[0, 1]).scores()
     for split in ("random", "blocks"):
         assert again[split]["nearest_in_space"] == found.scores()[split]["nearest_in_space"]
     for split in ("random", "blocks"):  # both judge the same pixels

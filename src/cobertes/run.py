@@ -12,6 +12,7 @@ Stale results are replaced, a trained model never is. A stage is up to date wher
 settings and of the files it reads) is the one in stages.json and its outputs are there.
 """
 
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ from cobertes.stages import (
     learning_settings,
     model_file,
     observed_fingerprint,
+    scene_stamps,
+    stamps,
     trained_fingerprint,
     training_fingerprint,
 )
@@ -122,12 +125,21 @@ class Run:
             if fresh and start is None:
                 self.tell(stage, "up to date")
                 continue
+            if start is not None:  # what is kept from an earlier time is not trusted either
+                self._forget(stage)
             with self._old_model_kept(retrain) if stage == "train" else nullcontext():
                 made = self._make(stage)
             self._note(stage)
             self.tell(stage, made)
             ran.append(stage)
         return ran
+
+    def _forget(self, stage: str) -> None:
+        """Delete what a stage keeps for its next time."""
+        if stage == "tiles":
+            self.files.observations.unlink(missing_ok=True)
+        if stage == "train":
+            shutil.rmtree(self.files.store, ignore_errors=True)
 
     def _selected(self, only: str | None, start: str | None) -> tuple[str, ...]:
         if only is not None and start is not None:
@@ -164,22 +176,24 @@ class Run:
         """Of what a stage is made from, as it is on disk now."""
         settings = self.project.settings.model_dump(by_alias=True, mode="json")
         learning, files, areas = self.learning, self.files, self.project.areas
-        scenes = [[stamp(path) for scene in area.scenes.values() for path in scene.files] for area in areas]
+        scenes = [scene_stamps(area) for area in areas]
         grids = [(area.name, list(area.scenes), describe(area.grid)) for area in areas]
         labels = [stamp(files.labels(area.name)) for area in areas]
         match stage:
             case "labels":
                 legend = self.project.legend.to_dict()
                 tables = [self.project.table(area).tolist() for area in areas]
-                maps = [stamp(str(area.reference)) for area in areas]
+                maps = [stamps(str(area.reference)) for area in areas]
                 return fingerprint(grids, maps, legend, tables, learning["labels"])
             case "tiles":
                 groups = [area.group for area in areas]
                 polygons = self.project.polygons
+                # the columns of a shapefile are in another file of the same name
+                drawn = sorted(polygons.parent.glob(f"{polygons.stem}.*")) if polygons else []
                 return fingerprint(
                     observed_fingerprint(self.project, files),
                     groups,
-                    None if polygons is None else stamp(polygons),
+                    [stamp(path) for path in drawn],
                     *(learning[k] for k in ("tiles", "split")),
                 )
             case "train":

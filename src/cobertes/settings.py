@@ -101,7 +101,7 @@ class TileSettings(Section):
     reflectance_offset: float = 0.0
     """-1000 for Sentinel-2 products from processing baseline 04.00 on (25 January 2022), if not yet applied."""
     unreadable: Literal["error", "skip"] = "error"
-    """``skip`` leaves out tiles of which a scene can't be read, with a warning each."""
+    """``skip`` leaves out, with a warning, tiles and windows that a scene can't give."""
     store: Literal["auto", "always", "never"] = "auto"
     """Whether labelled ground is copied once into a store that is fast to read: ``auto`` copies scenes that are
     slow to read by window (compressed, in several files, VRT, remote); uncompressed ones are read as they are."""
@@ -162,7 +162,7 @@ class TrainSettings(Section):
     """Epochs at most; the model of the best one, by validation mIoU, is kept."""
     minutes: Annotated[float, Field(gt=0)] | None = None
     """Wall time after which training ends, even where epochs are left."""
-    window: Pixels | list[Pixels] | None = None
+    window: Pixels | Annotated[list[Pixels], Field(min_length=1)] | None = None
     """Side of a training window in pixels; by default the tile's. Of several, each batch draws one."""
     batch_size: Pixels = 12
     """Windows per step."""
@@ -191,8 +191,6 @@ class TrainSettings(Section):
     1.25 times the side."""
     season_order: Literal["random", "in-turn"] = "random"
     """With ``model.seasons = "separate"``: which season of a place a sample shows."""
-    unreadable: Literal["error", "skip"] = "error"
-    """``skip`` goes on without samples whose scene can't be read, with a warning each."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Of first weights, windows and variations."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"

@@ -13,7 +13,8 @@ from typing import Any
 
 from cobertes.files import read_json, write_json
 from cobertes.fingerprint import fingerprint, stamp
-from cobertes.geo.grid import describe
+from cobertes.geo.area import Area
+from cobertes.geo.grid import describe, source_files
 from cobertes.labels.aggregate import make_labels
 from cobertes.labels.weights import Weighting
 from cobertes.progress import SILENT, Progress
@@ -144,12 +145,22 @@ OBSERVING = (
 """Keys of ``[tiles]`` that decide what is measured; the others only what is made of it."""
 
 
+def stamps(path: str | Path) -> list[Any]:
+    """Of a raster and, where it is a VRT, of the files that it is made of."""
+    return [stamp(file) for file in source_files(str(path))]
+
+
+def scene_stamps(area: Area) -> list[Any]:
+    """Of every file of an area's scenes."""
+    return [stamps(path) for scene in area.scenes.values() for path in scene.files]
+
+
 def observed_fingerprint(project: Project, files: RunFolder) -> str:
     """Of the scenes, masks and labels of the tiles, and of how they are measured."""
     settings = learning_settings(project)
     return fingerprint(
         [(area.name, list(area.scenes), describe(area.grid)) for area in project.areas],
-        [[stamp(path) for scene in area.scenes.values() for path in scene.files] for area in project.areas],
+        [scene_stamps(area) for area in project.areas],
         [{season: stamp(path) for season, path in area.masks.items()} for area in project.areas],
         [stamp(files.labels(area.name)) for area in project.areas],
         [land.key for land in project.legend.classes],
@@ -162,7 +173,7 @@ def observed_fingerprint(project: Project, files: RunFolder) -> str:
 def training_fingerprint(project: Project, files: RunFolder) -> str:
     """Of the content of index, split and statistics: labels made again to the same end change nothing."""
     frame = load_index(files.tiles)
-    columns = ["area", "row", "col", "height", "width", "split", "keep"]
+    columns = ["area", "row", "col", "height", "width", "split", "keep", "reason"]
     rows = frame[columns].to_dict("list") | {"counts": [list(map(int, c)) for c in frame["counts"]]}
     learning = learning_settings(project)
     learnt = [learning[section] for section in ("bands", "model", "train", "augmentation")]
@@ -237,7 +248,8 @@ def open_ground(project: Project, files: RunFolder) -> Ground:
     """The labelled ground of this run, as its labels and tiles stages left it."""
     areas = {area.name: area for area in project.areas}
     labels = {name: files.labels(name) for name in areas}
-    return Ground(areas, labels, project.legend, Split.from_dict(read_json(files.split)))
+    split, unreadable = Split.from_dict(read_json(files.split)), project.settings.tiles.unreadable
+    return Ground(areas, labels, project.legend, split, unreadable=unreadable)
 
 
 def train(
@@ -269,6 +281,7 @@ def train(
             made_from=observed_fingerprint(project, files),
             every_scene=settings.tiles.store == "always",
             budget=settings.tiles.store_gb,
+            unreadable=settings.tiles.unreadable,
             progress=progress,
         )
         plan = plan.reading(store)

@@ -11,7 +11,7 @@ so four fifths of a tile's neighbours may be among them, as where tiles are spli
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,12 +26,12 @@ from cobertes.geo.area import Area
 from cobertes.geo.windows import Window
 from cobertes.labels.legend import IGNORE_INDEX
 from cobertes.progress import SILENT, Progress
-from cobertes.settings import SplitSettings
+from cobertes.settings import SplitSettings, TileSettings
 from cobertes.tiles.census import take_census
-from cobertes.tiles.draw import make_split
+from cobertes.tiles.draw import choose_block, guard_band, make_split
 from cobertes.tiles.ground import Ground
 from cobertes.tiles.rules import BETWEEN, GUARD, judge_place
-from cobertes.tiles.split import VALIDATION, Split
+from cobertes.tiles.split import EMPTY, VALIDATION, AreaSplit, Split, block_edges
 
 PIXELS = 100_000
 """Drawn from all labelled tiles."""
@@ -92,6 +92,7 @@ def audit_split(
     ground: Ground,
     frame: Any,
     settings: SplitSettings,
+    tiles_settings: TileSettings,
     *,
     seeds: Sequence[int] = (0, 1, 2),
     progress: Progress = SILENT,
@@ -100,7 +101,7 @@ def audit_split(
 
     ground    as the tiles stage left it; its split is that of the first seed where polygons decide
     frame     the tile index
-    settings  of the split: blocks are drawn again for every seed
+    settings, tiles_settings  of the run: blocks are drawn again for every seed
     Raises NoTilesError where there is too little to split.
     """
     usable = (frame["keep"] | frame["reason"].isin([GUARD, BETWEEN])).to_numpy()
@@ -108,6 +109,8 @@ def audit_split(
     if len(tiles) < 4:
         raise NoTilesError(f"{len(tiles)} labelled tiles are too few to be split at random")
     pixels = _draw(ground, frame, tiles, progress)
+    if settings.method == "random":  # the run's own blocks are single tiles
+        ground = _blocked(ground, settings, tiles_settings)
     matrices: dict[str, dict[str, list[ConfusionMatrix]]] = {s: {m: [] for m in METHODS} for s in SPLITS}
     counts = _block_counts(ground) if settings.by != "polygons" else {}
     learnt = 0
@@ -159,6 +162,17 @@ def _block_counts(ground: Ground) -> dict[str, NDArray[np.int64]]:
         )
         found[name] = census.grid(split.row_edges, split.col_edges)
     return found
+
+
+def _blocked(ground: Ground, settings: SplitSettings, tiles: TileSettings) -> Ground:
+    """The ground with the blocks and the guard band that it would have if it were not split at random."""
+    by_block = settings.model_copy(update={"method": "block"})
+    block = choose_block([area.shape for area in ground.areas.values()], tiles.size, by_block)
+    areas = {}
+    for name, area in ground.areas.items():
+        rows, cols = block_edges(area.shape[0], block), block_edges(area.shape[1], block)
+        areas[name] = AreaSplit(np.full((len(rows) - 1, len(cols) - 1), EMPTY), rows, cols)
+    return replace(ground, split=Split(areas, block, guard_band(tiles.size, by_block)))
 
 
 def _redrawn(ground: Ground, counts: Mapping[str, NDArray[np.int64]], settings: SplitSettings, seed: int) -> Split:

@@ -74,8 +74,8 @@ def audit_split(
     project, files = open_run(run)
     numbers = range(seeds)
     found = audit.audit_split(
-        open_ground(project, files), load_index(files.tiles), project.settings.split, seeds=numbers,
-        progress=console.progress,
+        open_ground(project, files), load_index(files.tiles), project.settings.split, project.settings.tiles,
+        seeds=numbers, progress=console.progress,
     )  # fmt: skip
     console.answer(audit.describe_audit(found, numbers), **found.scores())
 

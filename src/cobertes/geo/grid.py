@@ -118,6 +118,14 @@ def require_same_grid(grids: Iterable[tuple[str, GeoBox]]) -> None:
             )
 
 
+def source_files(path: str) -> list[str]:
+    """A raster's file, and where it is a VRT the files it is made of, as far as GDAL lists them."""
+    if not path.lower().endswith(".vrt"):
+        return [path]
+    with open_raster(path) as dataset:
+        return [path, *(str(file) for file in dataset.files if str(file) != path)]
+
+
 def footprint(grid: GeoBox, crs: object = None) -> Polygon:
     """Outline of a grid, in its own coordinates or (densified) in ``crs``."""
     if crs is None or grid.crs is None:

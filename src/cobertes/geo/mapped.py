@@ -189,6 +189,8 @@ def _map_tiff(path: str, modified: int, size: int) -> Mapped | None:
         stored = found >= 0
         if (found[stored] % itemsize).any():
             return None
+        if dataset.nodata not in (None, 0) and not stored.all():  # GDAL fills such blocks with nodata, we with 0
+            return None
         offsets = np.where(stored, found // itemsize, NOT_STORED)
         chunk = (int(height), int(width), int(dataset.count))
         try:

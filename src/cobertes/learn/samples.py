@@ -7,7 +7,6 @@ threads, so a resumed run, another number of threads or another machine draws th
     ground alone -> its seasons, read by pixel -> normalised, varied and turned in one pass into the batch
 """
 
-import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import ceil
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cobertes.errors import InputFileError, NoTilesError
+from cobertes.errors import NoTilesError
 from cobertes.geo.scene import Observed
 from cobertes.geo.windows import Window
 from cobertes.labels.legend import IGNORE_INDEX
@@ -27,8 +26,6 @@ from cobertes.settings import AugmentationSettings, TrainSettings
 from cobertes.tiles.ground import Ground
 from cobertes.tiles.rules import BETWEEN, GUARD, POOR
 from cobertes.tiles.split import TRAIN
-
-log = logging.getLogger(__name__)
 
 CROP_TRIES = 8
 
@@ -44,12 +41,50 @@ Batch = tuple[NDArray[np.float32], NDArray[np.uint8]]
 
 
 @dataclass(frozen=True)
+class PoorGround:
+    """Ground of tiles left out for what they show, that no other shares: ``bad`` (rows, cols) between edges."""
+
+    row_edges: NDArray[np.int64]
+    col_edges: NDArray[np.int64]
+    bad: NDArray[np.bool_]
+
+    @staticmethod
+    def in_(frame: Any) -> bool:
+        """Whether an area has such tiles."""
+        return bool(frame["reason"].isin(POOR).any())
+
+    @classmethod
+    def of(cls, frame: Any) -> "PoorGround":
+        """From the tiles of one area."""
+        sides = frame[["row", "col", "height", "width"]].to_numpy(np.int64)
+        tops, lefts = sides[:, 0], sides[:, 1]
+        bottoms, rights = tops + sides[:, 2], lefts + sides[:, 3]
+        rows, cols = np.unique([tops, bottoms]), np.unique([lefts, rights])
+        bad = np.zeros((len(rows) - 1, len(cols) - 1), bool)
+        poor = frame["reason"].isin(POOR).to_numpy()
+        for chosen, value in ((poor, True), (~poor, False)):  # what a good tile shares is good
+            for top, bottom, left, right in zip(
+                *(np.searchsorted(edges, ends[chosen]) for edges, ends in (
+                    (rows, tops), (rows, bottoms), (cols, lefts), (cols, rights)
+                )), strict=True,
+            ):  # fmt: skip
+                bad[top:bottom, left:right] = value
+        return cls(rows, cols, bad)
+
+    def touches(self, window: Window) -> bool:
+        """Whether a window holds a pixel of it."""
+        top, bottom = np.searchsorted(self.row_edges, [window.row, window.row_stop - 1], "right") - 1
+        left, right = np.searchsorted(self.col_edges, [window.col, window.col_stop - 1], "right") - 1
+        return bool(self.bad[max(top, 0) : bottom + 1, max(left, 0) : right + 1].any())
+
+
+@dataclass(frozen=True)
 class Sampler:
     """Draws the windows of an epoch from the training tiles.
 
     ``area`` names and ``tiles`` (n, 4) int: row, col, height, width, around which a window fits, at least at the
-    shift ``fits`` (n, 2) from the middle; ``weights`` (n,) sum to 1; ``windows`` sides in pixels; ``poor`` windows
-    by area that no crop may touch; ``kept`` the number of whole training tiles.
+    shift ``fits`` (n, 2) from the middle; ``weights`` (n,) sum to 1; ``windows`` sides in pixels; ``poor`` ground
+    by area that no window may touch; ``kept`` the number of whole training tiles.
     """
 
     ground: Ground
@@ -60,7 +95,7 @@ class Sampler:
     settings: TrainSettings
     augmentation: AugmentationSettings
     windows: tuple[int, ...]
-    poor: Mapping[str, NDArray[np.int64]]
+    poor: Mapping[str, PoorGround]
     kept: int
 
     @classmethod
@@ -76,12 +111,10 @@ class Sampler:
         kept = frame["keep"] & (frame["split"] == "train")
         edge = frame["reason"].isin([GUARD, BETWEEN]) if settings.crops else ~kept & kept
         rows = frame[kept | edge]
-        poor = {
-            str(name): part[["row", "col", "height", "width"]].to_numpy(np.int64)
-            for name, part in frame[frame["reason"].isin(POOR)].groupby("area")
-        }
+        poor = {str(name): PoorGround.of(part) for name, part in frame.groupby("area") if PoorGround.in_(part)}
         tiles, area = rows[["row", "col", "height", "width"]].to_numpy(np.int64), rows["area"].tolist()
         counts = np.array(rows["counts"].to_list(), float).reshape(len(rows), len(ground.legend))
+        counts[edge[rows.index]] = 0  # part of what they count is held out
         n = len(rows)
         sampler = cls(
             ground, area, tiles, np.zeros((n, 2), np.int64), np.full(n, 1 / max(n, 1)), settings,
@@ -155,35 +188,28 @@ class Sampler:
         """Read and vary one sample: x (C, size, size) float32, y (size, size) uint8.
 
         into   where it is written: x (size, size, C), y (size, size)
-        Raises InputFileError where a scene can't be read, unless the settings say to skip such samples.
+        Raises InputFileError where a scene can't be read, unless the ground says to skip that.
         """
         x, y = into or (
             np.empty((size, size, inputs.channels), np.float32), np.empty((size, size), np.uint8)
         )  # fmt: skip
         rng = np.random.default_rng((self.settings.seed, epoch, 1 + position))  # 0 is the draw of the epoch
         window = self._place(rng, tile, size)
-        season = self._season(rng, inputs, position)
+        season = self._season(rng, inputs, epoch + position)
         variation = draw_variation(
             rng, self.augmentation, inputs.channels // len(inputs.bands), len(inputs.bands), size
         )
-        try:
-            observed, labels = self.ground.read_pixels(self.area[tile], window, season)
-        except InputFileError as error:
-            if self.settings.unreadable == "error":
-                raise
-            log.warning("a sample is skipped: %s", error)
-            x[:], y[:] = 0, IGNORE_INDEX
-            return x.transpose(2, 0, 1), y
+        observed, labels = self.ground.read_pixels(self.area[tile], window, season)
         if window.height != size:
             observed, labels = zoomed(observed, labels, size)
         _apply(variation, inputs, observed, labels, rng, x, y)
         return x.transpose(2, 0, 1), y
 
-    def _season(self, rng: np.random.Generator, inputs: Inputs, position: int) -> tuple[str, ...]:
+    def _season(self, rng: np.random.Generator, inputs: Inputs, turn: int) -> tuple[str, ...]:
         """The seasons that a sample shows: all, or one."""
         if inputs.mode == "stack":
             return inputs.seasons
-        number = position if self.settings.season_order == "in-turn" else int(rng.integers(len(inputs.seasons)))
+        number = turn if self.settings.season_order == "in-turn" else int(rng.integers(len(inputs.seasons)))
         return (inputs.seasons[number % len(inputs.seasons)],)
 
     def _place(self, rng: np.random.Generator, tile: int, size: int) -> Window:
@@ -213,25 +239,26 @@ class Sampler:
         if not split.areas[area].allows_training(window, split.guard):
             return False
         poor = self.poor.get(area)
-        if poor is None:
-            return True
-        rows = (poor[:, 0] < window.row_stop) & (poor[:, 0] + poor[:, 2] > window.row)
-        cols = (poor[:, 1] < window.col_stop) & (poor[:, 1] + poor[:, 3] > window.col)
-        return not (rows & cols).any()
+        return poor is None or not poor.touches(window)
 
 
 def balanced(weights: NDArray[np.float64], counts: NDArray[np.float64], strength: float) -> NDArray[np.float64]:
     """Weights (n,) of tiles by which classes are met nearer to equally often; sums to 1.
 
     weights   (n,) what tiles weigh by their ground
-    counts    (n, K) pixels per class
+    counts    (n, K) pixels per class; a row of zeros says nothing
     strength  classes are aimed at by their frequency to the power of 1 - strength
 
     The weights are those of a mixture of tiles whose class shares come nearest to the aim, found by expectation
     maximisation (Dempster et al. 1977), within `RAREST` and `OFTENEST` of what tiles weigh.
     """
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    frequency = weights @ shares
+    total = counts.sum(axis=1, keepdims=True)
+    known = total[:, 0] > 0
+    if not known.any():
+        return weights
+    shares = counts / np.maximum(total, 1)
+    frequency = weights[known] @ shares[known] / weights[known].sum()
+    shares[~known] = frequency  # nothing is known of them: they neither help nor harm
     occurs = frequency > 0
     aim = np.where(occurs, np.power(frequency, 1 - strength, where=occurs, out=np.zeros_like(frequency)), 0)
     aim /= aim.sum()

@@ -82,7 +82,7 @@ class TrainingPlan:
 def training_windows(train: TrainSettings, tile_size: int) -> tuple[int, ...]:
     """Sides of the training windows, in pixels."""
     if isinstance(train.window, list):
-        return tuple(train.window) or (tile_size,)
+        return tuple(train.window)
     return (train.window or tile_size,)
 
 
@@ -130,7 +130,7 @@ def train_model(
     torch.manual_seed(settings.seed)
     unet = UNet(plan.network, pretrained=plan.pretrained and state is None)
     batch_size = min(settings.batch_size, len(plan.sampler))
-    _require_spread(unet, len(plan.sampler), batch_size, window)
+    _require_spread(unet, len(plan.sampler), batch_size, min(plan.sampler.windows))
     # A trial may end otherwise the second time, so a resumed training keeps the precision it had.
     asked = state["precision"] if state is not None and settings.precision == "auto" else settings.precision
     shape = (batch_size, plan.network.channels, window, window)

@@ -37,28 +37,37 @@ class Variogram:
     range_: float | None
 
 
-def measure_range(areas: Sequence[tuple[NDArray[np.integer], int]]) -> Variogram:
-    """The range over all areas: of each (K, rows, cols) pixels per class in square cells, and their side.
+class RangeMeter:
+    """Adds up how alike labels are at every distance, area by area.
 
-    ``range_`` is in pixels; None where there are too few lags or no model fits (a map of one class).
+    shapes  (height, width) in pixels of the areas to come; lags go up to half of the shorter side of the largest
+    side    of the square cells of the coarsest of them, in pixels
     """
-    side = max(side for _, side in areas)
-    reach = max(min(counts.shape[1:]) * s for counts, s in areas) / 2
-    step = max(float(side), reach / LAGS)
-    edges = np.arange(0.5, reach / step + 0.5) * step
-    same, pairs, total = np.zeros(len(edges)), np.zeros(len(edges)), np.zeros(len(edges))
-    for counts, s in areas:
-        if not counts.any():
-            continue
+
+    def __init__(self, shapes: Sequence[tuple[int, int]], side: int) -> None:
+        reach = max(min(shape) for shape in shapes) / 2
+        step = max(float(side), reach / LAGS)
+        self._edges = np.arange(0.5, reach / step + 0.5) * step
+        self._same, self._pairs, self._total = (np.zeros(len(self._edges)) for _ in range(3))
+
+    def add(self, counts: NDArray[np.integer], side: int) -> None:
+        """Add an area: (K, rows, cols) pixels per class in square cells of ``side`` pixels."""
+        if not counts.any() or not len(self._edges):
+            return
         distance, together, products = _correlate(counts)
-        group = np.searchsorted(edges, distance * s) - 1
-        inside = (group >= 0) & (group < len(edges)) & (products > 0.5)
-        same += np.bincount(group[inside], together[inside], len(edges))
-        pairs += np.bincount(group[inside], products[inside], len(edges))
-        total += np.bincount(group[inside], (products * distance * s)[inside], len(edges))
-    met = pairs > LEAST_PAIRS
-    lag, value = total[met] / pairs[met], 1 - same[met] / pairs[met]
-    return Variogram(lag, value, pairs[met], _fit(lag, value, pairs[met]))
+        group = np.searchsorted(self._edges, distance * side) - 1
+        inside = (group >= 0) & (group < len(self._edges)) & (products > 0.5)
+        for into, values in (
+            (self._same, together), (self._pairs, products), (self._total, products * distance * side),
+        ):  # fmt: skip
+            np.add(into, np.bincount(group[inside], values[inside], len(self._edges)), out=into)
+
+    def result(self) -> Variogram:
+        """What was found; ``range_`` is None where there are too few lags or no model fits (as for one class)."""
+        met = self._pairs > LEAST_PAIRS
+        pairs = self._pairs[met]
+        lag, value = self._total[met] / pairs, 1 - self._same[met] / pairs
+        return Variogram(lag, value, pairs, _fit(lag, value, pairs))
 
 
 def _correlate(

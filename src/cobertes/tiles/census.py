@@ -71,7 +71,7 @@ class Census:
 
     row_cuts, col_cuts  borders that windows may have
     table               (rows + 1, cols + 1, K) int64: pixels per class above and left of a pair of cuts
-    squares             (K, rows, cols) int32: pixels per class in squares of ``side`` pixels
+    squares             (K, rows, cols) int32: pixels per class in squares of ``side`` pixels; none if not asked
     """
 
     row_cuts: NDArray[np.int64]
@@ -95,6 +95,11 @@ class Census:
         return np.asarray(np.diff(np.diff(corners, axis=0), axis=1))
 
 
+def square_side(length: int) -> int:
+    """Side, in pixels, of the square cells of an area whose longer side is ``length``."""
+    return max(1, -(-length // SQUARES))
+
+
 def take_census(
     path: Path,
     shape: tuple[int, int],
@@ -102,14 +107,16 @@ def take_census(
     col_cuts: Iterable[int],
     legend: Legend,
     advance: Advance = lambda amount: None,
+    *,
+    squares: bool = False,
 ) -> Census:
     """Count the labels of an area, strip by strip. ``advance`` gets the share of it that was read."""
     index = legend.index_table()
     rows, cols = (np.unique([0, length, *cuts]) for length, cuts in zip(shape, (row_cuts, col_cuts), strict=True))
-    side = max(1, -(-max(shape) // SQUARES))
+    side = square_side(max(shape))
     square_rows, square_cols = (_borders(length, side) for length in shape)
     cells = np.zeros((len(rows) - 1, len(cols) - 1, len(legend)), np.int64)
-    squares = np.zeros((len(square_rows) - 1, len(square_cols) - 1, len(legend)), np.int32)
+    in_squares = np.zeros((len(square_rows) - 1, len(square_cols) - 1, len(legend) if squares else 0), np.int32)
 
     def read(strip: tuple[int, int]) -> NDArray[np.uint8]:
         return read_labels(path, Window(strip[0], 0, strip[1] - strip[0], shape[1]))
@@ -121,11 +128,12 @@ def take_census(
             for (top, bottom), codes in zip(group, pool.map(read, group), strict=True):
                 inside = np.arange(top, bottom)
                 _count(codes, index, np.searchsorted(rows, inside, "right") - 1, cols, cells)
-                _count(codes, index, inside // side, square_cols, squares)
+                if squares:
+                    _count(codes, index, inside // side, square_cols, in_squares)
                 advance((bottom - top) / shape[0])
     table = np.zeros((len(rows), len(cols), len(legend)), np.int64)
     np.cumsum(np.cumsum(cells, axis=0), axis=1, out=table[1:, 1:])
-    return Census(rows, cols, table, np.moveaxis(squares, 2, 0), side)
+    return Census(rows, cols, table, np.moveaxis(in_squares, 2, 0), side)
 
 
 def _borders(length: int, step: int) -> NDArray[np.int64]:

@@ -79,6 +79,13 @@ def choose_block(
     return side
 
 
+def guard_band(size: int, settings: SplitSettings) -> int:
+    """Pixels between training windows and held-out blocks: as asked, or half a tile of ``size``."""
+    if settings.method == "random":
+        return 0
+    return size // 2 if settings.guard is None else settings.guard
+
+
 def make_split(
     areas: Sequence[Area],
     counts: Mapping[str, NDArray[np.int64]],

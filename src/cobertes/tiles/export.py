@@ -18,12 +18,14 @@ from rasterio.errors import RasterioError
 
 from cobertes.errors import OutputExistsError, StorageError
 from cobertes.geo.grid import crop
+from cobertes.geo.validity import holds
 from cobertes.geo.windows import Window
 from cobertes.labels.legend import IGNORE_INDEX
 from cobertes.progress import SILENT, Progress
 from cobertes.tiles.ground import Ground
 
 TILES, LEGEND = "tiles.csv", "legend.csv"
+OURS = {TILES, LEGEND, "train", "validation", "test"}
 WRITE_THREADS = 2
 
 
@@ -35,11 +37,14 @@ def export_tiles(
     ``out`` is a new or empty folder, or with ``overwrite`` one that this wrote before; it appears when whole.
     Raises OutputExistsError, StorageError, InputFileError.
     """
+    out = out.resolve()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         if not overwrite:
             raise OutputExistsError(f"{out} exists. Use --overwrite to replace it, or name another folder.")
-        if not (out / TILES).is_file():
-            raise OutputExistsError(f"{out} holds something else than exported tiles: name another folder.")
+        others = [out] if not out.is_dir() else [path for path in out.iterdir() if path.name not in OURS]
+        if others or not (out / TILES).is_file():
+            what = ", ".join(sorted(path.name for path in others)[:3]) or f"no {TILES}"
+            raise OutputExistsError(f"{out} is no folder of exported tiles ({what}): name another folder.")
     rows = frame[frame["keep"]]
     partial = out.parent / f".{out.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
@@ -55,9 +60,12 @@ def export_tiles(
                 pool.shutdown(cancel_futures=True)
                 raise
         _write_tables(rows, ground, partial)
+        old = out.parent / f".{out.name}.old"
+        shutil.rmtree(old, ignore_errors=True)
         if out.exists():
-            shutil.rmtree(out)
+            out.rename(old)
         partial.rename(out)
+        shutil.rmtree(old, ignore_errors=True)
     except (OSError, RasterioError) as error:
         if isinstance(error, OSError) and error.errno is None and not isinstance(error, RasterioError):
             raise
@@ -81,9 +89,13 @@ def _export(row: Any, ground: Ground, folder: Path) -> None:
     place = {"height": window.height, "width": window.width, "compress": "deflate", "zlevel": 1, "driver": "GTiff"}
     if grid.crs is not None:
         place |= {"crs": grid.crs.to_wkt(), "transform": grid.affine}
-    seasons = [values for values, _ in observed.values()]
-    image = np.concatenate(seasons)
-    nodata = next(iter(area.scenes.values())).nodata
+    image = np.concatenate([values for values, _ in observed.values()])
+    declared = next(iter(area.scenes.values())).nodata
+    nodata = declared if holds(image.dtype, declared) else None
+    if nodata is not None:  # seasons may declare different values, a file has one
+        bands = len(image) // len(observed)
+        for number, (_, valid) in enumerate(observed.values()):
+            image[number * bands : (number + 1) * bands, ~valid] = nodata
     names = [
         f"{season}:{band}" if len(area.scenes) > 1 else band
         for season, scene in area.scenes.items()

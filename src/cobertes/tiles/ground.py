@@ -1,14 +1,17 @@
 """Labelled ground: areas with their labels and split, read window by window by all that learns or judges."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cobertes.errors import InputFileError
 from cobertes.geo.area import Area
-from cobertes.geo.scene import Observed, seen_in_any
+from cobertes.geo.scene import Observed, Scene, seen_in_any
 from cobertes.geo.validity import valid_where
 from cobertes.geo.windows import Window
 from cobertes.labels.legend import IGNORE_INDEX, Legend
@@ -16,16 +19,23 @@ from cobertes.tiles.census import read_labels
 from cobertes.tiles.split import Split
 from cobertes.tiles.store import Store
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Ground:
-    """The areas by name, their labels on the scenes' grid, legend and split, and a store of both."""
+    """The areas by name, their labels on the scenes' grid, legend and split, and a store of both.
+
+    ``unreadable`` says what becomes of windows that a scene can't give: InputFileError, or a warning, and nothing
+    was observed there.
+    """
 
     areas: Mapping[str, Area]
     labels: Mapping[str, Path]
     legend: Legend
     split: Split
     store: Store | None = None
+    unreadable: Literal["error", "skip"] = "error"
 
     def read(self, area: str, window: Window) -> tuple[dict[str, Observed], NDArray[np.uint8]]:
         """What was observed in each season, by band, and the class indices (height, width) uint8.
@@ -33,7 +43,13 @@ class Ground:
         The window may reach out of the area. IGNORE_INDEX stands outside, where nothing is labelled, and where
         no season was observed, whatever the label.
         """
-        observed = {season: scene.read(window) for season, scene in self.areas[area].scenes.items()}
+        observed: dict[str, Observed] = {}
+        for season, scene in self.areas[area].scenes.items():
+            try:
+                observed[season] = scene.read(window)
+            except InputFileError as error:
+                self._skip(error)
+                observed[season] = _nothing((len(scene.bands), *window.shape), window, scene)
         return observed, self._labels(area, window, observed)
 
     def read_pixels(
@@ -46,20 +62,43 @@ class Ground:
 
     def _pixels(self, area: str, season: str, window: Window) -> Observed:
         scene = self.areas[area].scenes[season]
-        stored = None if self.store is None else self.store.read(area, season, window)
-        if stored is None:
+        inside = window.clip(scene.shape)
+        stored = self._stored(area, season, inside)
+        if stored is not None:
+            valid = valid_where(stored, scene.nodata)
+            if inside == window:
+                return stored, valid
+            pixels, seen = _nothing((*window.shape, len(scene.bands)), window, scene)
+            pixels[inside.within(window)], seen[inside.within(window)] = stored, valid
+            return pixels, seen
+        try:
             return scene.read_pixels(window)
-        return stored, valid_where(stored, scene.nodata)
+        except InputFileError as error:
+            self._skip(error)
+            return _nothing((*window.shape, len(scene.bands)), window, scene)
 
     def _labels(self, area: str, window: Window, observed: Mapping[str, Observed]) -> NDArray[np.uint8]:
-        stored = None if self.store is None else self.store.read(area, None, window)
-        if stored is not None:
-            codes = stored[..., 0]
-        else:
-            codes = np.full(window.shape, self.legend.nodata, np.uint8)
-            inside = window.clip(self.areas[area].shape)
-            if 0 not in inside.shape:
-                codes[inside.within(window)] = read_labels(self.labels[area], inside)
+        codes = np.full(window.shape, self.legend.nodata, np.uint8)
+        inside = window.clip(self.areas[area].shape)
+        if 0 not in inside.shape:
+            stored = self._stored(area, None, inside)
+            known = read_labels(self.labels[area], inside) if stored is None else stored[..., 0]
+            codes[inside.within(window)] = known
         y: NDArray[np.uint8] = self.legend.index_table()[codes]
         y[~seen_in_any(observed)] = IGNORE_INDEX
         return y
+
+    def _stored(self, area: str, season: str | None, inside: Window) -> NDArray[Any] | None:
+        if self.store is None or 0 in inside.shape:
+            return None
+        return self.store.read(area, season, inside)
+
+    def _skip(self, error: InputFileError) -> None:
+        if self.unreadable == "error":
+            raise error
+        log.warning("left out: %s", error)
+
+
+def _nothing(shape: tuple[int, ...], window: Window, scene: Scene) -> Observed:
+    """What a window shows where nothing was observed."""
+    return np.zeros(shape, scene.dtype), np.zeros(window.shape, bool)

@@ -11,7 +11,7 @@ Each pixel counts once in the statistics at any overlap, because the tiles' inte
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +26,18 @@ from cobertes.geo.area import Area
 from cobertes.geo.grid import crop, footprint, resolution
 from cobertes.geo.windows import Window, interiors, tile_windows
 from cobertes.labels.legend import Legend
-from cobertes.progress import SILENT, Progress
+from cobertes.progress import SILENT, Advance, Progress
 from cobertes.settings import SplitSettings, TileSettings
-from cobertes.tiles.autocorrelation import measure_range
-from cobertes.tiles.census import Census, take_census
-from cobertes.tiles.draw import choose_block, make_split
+from cobertes.tiles.autocorrelation import RangeMeter
+from cobertes.tiles.census import Census, square_side, take_census
+from cobertes.tiles.draw import choose_block, guard_band, make_split
 from cobertes.tiles.observe import Observations, Observer, Place, observe
 from cobertes.tiles.polygons import read_polygons
 from cobertes.tiles.rules import (
     BETWEEN,
+    CLOUDY,
     GUARD,
+    SNOWY,
     Situation,
     first_reasons,
     judge_labels,
@@ -46,6 +48,9 @@ from cobertes.tiles.split import SPLIT_NAMES, TEST, TRAIN, VALIDATION, Split, bl
 from cobertes.tiles.statistics import PERCENTILES, Moments, Statistics
 
 log = logging.getLogger(__name__)
+
+RANGE_AREAS = 50
+"""Areas, evenly chosen, from which the range of autocorrelation is measured, at most."""
 
 HELD_OUT = {"validation": VALIDATION, "test": TEST}
 """Names of the splits that can be judged."""
@@ -95,20 +100,16 @@ def build_index(
     places = [place for area in areas for place in _places(area, tiles)]
     stride = tiles.size - tiles.overlap
     with progress.bar("labels of tiles", len(areas), "areas") as advance:
-        censuses = {
-            area.name: take_census(labels[area.name], area.shape, *_cuts(area, tiles), legend, advance)
-            for area in areas
-        }
+        censuses, reach = _take_censuses(areas, labels, legend, tiles, split, advance)
     if not any(census.table.any() for census in censuses.values()):
         raise NoTilesError(
             f"none of {len(places)} tiles has a label. Check that the reference map lies on the scenes, its codes "
             f"and labels.as-nodata."
         )
-    reach = _measured_range(areas, censuses, split)
     block = choose_block([area.shape for area in areas], stride, split, reach)
     if reach is not None:
         _tell_range(reach, block, areas[0])
-    guard = _guard(tiles, split)
+    guard = guard_band(tiles.size, split)
     edges = {a.name: (block_edges(a.shape[0], block), block_edges(a.shape[1], block)) for a in areas}
     block_counts = {
         a.name: _block_counts(a, labels[a.name], censuses[a.name], edges[a.name], legend) for a in areas
@@ -179,12 +180,6 @@ def _require_fitting(tiles: TileSettings, split: SplitSettings) -> None:
         )
 
 
-def _guard(tiles: TileSettings, split: SplitSettings) -> int:
-    if split.method == "random":
-        return 0
-    return tiles.size // 2 if split.guard is None else split.guard
-
-
 def _places(area: Area, tiles: TileSettings) -> list[Place]:
     """The tiles of an area, row by row, with their interiors."""
     rows, cols = (
@@ -222,11 +217,27 @@ def _block_counts(
     return census.grid(*edges)
 
 
-def _measured_range(areas: Sequence[Area], censuses: Mapping[str, Census], split: SplitSettings) -> float | None:
-    """How far labels resemble each other, where the size of the blocks depends on it."""
-    if split.by != "block" or split.block is not None or split.method == "random":
-        return None
-    return measure_range([(censuses[area.name].squares, censuses[area.name].side) for area in areas]).range_
+def _take_censuses(
+    areas: Sequence[Area],
+    labels: Mapping[str, Path],
+    legend: Legend,
+    tiles: TileSettings,
+    split: SplitSettings,
+    advance: Advance,
+) -> tuple[dict[str, Census], float | None]:
+    """Every area's census; and how far labels resemble each other, where the size of the blocks depends on it."""
+    wanted = split.by == "block" and split.block is None and split.method == "block"
+    looked_at = {area.name for area in areas[:: -(-len(areas) // RANGE_AREAS)]} if wanted else set()
+    meter = RangeMeter([area.shape for area in areas], square_side(max(max(area.shape) for area in areas)))
+    found = {}
+    for area in areas:
+        census = take_census(
+            labels[area.name], area.shape, *_cuts(area, tiles), legend, advance, squares=area.name in looked_at
+        )
+        if census.squares.size:
+            meter.add(census.squares, census.side)
+        found[area.name] = replace(census, squares=census.squares[:0])  # they are large
+    return found, meter.result().range_ if wanted else None
 
 
 def _tell_range(reach: float, block: int, area: Area) -> None:
@@ -314,22 +325,25 @@ def _require_training_tiles(frame: gpd.GeoDataFrame, tiles: TileSettings, block:
 
 
 def _way_out(reasons: Any, tiles: TileSettings, block: int) -> str:
-    """What to do about the rule that the last tiles met."""
-    if "no observation" in reasons:
-        return "The scenes hold no valid pixel there: check their nodata value (`scene-nodata`)."
-    for reason, key, value in (
-        ("few labelled pixels", "min-labelled", tiles.min_labelled),
-        ("few valid pixels", "min-valid", tiles.min_valid),
-    ):
-        if reason in reasons:
+    """What to do about the rule that most tiles met."""
+    asks_more = {
+        "few labelled pixels": ("min-labelled", tiles.min_labelled),
+        "few valid pixels": ("min-valid", tiles.min_valid),
+    }
+    for reason in reasons.index:  # the most frequent one first
+        if reason == "no observation":
+            return "The scenes hold no valid pixel there: check their nodata value (`scene-nodata`)."
+        if reason in asks_more:
+            key, value = asks_more[reason]
             return f"tiles.{key} = {value:g} asks for more: lower it."
-    for reason, key in (("cloudy", "clouds"), ("snowy", "snow")):
-        if reason in reasons:
+        if reason in (CLOUDY, SNOWY):
+            key = "clouds" if reason == CLOUDY else "snow"
             return f'tiles.max-{reason.removesuffix("y")} asks for less: raise it, or set tiles.{key} = "keep".'
-    if {GUARD, BETWEEN} & set(reasons.index):
-        return (
-            f"Tiles of {tiles.size} px do not fit blocks of {block} px: smaller tiles.size or larger split.block."
-        )
+        if reason in (GUARD, BETWEEN):
+            return (
+                f"Tiles of {tiles.size} px do not fit blocks of {block} px: smaller tiles.size or larger "
+                f"split.block."
+            )
     return "Check the reference map's place, its codes and tiles.drop-only."
 
 

@@ -107,7 +107,10 @@ class Observations:
             with np.load(path, allow_pickle=False) as file:
                 if str(file["made_from"]) != made_from:
                     return None
-                return cls(**{name: file[name] for name in cls.__dataclass_fields__})
+                found = cls(**{name: file[name] for name in cls.__dataclass_fields__})
+                found.read &= ~found.unreadable  # they are tried again
+                found.unreadable[:] = False
+                return found
         except (OSError, ValueError, KeyError, BadZipFile) as error:
             log.warning("%s can't be used (%s): the scenes are read again", path, error)
             return None

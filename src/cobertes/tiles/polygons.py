@@ -26,6 +26,8 @@ def read_polygons(path: Path) -> gpd.GeoDataFrame:
         found = gpd.read_file(path)
     except (DataSourceError, OSError, ValueError) as error:
         raise InputFileError(f"can't read {path}: {error}") from error
+    if not isinstance(found, gpd.GeoDataFrame):
+        raise SplitError(f"{path} holds no polygons. Use a GeoPackage, GeoJSON or shapefile.")
     if COLUMN not in found.columns:
         columns = [str(name) for name in found.columns if name != "geometry"]
         raise SplitError(
@@ -43,7 +45,7 @@ def read_polygons(path: Path) -> gpd.GeoDataFrame:
         raise SplitError(
             f"{path} needs polygons of both train and validation, found {', '.join(found[COLUMN].unique())}"
         )
-    return found
+    return found.assign(geometry=found.geometry.make_valid())
 
 
 def letters_of(

@@ -1,7 +1,7 @@
 """The tile store: labelled ground copied once into chunks that are read without decoding.
 
 Worth its disk where a scene is slow to read window by window: compressed, in many files, remote, a VRT. Scenes
-that a memory map can read as they are (`geo.mapped`) are left where they are; labels are always compressed.
+that a memory map can read as they are (`geo.mapped`) are left where they are; labels are compressed, and copied.
 
     pixels.bin    [april: chunk chunk ...][august: chunk ...][labels: chunk ...]      only chunks that are wanted
     ledger.json   which runs of chunks are written (a killed copy goes on), and from what
@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,19 +52,11 @@ class Store:
     held: Mapping[Key, Mapped]
 
     def read(self, area: str, season: str | None, window: Window) -> NDArray[Any] | None:
-        """Values (height, width, bands) of a window, 0 outside the area; None where not all of it is stored."""
+        """Values (height, width, bands) of a window inside the area; None where not all of it is stored."""
         mapped = self.held.get((area, season))
-        if mapped is None:
+        if mapped is None or not mapped.holds(window):
             return None
-        inside = window.clip(mapped.shape)
-        if 0 in inside.shape or not mapped.holds(inside):
-            return None
-        every = np.arange(mapped.chunk[2])
-        if inside == window:
-            return mapped.read(window, every)
-        values = np.zeros((*window.shape, mapped.chunk[2]), mapped.dtype)
-        values[inside.within(window)] = mapped.read(inside, every)
-        return values
+        return mapped.read(window, np.arange(mapped.chunk[2]))
 
 
 @dataclass(frozen=True)
@@ -108,6 +100,7 @@ def make_store(
     made_from: str,
     every_scene: bool = False,
     budget: float = 20.0,
+    unreadable: Literal["error", "skip"] = "error",
     progress: Progress = SILENT,
 ) -> Store | None:
     """Copy the ground under ``windows`` (by area), or take up what is there; None where it is over the budget.
@@ -115,6 +108,7 @@ def make_store(
     made_from    fingerprint of scenes and labels: a store of others is made anew
     every_scene  also scenes that can be read as they are
     budget       disk in GB, at most
+    unreadable   "skip" leaves out, with a warning, what a scene can't give
     Raises StorageError where the disk lacks room, InputFileError where a scene can't be read.
     """
     segments, size = _plan(areas, windows, every_scene)
@@ -140,8 +134,8 @@ def make_store(
         if not ledger.done:  # what an older ledger says of the file ends here
             ledger.path.unlink(missing_ok=True)
         _allocate(path, size)
-        _copy(path, tasks, ledger, labels, progress)
-    return Store(_open(path, segments))
+        _copy(path, tasks, ledger, labels, unreadable, progress)
+    return Store(_open(path, segments, [task for i, task in enumerate(tasks) if i not in ledger.done]))
 
 
 def _plan(
@@ -198,6 +192,7 @@ def _copy(
     tasks: Sequence[tuple[_Segment, tuple[int, int, int]]],
     ledger: Ledger,
     labels: Mapping[str, Path],
+    unreadable: Literal["error", "skip"],
     progress: Progress,
 ) -> None:
     if not tasks:
@@ -214,7 +209,13 @@ def _copy(
         if season is None:
             values[: inside.height, : inside.width, 0] = read_labels(labels[name], inside)
         else:
-            values[: inside.height, : inside.width] = segment.area.scenes[season].read_pixels(inside)[0]
+            try:
+                values[: inside.height, : inside.width] = segment.area.scenes[season].read_pixels(inside)[0]
+            except InputFileError as error:
+                if unreadable == "error":
+                    raise
+                log.warning("not in the tile store: %s", error)
+                return
         itemsize, offsets = values.itemsize, segment.offsets
         for col in range(first, stop):
             chunk = np.ascontiguousarray(values[:, (col - first) * width : (col - first + 1) * width])
@@ -235,8 +236,10 @@ def _copy(
     ledger.save([raw])
 
 
-def _open(path: Path, segments: Sequence[_Segment]) -> dict[Key, Mapped]:
-    """One mapping of the file for each type of value."""
+def _open(
+    path: Path, segments: Sequence[_Segment], missing: Sequence[tuple[_Segment, tuple[int, int, int]]]
+) -> dict[Key, Mapped]:
+    """One mapping of the file for each type of value; ``missing`` runs of chunks were not copied."""
     values: dict[str, Values] = {}
     held = {}
     for segment in segments:
@@ -244,7 +247,11 @@ def _open(path: Path, segments: Sequence[_Segment]) -> dict[Key, Mapped]:
             continue
         if segment.dtype not in values:
             values[segment.dtype] = Values(path, segment.dtype)
+        offsets = segment.offsets
+        for owner, (row, first, stop) in missing:
+            if owner is segment:
+                offsets[row, first:stop] = NOT_STORED
         held[segment.key] = Mapped(
-            path, segment.area.shape, segment.chunk, segment.dtype, segment.offsets, values[segment.dtype]
+            path, segment.area.shape, segment.chunk, segment.dtype, offsets, values[segment.dtype]
         )
     return held
