@@ -73,6 +73,12 @@ class Window:
         return slice(row, row + self.height), slice(col, col + self.width)
 
 
+def runs(line: NDArray[np.bool_]) -> list[tuple[int, int]]:
+    """First and last + 1 position of every unbroken run of True in ``line`` (n,)."""
+    ends = np.flatnonzero(np.diff(np.concatenate([[0], line.astype(np.int8), [0]])))
+    return [(int(start), int(stop)) for start, stop in ends.reshape(-1, 2)]
+
+
 def starts(length: int, size: int, overlap: int = 0) -> list[int]:
     """First pixels of the windows that cover ``length``: length 110, size 64, overlap 32 -> 0, 32, 46.
 

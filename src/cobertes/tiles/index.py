@@ -97,7 +97,8 @@ def build_index(
     """
     areas = sorted(areas, key=lambda area: area.name)
     _require_fitting(tiles, split)
-    places = [place for area in areas for place in _places(area, tiles)]
+    by_area = {area.name: _places(area, tiles) for area in areas}
+    places = [place for area in areas for place in by_area[area.name]]
     stride = tiles.size - tiles.overlap
     with progress.bar("labels of tiles", len(areas), "areas") as advance:
         censuses, reach = _take_censuses(areas, labels, legend, tiles, split, advance)
@@ -121,7 +122,7 @@ def build_index(
 
     counts, own = (
         np.concatenate([
-            censuses[area.name].counts([getattr(p, side) for p in places if p.area == area.name]) for area in areas
+            censuses[name].counts([getattr(place, side) for place in found]) for name, found in by_area.items()
         ])
         for side in ("window", "interior")
     )  # fmt: skip

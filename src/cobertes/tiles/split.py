@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cobertes.errors import InputFileError, SplitError, did_you_mean
-from cobertes.geo.windows import Window
+from cobertes.geo.windows import Window, runs
 
 TRAIN, VALIDATION, TEST, LEFT_OUT, EMPTY = "t", "v", "e", "g", "-"
 SPLIT_NAMES = {TRAIN: "train", VALIDATION: "validation", TEST: "test", LEFT_OUT: "guard", EMPTY: "none"}
@@ -75,9 +75,8 @@ class AreaSplit:
         done: list[Window] = []
         growing: dict[tuple[int, int], Window] = {}
         for row, letters in enumerate(self.letters == letter):
-            ends = np.flatnonzero(np.diff(np.concatenate([[0], letters.astype(np.int8), [0]])))
             below: dict[tuple[int, int], Window] = {}
-            for start, stop in ends.reshape(-1, 2).tolist():
+            for start, stop in runs(letters):
                 first, last = self.block(row, start), self.block(row, stop - 1)
                 above = growing.pop((start, stop), None)
                 top = first.row if above is None else above.row

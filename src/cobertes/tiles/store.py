@@ -15,6 +15,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 from pathlib import Path
 from typing import Any, Literal
@@ -27,7 +28,7 @@ from cobertes.fingerprint import fingerprint
 from cobertes.geo.area import Area
 from cobertes.geo.ledger import Ledger
 from cobertes.geo.mapped import NOT_STORED, Mapped, Values
-from cobertes.geo.windows import Window
+from cobertes.geo.windows import Window, runs
 from cobertes.progress import SILENT, Progress
 from cobertes.tiles.census import read_labels
 
@@ -74,7 +75,7 @@ class _Segment:
     def bytes(self) -> int:
         return int(self.wanted.sum()) * prod(self.chunk) * np.dtype(self.dtype).itemsize
 
-    @property
+    @cached_property
     def offsets(self) -> NDArray[np.int64]:
         """First value of each chunk in the file, in units of its type."""
         first = self.start // np.dtype(self.dtype).itemsize
@@ -85,8 +86,7 @@ class _Segment:
         """Chunk row, first and last + 1 chunk column of what is copied together."""
         found = []
         for row, line in enumerate(self.wanted):
-            ends = np.flatnonzero(np.diff(np.concatenate([[0], line.astype(np.int8), [0]])))
-            for start, stop in ends.reshape(-1, 2).tolist():
+            for start, stop in runs(line):
                 found += [(row, col, min(col + RUN, stop)) for col in range(start, stop, RUN)]
         return found
 
@@ -247,7 +247,7 @@ def _open(
             continue
         if segment.dtype not in values:
             values[segment.dtype] = Values(path, segment.dtype)
-        offsets = segment.offsets
+        offsets = segment.offsets.copy()
         for owner, (row, first, stop) in missing:
             if owner is segment:
                 offsets[row, first:stop] = NOT_STORED
