@@ -209,7 +209,7 @@ def feed_torchgeo(out: Path, layout: str, threads: int) -> Callable[[], Batches]
         is_image = False
 
     dataset = Image(str(out)) & Mask(str(out))
-    sampler = RandomGeoSampler(dataset, size=TILE * 10.0, length=BATCH * 8)  # in metres
+    sampler = RandomGeoSampler(dataset, size=TILE, length=BATCH * 8)
 
     def epoch() -> Batches:
         loader: Any = DataLoader(

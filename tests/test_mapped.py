@@ -117,6 +117,22 @@ def test_a_truncated_file_is_not_mapped(written, tmp_path):
         assert map_tiff(str(tmp_path / "short.tif")) is None
 
 
+def test_blocks_that_are_not_stored_hold_nodata_as_gdal_says(tmp_path):
+    grid = grid_at(200, 200)
+    layout = {"tiled": True, "blockxsize": 96, "blockysize": 96, "interleave": "pixel", "sparse_ok": True}
+    for nodata in (0, 7):
+        path = tmp_path / f"{nodata}.tif"
+        with rasterio.open(
+            path, "w", driver="GTiff", height=200, width=200, count=2, dtype="uint16", nodata=nodata,
+            crs="EPSG:32631", transform=grid.affine, **layout,
+        ) as file:  # fmt: skip
+            file.write(np.full((2, 96, 96), 5, np.uint16), window=rasterio.windows.Window(0, 0, 96, 96))
+        pixels, seen = open_scene([str(path)]).read_pixels(Window(50, 50, 100, 100))
+        assert (pixels[:46, :46] == 5).all()
+        assert (pixels[46:] == nodata).all()
+        np.testing.assert_array_equal(seen, pixels[..., 0] == 5)
+
+
 def read_corner(scene):
     return scene.read_pixels(Window(70, 0, 30, 30))[0].sum()
 

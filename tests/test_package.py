@@ -32,13 +32,25 @@ ALLOWED = {
     "learn": {"errors", "files", "jit", "progress", "settings", "geo", "labels", "tiles", "accuracy"},
     "apply": {"", "errors", "files", "progress", "settings", "geo", "labels", "tiles", "accuracy", "learn"},
     "synthetic": {"errors", "files", "jit", "progress", "labels"},
-    "project": {"errors", "geo", "labels", "settings", "tiles"},
-    "propose": {"errors", "files", "geo", "labels", "project", "settings", "tiles"},
-    "stages": {"files", "fingerprint", "progress", "geo", "labels", "tiles", "learn", "apply", "project"},
+    "sources": {"errors", "geo", "settings"},
+    "project": {"errors", "geo", "labels", "settings", "sources", "tiles"},
+    "propose": {"errors", "files", "geo", "labels", "project", "settings", "sources", "tiles"},
+    "stages": {
+        "files",
+        "fingerprint",
+        "progress",
+        "geo",
+        "labels",
+        "tiles",
+        "learn",
+        "apply",
+        "project",
+        "sources",
+    },
     "run": {"errors", "files", "fingerprint", "progress", "geo", "apply", "project", "stages"},
     "__main__": {"cli"},
 }
-WITHOUT_TORCH = {"geo", "labels", "tiles", "accuracy", "project", "propose", "synthetic", "cli"}
+WITHOUT_TORCH = {"geo", "labels", "tiles", "accuracy", "sources", "project", "propose", "synthetic", "cli"}
 
 
 def modules():

@@ -11,8 +11,9 @@ from cobertes import propose
 from cobertes.errors import GridMismatchError, InputFileError, OutputExistsError, SettingsError, StorageError
 from cobertes.geo.area import ONLY_SEASON
 from cobertes.labels.legend import load_legend
-from cobertes.project import load_project, open_scenes
+from cobertes.project import load_project
 from cobertes.propose import look_at_codes, propose_legend, write_project
+from cobertes.sources import open_scenes
 from rasters import grid_at, write_raster
 
 BANDS = ("B02", "B03", "B04", "B08")

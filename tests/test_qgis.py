@@ -1,9 +1,5 @@
 """What QGIS shows of our rasters: the legend's entries, and no others. Needs Debian's python3-qgis."""
 
-import json
-import shutil
-import subprocess
-
 import numpy as np
 import pytest
 
@@ -12,12 +8,7 @@ from cobertes.geo.style import style_path
 from cobertes.labels.legend import load_legend
 from rasters import grid_at
 
-PYTHON = "/usr/bin/python3"
 SCRIPT = """
-import json, sys
-from qgis.core import QgsApplication, QgsRasterLayer
-app = QgsApplication([], False)
-app.initQgis()
 layer = QgsRasterLayer(sys.argv[1], "layer")
 renderer = layer.renderer()
 print(json.dumps({
@@ -29,24 +20,10 @@ print(json.dumps({
 """
 
 
-@pytest.fixture(scope="module")
-def in_qgis():
-    """Open a raster in QGIS without a screen, and say what it shows."""
-    ready = (
-        shutil.which(PYTHON)
-        and not subprocess.run([PYTHON, "-c", "import qgis.core"], capture_output=True, check=False).returncode
-    )
-    if not ready:
-        pytest.skip("no python3-qgis on this machine")
-
-    def shown(path):
-        environment = {"QT_QPA_PLATFORM": "offscreen", "HOME": str(path.parent), "PATH": "/usr/bin:/bin"}
-        done = subprocess.run(
-            [PYTHON, "-c", SCRIPT, str(path)], capture_output=True, text=True, check=True, env=environment
-        )
-        return json.loads(done.stdout.splitlines()[-1])
-
-    return shown
+@pytest.fixture
+def in_qgis(qgis):
+    """Open a raster in QGIS, and say what it shows."""
+    return lambda path: qgis(SCRIPT, path)
 
 
 @pytest.mark.parametrize("name", ["catalonia-12", "worldcover", "icgc-41"])

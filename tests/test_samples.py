@@ -150,6 +150,44 @@ def test_random_crops_keep_to_training_blocks_and_their_guard_band(tmp_path):
     assert len(starts) > 100
 
 
+@settings(max_examples=25, deadline=None)
+@given(
+    st.lists(st.lists(st.sampled_from("tttve."), min_size=4, max_size=4), min_size=4, max_size=4),
+    st.sets(st.integers(5, 20), min_size=1, max_size=3), st.sampled_from([0.0, 0.3, 1.0]), st.integers(0, 12),
+)  # fmt: skip
+def test_no_crop_of_any_size_or_zoom_comes_near_held_out_ground(one, letters, sizes, zoom, guard):
+    project = area_with_letters(one, letters, 40)
+    split = replace(project.ground.split, guard=guard)
+    shown = []
+
+    @dataclass(frozen=True)
+    class Watched(Ground):
+        def read_pixels(self, area, window, seasons=None):
+            shown.append(window)
+            return super().read_pixels(area, window, seasons)
+
+    ground = Watched({**project.ground.areas}, project.ground.labels, LEGEND, split)
+    frame = project.index.frame.assign(keep=True, split="train", reason="")
+    options = TrainSettings(zoom=zoom, samples=40)
+    try:
+        sampler = Sampler.of(frame, ground, options, tuple(sorted(sizes)), EXACTLY)
+    except NoTilesError:  # no room
+        return
+    for _ in batches(sampler, EXACT, 1, 8):
+        pass
+    held = np.kron(np.isin(letters, ["v", "e"]), np.ones((40, 40), bool))
+    assert len(shown) == 40
+    for window in shown:
+        assert window == window.clip(held.shape)
+        assert not held[window.grow(guard).clip(held.shape).slices].any()
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    """A project of 160 x 160 px; its split is replaced."""
+    return coordinate_project(tmp_path_factory.mktemp("one"), (160, 160))
+
+
 def test_a_window_larger_than_its_area_is_filled_up_with_nothing(tmp_path):
     areas = {name: coordinates((20, 24)) for name in "abcd"}
     project = project_of(

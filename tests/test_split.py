@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from shapely.geometry import box
+from shapely.geometry import Polygon, box
 
 from cobertes.errors import InputFileError, SplitError
 from cobertes.geo.area import Area
@@ -514,6 +514,22 @@ def test_polygons_that_say_too_little_are_refused(tmp_path, change, error, messa
     changed = next(tmp_path.glob("changed.*"))
     with pytest.raises(error, match=message):
         read_polygons(changed)
+
+
+def test_a_polygon_that_crosses_itself_still_says_which_ground_it_means(tmp_path):
+    bow = Polygon([(0, 0), (60, 100), (60, 0), (0, 100)])  # two triangles that meet at (30, 50)
+    rows = [
+        {"split": "train", "geometry": box(60, 0, 100, 100)},
+        {"split": "validation", "geometry": bow},
+    ]
+    frame = gpd.GeoDataFrame(rows, crs="EPSG:32631")
+    frame["geometry"] = frame.geometry.affine_transform([10, 0, 0, -10, *ORIGIN])
+    frame.to_file(tmp_path / "p.gpkg")
+    letters = painted(split_by(tmp_path / "p.gpkg", [area_of("a")]).areas["a"], (100, 100))
+    assert letters[50, 5] == VALIDATION
+    assert letters[50, 55] == VALIDATION
+    assert letters[5, 30] == LEFT_OUT  # above the knot
+    assert (letters[:, 65:] == TRAIN).all()
 
 
 def test_polygon_files_that_can_not_be_read_are_told(tmp_path):

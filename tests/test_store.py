@@ -15,6 +15,7 @@ from cobertes.errors import StorageError
 from cobertes.geo.area import Area
 from cobertes.geo.scene import Scene, open_scene
 from cobertes.geo.windows import Window
+from cobertes.labels.legend import IGNORE_INDEX
 from cobertes.tiles import store as store_module
 from cobertes.tiles.store import make_store
 from rasters import coordinates, grid_at, write_raster
@@ -58,6 +59,25 @@ def test_a_store_holds_what_the_scenes_and_labels_hold(project, tmp_path):
     assert 20 < stored < 150  # some come from the store, some from the scenes
     assert store.read("here", "april", Window(0, 0, 96, 64)) is not None
     assert store.read("here", "april", Window(0, 0, 97, 64)) is None
+
+
+def test_beyond_the_edge_of_a_stored_area_nothing_was_observed_whatever_nodata_is(tmp_path):
+    values = coordinates((64, 64))
+    project = project_of(tmp_path, {"here": {"scene": values}}, {"here": code_at(*values)}, nodata=65535)
+    ground = project.ground
+    whole = make_store(
+        tmp_path / "store", ground.areas, ground.labels, {"here": [Window(0, 0, 64, 64)]}, made_from="a",
+        every_scene=True,
+    )  # fmt: skip
+    window = Window(50, -6, 20, 20)
+    for kept in (None, whole):
+        observed, y = replace(ground, store=kept).read_pixels("here", window)
+        pixels, seen = observed["scene"]
+        expected = np.zeros((20, 20), bool)
+        expected[:14, 6:] = True
+        np.testing.assert_array_equal(seen, expected)
+        np.testing.assert_array_equal(y == IGNORE_INDEX, ~expected)
+        np.testing.assert_array_equal(pixels[:14, 6:], np.moveaxis(values[:, 50:64, 0:14], 0, 2))
 
 
 def test_scenes_that_can_be_read_as_they_are_stay_where_they_are(project, tmp_path):

@@ -19,8 +19,9 @@ from cobertes.geo.raster import check_not_input, check_writable
 from cobertes.geo.scene import Scene
 from cobertes.labels.legend import CODES, Legend, legend_names, load_legend
 from cobertes.labels.reference import place
-from cobertes.project import natural_colours, open_scenes
+from cobertes.project import natural_colours
 from cobertes.settings import SplitSettings
+from cobertes.sources import open_scenes
 from cobertes.tiles.draw import choose_block
 
 SAMPLE_BLOCKS, SAMPLE_PIXELS = 400, 100_000_000

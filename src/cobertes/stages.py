@@ -18,7 +18,8 @@ from cobertes.geo.grid import describe, source_files
 from cobertes.labels.aggregate import make_labels
 from cobertes.labels.weights import Weighting
 from cobertes.progress import SILENT, Progress
-from cobertes.project import Project, resolve
+from cobertes.project import Project
+from cobertes.sources import resolve
 from cobertes.tiles.ground import Ground
 from cobertes.tiles.index import build_index, load_index, save_index
 from cobertes.tiles.split import Split

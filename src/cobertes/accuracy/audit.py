@@ -23,13 +23,13 @@ from cobertes.accuracy.confusion import ConfusionMatrix
 from cobertes.accuracy.forest import MARGIN, SAMPLES_PER_LEAF, TREES, read_features
 from cobertes.errors import NoTilesError
 from cobertes.geo.area import Area
-from cobertes.geo.windows import Window
 from cobertes.labels.legend import IGNORE_INDEX
 from cobertes.progress import SILENT, Progress
 from cobertes.settings import SplitSettings, TileSettings
 from cobertes.tiles.census import take_census
 from cobertes.tiles.draw import choose_block, guard_band, make_split
 from cobertes.tiles.ground import Ground
+from cobertes.tiles.index import window_of
 from cobertes.tiles.rules import BETWEEN, GUARD, judge_place
 from cobertes.tiles.split import EMPTY, VALIDATION, AreaSplit, Split, block_edges
 
@@ -139,7 +139,7 @@ def _draw(ground: Ground, frame: Any, tiles: NDArray[np.int64], progress: Progre
     with progress.bar("audit: pixels", len(tiles), "tiles") as advance:
         for number in tiles.tolist():
             row = frame.iloc[number]
-            window = Window(int(row["row"]), int(row["col"]), int(row["height"]), int(row["width"]))
+            window = window_of(row)
             x, y = read_features(ground, row["area"], window, MARGIN)
             chosen = np.random.default_rng(number).random(y.shape) < share
             chosen &= y != IGNORE_INDEX
@@ -192,7 +192,7 @@ def _by_blocks(
     training = set()
     for number in tiles.tolist():
         row = frame.iloc[number]
-        window = Window(int(row["row"]), int(row["col"]), int(row["height"]), int(row["width"]))
+        window = window_of(row)
         situation = judge_place(window, split.areas[row["area"]], split.guard)
         if not situation.reason and situation.split == "train":
             training.add(number)

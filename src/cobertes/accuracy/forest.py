@@ -20,6 +20,7 @@ from cobertes.geo.windows import Window, plan_strips
 from cobertes.labels.legend import IGNORE_INDEX
 from cobertes.progress import SILENT, Progress
 from cobertes.tiles.ground import Ground
+from cobertes.tiles.index import window_of
 
 TREES = 100
 SAMPLES_PER_LEAF = 5
@@ -70,7 +71,7 @@ def train_forest(
     features, targets = [], []
     with progress.bar("forest: pixels", len(rows), "tiles") as advance:
         for number, row in enumerate(rows.itertuples()):
-            window = Window(row.row, row.col, row.height, row.width)
+            window = window_of(row)
             # with a narrow guard band, the neighbourhood must not reach out for held-out ground
             x, y = read_features(ground, row.area, window, min(MARGIN, ground.split.guard))
             chosen = np.random.default_rng((seed, number)).random(y.shape) < share

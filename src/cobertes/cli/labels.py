@@ -77,7 +77,7 @@ def labels(
     from cobertes.labels.aggregate import make_labels
     from cobertes.labels.legend import load_legend
     from cobertes.labels.weights import Weighting, parse_weights
-    from cobertes.project import scene_files
+    from cobertes.sources import scene_files
 
     classes = load_legend(legend)
     scene = open_scene(scene_files(like))
@@ -143,7 +143,7 @@ def compare_labels(
     from cobertes.labels.compare import as_dict, compare_labels
     from cobertes.labels.legend import load_legend
     from cobertes.labels.weights import Weighting, parse_weights
-    from cobertes.project import scene_files
+    from cobertes.sources import scene_files
 
     classes, scene = load_legend(legend), open_scene(scene_files(like))
     picture = out / "comparison.png"

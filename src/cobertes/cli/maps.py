@@ -45,7 +45,7 @@ def predict(
     from cobertes.apply.predict import predict_map
     from cobertes.geo.raster import check_not_input, check_writable
     from cobertes.learn.modelfile import model_path
-    from cobertes.project import open_scenes
+    from cobertes.sources import open_scenes
 
     check_not_input((out, confidence), [model_path(model)])
     check_writable(out, overwrite=overwrite)

@@ -74,8 +74,9 @@ def run(
 
     cobertes run project.toml
     """
-    from cobertes.project import file_name, load_project
+    from cobertes.project import load_project
     from cobertes.run import Run
+    from cobertes.sources import file_name
 
     loaded = load_project(project)
     folder = run or project.parent / "runs" / file_name(loaded.settings.name)

@@ -8,7 +8,7 @@ threads, so a resumed run, another number of threads or another machine draws th
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 from typing import Any
 
@@ -141,10 +141,7 @@ class Sampler:
         if self.settings.sampling == "balanced":
             weights = balanced(weights, counts[some], self.settings.balance)
         area = [name for name, fit in zip(self.area, some, strict=True) if fit]
-        return Sampler(
-            self.ground, area, self.tiles[some], fits[some], weights, self.settings, self.augmentation,
-            self.windows, self.poor, self.kept,
-        )  # fmt: skip
+        return replace(self, area=area, tiles=self.tiles[some], fits=fits[some], weights=weights)
 
     @property
     def reach(self) -> int:

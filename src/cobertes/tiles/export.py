@@ -19,10 +19,10 @@ from rasterio.errors import RasterioError
 from cobertes.errors import OutputExistsError, StorageError
 from cobertes.geo.grid import crop
 from cobertes.geo.validity import holds
-from cobertes.geo.windows import Window
 from cobertes.labels.legend import IGNORE_INDEX
 from cobertes.progress import SILENT, Progress
 from cobertes.tiles.ground import Ground
+from cobertes.tiles.index import window_of
 
 TILES, LEGEND = "tiles.csv", "legend.csv"
 OURS = {TILES, LEGEND, "train", "validation", "test"}
@@ -81,7 +81,7 @@ def tile_name(row: Any) -> str:
 
 
 def _export(row: Any, ground: Ground, folder: Path) -> None:
-    window = Window(int(row.row), int(row.col), int(row.height), int(row.width))
+    window = window_of(row)
     observed, y = ground.read(row.area, window)
     area = ground.areas[row.area]
     grid = crop(area.grid, window)

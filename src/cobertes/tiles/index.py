@@ -165,6 +165,11 @@ def load_index(path: Path) -> gpd.GeoDataFrame:
         raise InputFileError(f"can't read {path}: {error}. Run the tiles stage again.") from error
 
 
+def window_of(row: Any) -> Window:
+    """The window of a row of the index."""
+    return Window(int(row.row), int(row.col), int(row.height), int(row.width))
+
+
 def _require_fitting(tiles: TileSettings, split: SplitSettings) -> None:
     if tiles.overlap >= tiles.size:
         raise SettingsError(

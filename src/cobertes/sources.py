@@ -1,0 +1,220 @@
+"""The files behind an area: what a SCENE is, and what globs, folders and stems of a project stand for.
+
+    scenes = "images/*.tif"       one area per stem that both globs know: 001.tif -> area 001
+    reference = "labels/*.tif"
+
+    scenes = { april = "s2_april.tif", august = "granule/B*.tif" }      two seasons, one of band files
+    reference = "map.tif"
+
+Paths are relative to a folder, a project's own; ``~`` and environment variables are expanded.
+"""
+
+import glob
+import logging
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cobertes.errors import InputFileError, SettingsError, did_you_mean
+from cobertes.geo.area import ONLY_SEASON
+from cobertes.geo.scene import Scene, open_scene
+from cobertes.settings import AreaSettings
+
+log = logging.getLogger(__name__)
+
+RASTER_SUFFIXES = {".tif", ".tiff", ".vrt", ".jp2", ".img"}
+
+
+@dataclass(frozen=True)
+class FoundArea:
+    """An area's files, before they are opened: band files by season, masks by season."""
+
+    name: str
+    scenes: dict[str, list[str]]
+    reference: Path | None
+    crosswalk: str | None
+    masks: dict[str, Path]
+
+
+def find_areas(area: AreaSettings, path: Path) -> list[FoundArea]:
+    """One area, or one per stem where scenes and reference map are both globs.
+
+    path   of the project file
+    Raises SettingsError, InputFileError.
+    """
+    folder = path.parent
+    seasons = area.scenes if isinstance(area.scenes, dict) else {ONLY_SEASON: area.scenes}
+    if not seasons:
+        raise SettingsError(f"{path}: an area needs at least one scene")
+    if _is_glob(area.reference, folder) and all(_is_glob(spec, folder) for spec in seasons.values()):
+        return _areas_by_stem(area, {season: str(spec) for season, spec in seasons.items()}, path)
+    scenes = {season: scene_files(spec, folder) for season, spec in seasons.items()}
+    reference = _existing(resolve(area.reference, folder), "reference map") if area.reference else None
+    name = area.name or (Path(next(iter(scenes.values()))[0]).stem if len(scenes) == 1 else path.stem)
+    masks = {
+        season: _existing(resolve(text, folder), "mask")
+        for season, text in _mask_specs(area, seasons, path).items()
+    }
+    return [FoundArea(file_name(name), scenes, reference, area.crosswalk, masks)]
+
+
+def _mask_specs(area: AreaSettings, seasons: Mapping[str, Any], path: Path) -> dict[str, str]:
+    """Season -> what the settings say of its mask."""
+    if isinstance(area.masks, str):
+        if len(seasons) > 1:
+            raise SettingsError(
+                f"{path}: `masks` is one path, but there are {len(seasons)} seasons: name them, "
+                f'masks = {{ {next(iter(seasons))} = "{area.masks}" }}'
+            )
+        return dict.fromkeys(seasons, area.masks)
+    for season in area.masks:
+        if season not in seasons:
+            raise SettingsError(f"{path}: `masks` names the season '{season}'.{did_you_mean(season, seasons)}")
+    return area.masks
+
+
+def _areas_by_stem(area: AreaSettings, seasons: Mapping[str, str], path: Path) -> list[FoundArea]:
+    folder = path.parent
+    scenes = {season: _by_stem(pattern, folder) for season, pattern in seasons.items()}
+    references = _by_stem(str(area.reference), folder)
+    masks = {season: _by_stem(text, folder) for season, text in _mask_specs(area, seasons, path).items()}
+    stems = [stem for stem in references if all(stem in files for files in scenes.values())]
+    if not stems:
+        listed = ", ".join(f"{pattern} ({len(scenes[season])} files)" for season, pattern in seasons.items())
+        raise InputFileError(
+            f"{path}: no stem is in both {listed} and {area.reference} ({len(references)} files), looked for "
+            f"beside the project file. Scenes and reference maps of an area must share what the * stands for."
+        )
+    alone = sorted(set(references).union(*scenes.values()) - set(stems))
+    if alone:
+        shown = ", ".join(alone[:3]) + (f" and {len(alone) - 3} more" if len(alone) > 3 else "")
+        log.warning("left out, because not every one of the patterns finds a file for them: %s", shown)
+    prefix = f"{area.name}-" if area.name else ""
+    return [
+        FoundArea(
+            file_name(f"{prefix}{stem}"),
+            {season: [str(files[stem])] for season, files in scenes.items()},
+            references[stem],
+            area.crosswalk,
+            {season: files[stem] for season, files in masks.items() if stem in files},
+        )
+        for stem in stems
+    ]
+
+
+def file_name(name: str) -> str:
+    """The name of an area or a project as that of a file or folder: never hidden, nor another folder's."""
+    return re.sub(r"[^\w.-]+|^\.+", "_", name)
+
+
+def _by_stem(pattern: str, folder: Path) -> dict[str, Path]:
+    """What the first ``*`` of the file name stands for -> file: ``s2_*_april.tif`` -> the place's name.
+
+    Where the file name has none, that of the folder nearest to it: ``*/scene.tif``.
+    Raises SettingsError where two files stand for the same place.
+    """
+    where = resolve(pattern, folder)
+    at = max((i for i, part in enumerate(where.parts) if "*" in part), default=len(where.parts) - 1)
+    before, star, after = where.parts[at].partition("*")
+    expression = re.compile(re.escape(before) + "(.*)" + re.escape(after.replace("*", "\0")).replace("\0", ".*"))
+    files: dict[str, Path] = {}
+    for file in map(Path, sorted(glob.glob(str(where)))):
+        match = expression.fullmatch(file.parts[at]) if star else None
+        stem = match[1] if match else file.stem
+        if stem in files:
+            raise SettingsError(
+                f"{pattern} finds {files[stem]} and {file}, both for the area '{stem}'. Name the files so that "
+                f"what the * stands for differs, or write an [[area]] for each."
+            )
+        files[stem] = file
+    return files
+
+
+def scene_files(spec: str | Iterable[str], folder: Path = Path()) -> list[str]:
+    """The files of a SCENE: a file, a VRT, a folder or glob of band files, or a list of them.
+
+    A text may hold several, divided by commas. Raises InputFileError where one is not there.
+    """
+    parts = [part.strip() for part in spec.split(",")] if isinstance(spec, str) else list(spec)
+    if not parts or not all(parts):
+        raise InputFileError(f"a scene without a file: {spec!r}. Name a file, a folder, a glob or a list of them.")
+    files: list[str] = []
+    for part in parts:
+        if "://" in part or part.startswith("/vsi"):
+            files.append(part)
+            continue
+        path = resolve(part, folder)
+        if _is_glob(part, folder):
+            found = [Path(file) for file in sorted(glob.glob(str(path)))]
+        elif path.is_dir():
+            found = [file for file in sorted(path.iterdir()) if file.suffix.lower() in RASTER_SUFFIXES]
+        else:
+            found = [_existing(path, "scene")]
+        if not found:
+            raise InputFileError(f"no raster matches {path}. Check the path; it is relative to the project file.")
+        files += map(str, found)
+    return files
+
+
+def season_specs(arguments: Sequence[str]) -> dict[str, list[str]]:
+    """Season -> SCENE of ``SCENE`` or ``season=SCENE`` arguments.
+
+    Several without a season are the band files of one scene: a shell has expanded ``B*.tif``.
+    Raises SettingsError where a season is named twice, or is missing beside others.
+    """
+    specs: dict[str, list[str]] = {}
+    for argument in arguments:
+        season, equals, scene = argument.partition("=")
+        if not equals or not re.fullmatch(r"[\w-]+", season):
+            season, scene = ONLY_SEASON, argument
+        elif season in specs:
+            raise SettingsError(f"two scenes of season '{season}': every season has one, april=SCENE august=SCENE")
+        specs.setdefault(season, []).append(scene)
+    if ONLY_SEASON in specs and len(specs) > 1:
+        raise SettingsError("name the season of every scene: april=SCENE august=SCENE")
+    return specs
+
+
+def open_scenes(
+    arguments: Sequence[str], bands: Sequence[str] = (), nodata: float | None = None
+) -> dict[str, Scene]:
+    """Season -> scene of ``SCENE`` or ``season=SCENE`` arguments; see `scene_files` for what a SCENE is.
+
+    bands, nodata   as for `open_scene`
+    """
+    return {
+        season: open_scene([file for spec in specs for file in scene_files(spec)], list(bands), nodata)
+        for season, specs in season_specs(arguments).items()
+    }
+
+
+def resolve(text: str, folder: Path) -> Path:
+    """A path of the project file: ``~`` and variables expanded, relative to the file's folder.
+
+    Raises SettingsError for a variable that is not set, unless a file has it in its name.
+    """
+    path = folder / Path(os.path.expandvars(text)).expanduser()
+    unset = re.search(r"\$\{?(\w+)", str(path))
+    if unset and not path.exists() and not glob.glob(str(path)):
+        raise SettingsError(
+            f"'{text}': the environment variable {unset[1]} is not set. Set it (export {unset[1]}=FOLDER), or "
+            f"write the path out."
+        )
+    return path
+
+
+def _is_glob(spec: Any, folder: Path) -> bool:
+    """Whether a text is a pattern; the name of a file may hold brackets, too."""
+    return isinstance(spec, str) and bool(re.search(r"[*?]|\[.+\]", spec)) and not resolve(spec, folder).exists()
+
+
+def _existing(path: Path, what: str) -> Path:
+    if not path.exists():
+        beside = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
+        hint = did_you_mean(path.name, beside) if len(beside) <= 1000 else ""
+        near = hint if hint.startswith(" Did") else ""
+        raise InputFileError(f"no {what} at {path}.{near} Paths in a project are relative to its file.")
+    return path
