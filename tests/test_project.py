@@ -14,7 +14,8 @@ from cobertes.errors import (
     SettingsError,
     SplitError,
 )
-from cobertes.project import load_project, natural_colours
+from cobertes.geo.bands import natural_colours
+from cobertes.project import load_project
 from cobertes.sources import file_name, open_scenes, scene_files
 from projects import BANDS, write_ground, write_project
 from rasters import DATA, grid_at, needs, write_raster

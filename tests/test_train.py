@@ -4,21 +4,27 @@ import json
 import logging
 import math
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from cobertes.accuracy.confusion import ConfusionMatrix
 from cobertes.errors import SettingsError, StorageError, TrainingError
 from cobertes.learn import device, train
 from cobertes.learn.device import choose_precision, start
+from cobertes.learn.history import best_epoch, read_history, stands_still, time_is_up
 from cobertes.learn.infer import judge, plan_blocks
 from cobertes.learn.inputs import Inputs
+from cobertes.learn.losses import Loss
 from cobertes.learn.modelfile import load_model, read_header
-from cobertes.learn.train import plan_training, read_history, train_model
+from cobertes.learn.plan import plan_training
+from cobertes.learn.schedule import rate_share
+from cobertes.learn.train import train_model
 from cobertes.learn.unet import UNet, UNetSettings
 from cobertes.settings import AugmentationSettings, ModelSettings, TrainSettings
 from rasters import write_raster
@@ -116,6 +122,10 @@ def test_a_small_project_is_learnt_in_seconds(project, tmp_path):
         {"precision": "auto"},
         {"class_weights": "ins", "optimizer": "adamw"},
         {"window": 21, "batch_size": 5},
+        {"loss": {"cross-entropy": 1, "dice": 1}, "schedule": "one-cycle", "clip_norm": 5.0},
+        {"loss": "focal", "schedule": "cosine", "label_smoothing": 0.05, "class_weights": "sqrt-ins"},
+        {"sampling": "ins", "accumulate": 2, "batch_size": 3, "schedule": "constant"},
+        {"class_weights": {"class-50": 3, "Class 40": 2}},
     ],
 )
 def test_other_settings_learn_too(project, tmp_path, options):
@@ -176,6 +186,141 @@ def test_the_learning_rate_halves_where_validation_does_not_improve(project, tmp
         if bad > 1:
             bad, rate = 0, rate / 2
     assert rate < 1
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "one-cycle"])
+def test_the_learning_rate_follows_its_schedule_and_goes_on_with_it(project, tmp_path, schedule):
+    plan = plan_of(project, epochs=6, schedule=schedule, warm_up=0.2, learning_rate=0.01)
+    for name in ("whole", "stopped"):
+        with suppress(StopError):
+            train_model(plan, tmp_path / name, report=stop_after(2) if name == "stopped" else lambda record: None)
+    train_model(plan, tmp_path / "stopped")
+    rates = [
+        [r["learning_rate"] for r in read_history(tmp_path / name / "metrics.jsonl")]
+        for name in ("whole", "stopped")
+    ]
+    assert rates[0] == rates[1]
+    # the last of an epoch's four steps begins when three quarters of it are over
+    expected = [0.01 * rate_share(plan.settings, (epoch + 0.75) / 6) for epoch in range(6)]
+    assert rates[0] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "one-cycle"])
+def test_schedules_rise_to_the_rate_asked_for_and_fall_to_nearly_nothing(schedule):
+    settings = TrainSettings(schedule=schedule)
+    shares = [rate_share(settings, over) for over in np.linspace(0, 1, 1001)]
+    top = int(np.argmax(shares))
+    assert shares[top] == pytest.approx(1, abs=1e-3)
+    assert shares[0] == pytest.approx(1 / 25)
+    assert shares[-1] <= 0.01
+    assert (np.diff(shares[: top + 1]) >= 0).all()
+    assert (np.diff(shares[top:]) <= 0).all()
+    assert rate_share(settings, 1.3) == shares[-1]  # an epoch that ends after the minutes
+
+
+def test_minutes_shorten_a_schedule(project, tmp_path):
+    plan = plan_of(project, epochs=100_000, minutes=0.02, schedule="cosine", learning_rate=0.01)
+    train_model(plan, tmp_path)
+    rates = [r["learning_rate"] for r in read_history(tmp_path / "metrics.jsonl")]
+    assert max(rates) > 0.009
+    assert rates[-1] < 0.003
+
+
+def test_training_stops_where_nothing_gets_better(project, tmp_path):
+    plan = plan_of(project, epochs=50, learning_rate=1e-9, stop_after=2, averaging=0.0)
+    header = train_model(plan, tmp_path)
+    assert header.training["epochs"] < 10
+    assert header.training["best_epoch"] == header.training["epochs"] - 2
+    history = [{"epoch": n, "miou": score} for n, score in enumerate((0.1, math.nan, 0.3, math.nan, math.nan), 1)]
+    assert stands_still(history, TrainSettings(stop_after=2))
+    assert not stands_still(history, TrainSettings(stop_after=3))
+    assert not stands_still(history, TrainSettings())
+
+
+def test_validation_may_be_done_every_few_epochs_and_is_done_in_the_last(project, tmp_path):
+    train_model(plan_of(project, epochs=5, validate_every=2), tmp_path / "some")
+    train_model(plan_of(project, epochs=5), tmp_path / "all")
+    some, every = (read_history(tmp_path / name / "metrics.jsonl") for name in ("some", "all"))
+    for one, other in zip(some, every, strict=True):
+        if one["epoch"] in (2, 4, 5):
+            assert without_times([one]) == without_times([other])
+        else:
+            assert math.isnan(one["miou"])
+            assert math.isnan(one["validation_loss"])
+            assert one["loss"] == other["loss"]
+
+
+def test_accumulated_batches_give_the_gradient_of_one_large_batch(project, tmp_path, monkeypatch):
+    found = {}
+    kept = torch.optim.Adam.step
+
+    def watch(optimizer, closure=None):
+        grads = [p.grad.clone() for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        found.setdefault(name, grads)
+        return kept(optimizer, closure)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", watch)
+    monkeypatch.setattr(torch.nn.BatchNorm2d, "forward", lambda self, x: x * self.weight[:, None, None])
+    for name, options in (("one", {"batch_size": 6}), ("three", {"batch_size": 2, "accumulate": 3})):
+        train_model(plan_of(project, epochs=1, samples=6, class_weights="ins", **options), tmp_path / name)
+    for one, other in zip(found["one"], found["three"], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_gradients_are_clipped_to_their_norm(project, tmp_path, monkeypatch):
+    norms = []
+    kept = torch.optim.Adam.step
+
+    def watch(optimizer, closure=None):
+        grads = [p.grad for group in optimizer.param_groups for p in group["params"]]
+        norms.append(float(torch.nn.utils.get_total_norm(grads)))
+        return kept(optimizer, closure)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", watch)
+    train_model(plan_of(project, epochs=1), tmp_path / "free")
+    free = max(norms)
+    norms.clear()
+    train_model(plan_of(project, epochs=1, clip_norm=free / 10), tmp_path / "clipped")
+    assert max(norms) == pytest.approx(free / 10, rel=1e-3)
+
+
+def test_a_frozen_backbone_stays_as_it_is_until_its_epoch(project, tmp_path):
+    model = {"encoder": "resnet18", "decoder": [8]}
+    states = {}
+    for frozen in (0, 1):
+        plan = plan_of(project, model=model, epochs=1, samples=12, freeze_encoder=frozen, averaging=0.0)
+        train_model(plan, tmp_path / str(frozen))
+        states[frozen] = load_model(tmp_path / str(frozen))[0].state_dict()
+    torch.manual_seed(0)
+    first = UNet(plan.network).state_dict()
+    for name, value in first.items():
+        part = "encoder.backbone" in name
+        assert torch.equal(states[1][name], value) is part, name
+        assert part is False or not torch.equal(states[0][name], value) or "num_batches" in name or value.ndim == 0
+    plan = plan_of(project, model=model, epochs=2, samples=12, freeze_encoder=1, averaging=0.0)
+    train_model(plan, tmp_path / "then")
+    after = load_model(tmp_path / "then")[0].state_dict()
+    assert not torch.equal(after["encoder.backbone.conv1.weight"], first["encoder.backbone.conv1.weight"])
+    with pytest.raises(SettingsError, match="a scratch encoder has learnt nothing yet"):
+        plan_of(project, freeze_encoder=1)
+
+
+@pytest.mark.parametrize("loss", ["cross-entropy", "focal", "dice", "lovasz", {"cross-entropy": 1, "dice": 1}])
+def test_every_loss_can_learn_a_tile_by_heart(loss):
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    target = torch.from_numpy(np.kron(rng.integers(0, 3, (4, 4)), np.ones((8, 8), int))[None])
+    x = torch.nn.functional.one_hot(target, 3).movedim(-1, 1).float() + 0.7 * torch.randn(1, 3, 32, 32)
+    model = UNet(UNetSettings(3, 3, "scratch", 8, 2))
+    measured = Loss({loss: 1.0} if isinstance(loss, str) else loss)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    for _ in range(150):
+        total, weight = measured(model(x), target)
+        optimizer.zero_grad()
+        (total / weight).backward()
+        optimizer.step()
+    predicted = model(x).argmax(dim=1).numpy()
+    assert ConfusionMatrix.of(target.numpy(), predicted, 3).iou.min() > 0.99
 
 
 def test_progress_shows_each_epoch_and_its_validation(project, tmp_path):
@@ -318,9 +463,28 @@ def test_a_damaged_checkpoint_is_told_with_the_way_out(project, tmp_path, damage
     train_model(plan, tmp_path)
     damage(tmp_path / "checkpoints" / "last.ckpt")
     with pytest.raises(
-        TrainingError, match=r"last\.ckpt is damaged or foreign\. Delete it to train from the start"
+        TrainingError, match=r"last\.ckpt can't be read\. Delete the folder to train from the start"
     ):
         train_model(plan, tmp_path)
+
+
+@pytest.mark.parametrize("damage", [b"", b"not a checkpoint", None])
+def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(project, tmp_path, caplog, damage):
+    plan = plan_of(project, epochs=4)
+    train_model(plan, tmp_path / "whole")
+    with pytest.raises(StopError):
+        train_model(plan, tmp_path / "damaged", report=stop_after(3))
+    last = tmp_path / "damaged" / "checkpoints" / "last.ckpt"
+    if damage is None:  # killed between the two renames
+        last.unlink()
+    else:
+        last.write_bytes(damage)
+    with caplog.at_level(logging.INFO):
+        train_model(plan, tmp_path / "damaged")
+    assert "going on after epoch 2" in caplog.text
+    one, other = (read_history(tmp_path / name / "metrics.jsonl") for name in ("whole", "damaged"))
+    assert without_times(one) == without_times(other)
+    assert same_weights(tmp_path / "whole" / "model.safetensors", tmp_path / "damaged" / "model.safetensors")
 
 
 def test_lost_weights_of_the_best_epoch_are_told_with_the_way_out(project, tmp_path):
@@ -350,8 +514,8 @@ def test_minutes_end_a_training_after_whole_epochs(project, tmp_path):
 )
 def test_an_epoch_is_not_begun_that_would_end_after_the_minutes(ends, now, up):
     settings = TrainSettings(minutes=2 if ends != [50] else 1.5)
-    assert train._time_is_up([{"elapsed": end} for end in ends], settings, now) is up
-    assert train._time_is_up([{"elapsed": 1e9}], TrainSettings(), 1e9) is False
+    assert time_is_up([{"elapsed": end} for end in ends], settings, now) is up
+    assert time_is_up([{"elapsed": 1e9}], TrainSettings(), 1e9) is False
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_way_out(project, tmp_path):
@@ -359,6 +523,9 @@ def test_a_loss_that_is_not_finite_stops_with_the_way_out(project, tmp_path):
     with pytest.raises(TrainingError, match=r"not finite in epoch \d.*lower train.learning-rate \(now 1e\+30\)"):
         train_model(plan, tmp_path)
     assert not (tmp_path / "model.safetensors").exists()
+    kept = load_file(tmp_path / "checkpoints" / "not-finite.safetensors")
+    assert (kept["x"].shape, kept["y"].shape) == ((6, 2, 16, 16), (6, 16, 16))
+    assert kept["x"].isfinite().all()  # so it was not the data
 
 
 def _without_held_out_labels(project, folder):
@@ -386,7 +553,7 @@ def test_training_goes_on_where_nothing_held_out_is_labelled(project, tmp_path):
 
 def test_the_best_epoch_is_the_first_of_the_highest_score():
     def best(*scores):
-        return train._best([{"epoch": i, "miou": score} for i, score in enumerate(scores, 1)])["epoch"]
+        return best_epoch([{"epoch": i, "miou": score} for i, score in enumerate(scores, 1)])["epoch"]
 
     nan = math.nan
     assert best(0.1, 0.3, 0.3, 0.2) == 2

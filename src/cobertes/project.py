@@ -18,7 +18,7 @@ from pydantic import BaseModel, ValidationError
 
 from cobertes.errors import BandMismatchError, InputFileError, SettingsError, did_you_mean
 from cobertes.geo.area import Area
-from cobertes.geo.bands import colour_positions
+from cobertes.geo.bands import natural_colours
 from cobertes.geo.grid import warn_without_crs
 from cobertes.geo.scene import Scene, open_scene
 from cobertes.labels.legend import Legend, load_crosswalk, load_legend, translation
@@ -155,14 +155,6 @@ def read_settings(path: Path) -> Settings:
         return Settings.model_validate(data)
     except ValidationError as error:
         raise SettingsError(f"{path}: {'; '.join(_explain(error))}") from error
-
-
-def natural_colours(bands: Sequence[str]) -> list[str]:
-    """The bands to show as red, green and blue: by name, else the first three (or the first one, grey)."""
-    position = colour_positions(bands)
-    if {"red", "green", "blue"} <= position.keys():
-        return [bands[position[colour]] for colour in ("red", "green", "blue")]
-    return list(bands[:3]) if len(bands) >= 3 else [bands[0]] * 3
 
 
 # --- errors of the settings, as a person would say them

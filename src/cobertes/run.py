@@ -255,12 +255,13 @@ class Run:
             raise SettingsError(self._never_replaced("on other tiles"))
         kept = self._kept_name()
         self.files.model.rename(kept)
-        self.files.checkpoint.unlink(missing_ok=True)
+        for path in self.files.checkpoints:
+            path.unlink(missing_ok=True)
         self.tell("train", f"the old model is kept as {kept.name}")
         try:
             yield
         finally:
-            if not self.files.model.exists() and not self.files.checkpoint.exists():
+            if not self.files.model.exists() and not any(path.exists() for path in self.files.checkpoints):
                 kept.rename(self.files.model)
 
     def _never_replaced(self, why: str) -> str:

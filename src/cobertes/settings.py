@@ -13,6 +13,10 @@ Pixels = Annotated[int, Field(ge=1)]
 Code = Annotated[int, Field(ge=0, le=255)]
 
 
+LossName = Literal["cross-entropy", "focal", "dice", "lovasz"]
+WeightName = Literal["none", "ins", "sqrt-ins", "median-frequency", "effective-number"]
+
+
 def _dashed(name: str) -> str:
     return name.replace("_", "-")
 
@@ -168,8 +172,9 @@ class TrainSettings(Section):
     """Windows per step."""
     samples: Pixels | None = None
     """Windows per epoch; by default as many as there are training tiles."""
-    sampling: Literal["in-order", "shuffled", "balanced"] = "balanced"
-    """Tiles in order, shuffled, or drawn so that rare classes are met more often."""
+    sampling: Literal["in-order", "shuffled", "balanced", "ins"] = "balanced"
+    """Tiles in order, shuffled, or drawn so that rare classes are met more often: ``balanced`` by ``balance``;
+    ``ins`` as often as their pixels weigh by the inverse number of samples of their classes."""
     balance: Share = 0.25
     """How far ``balanced`` goes: 0 leaves classes as frequent as they are, 1 aims at meeting all equally often."""
     optimizer: Literal["adam", "adamw"] = "adam"
@@ -178,12 +183,38 @@ class TrainSettings(Section):
     """Its first step size."""
     averaging: Annotated[float, Field(ge=0, lt=1)] = 0.99
     """Decay of the running average of the weights, which is validated and kept; 0: the weights themselves."""
+    schedule: Literal["plateau", "cosine", "one-cycle", "constant"] = "plateau"
+    """The learning rate: halved where validation no longer improves; half a cosine after a warm-up; up and down
+    once; or as it is. Cosine and one-cycle end with the epochs or the minutes, whichever are over first."""
     plateau_factor: Annotated[float, Field(gt=0, lt=1)] = 0.5
     """The learning rate is multiplied by it when the validation loss no longer falls."""
     plateau_patience: Annotated[int, Field(ge=0)] = 3
     """Epochs without a lower validation loss that are waited for."""
-    class_weights: Literal["none", "ins"] = "none"
-    """``ins``: inverse number of samples, mean weight 1 over the training pixels' classes."""
+    warm_up: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    """Share of the training in which ``cosine`` rises to its learning rate."""
+    stop_after: Pixels | None = None
+    """Training ends after so many epochs without a higher validation mIoU."""
+    clip_norm: Annotated[float, Field(gt=0)] | None = None
+    """Gradients are scaled down to this norm where theirs is larger."""
+    accumulate: Pixels = 1
+    """Batches whose gradients are added up for one step."""
+    validate_every: Pixels = 1
+    """Epochs from one validation to the next."""
+    compile: bool = False
+    """Whether torch.compile makes the network faster: after minutes of compiling, where a compiler is there."""
+    freeze_encoder: Annotated[int, Field(ge=0)] = 0
+    """Epochs at the beginning in which the encoder stays as it is: for pretrained weights."""
+    loss: LossName | dict[LossName, Annotated[float, Field(gt=0)]] = "cross-entropy"
+    """``cross-entropy``, ``focal``, ``dice``, ``lovasz``, or several with weights:
+    ``{ cross-entropy = 1, dice = 0.5 }``."""
+    focal_gamma: Annotated[float, Field(ge=0)] = 2.0
+    """How much less the focal loss counts pixels that are known already; 0 makes it the cross-entropy."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of every label that is spread over all classes."""
+    class_weights: WeightName | dict[str, Annotated[float, Field(ge=0)]] = "none"
+    """In cross-entropy and focal loss, from the training pixels' classes: ``ins`` (inverse number of samples),
+    ``sqrt-ins``, ``median-frequency``, ``effective-number``, or by hand, ``{ water = 2 }``, 1 for others. Their
+    mean is 1."""
     crops: bool = True
     """Windows anywhere in the training blocks, at random; without, those in the middle of the tiles."""
     zoom: Annotated[float, Field(ge=0, le=1)] = 0.0

@@ -92,9 +92,9 @@ class RunFolder:
         return self.path / "split.json"
 
     @property
-    def checkpoint(self) -> Path:
-        """What an interrupted training goes on from."""
-        return self.path / "checkpoints" / "last.ckpt"
+    def checkpoints(self) -> list[Path]:
+        """What an interrupted training goes on from: the last one, and the one before."""
+        return [self.path / "checkpoints" / name for name in ("last.ckpt", "previous.ckpt")]
 
     @property
     def model(self) -> Path:
@@ -260,7 +260,8 @@ def train(
     on_epoch: Callable[[dict[str, float]], None] = lambda record: None,
 ) -> str:
     """Train the model, or go on from the last checkpoint; ``on_epoch`` gets each epoch's record."""
-    from cobertes.learn.train import plan_training, train_model
+    from cobertes.learn.plan import plan_training
+    from cobertes.learn.train import train_model
 
     settings = project.settings
     plan = plan_training(
@@ -356,8 +357,8 @@ def predict(project: Project, files: RunFolder, progress: Progress = SILENT) -> 
 def report(project: Project, files: RunFolder, progress: Progress = SILENT) -> str:
     """Write the report on whatever is there."""
     from cobertes.apply.report import write_report
+    from cobertes.learn.history import read_history
     from cobertes.learn.modelfile import read_header
-    from cobertes.learn.train import read_history
 
     header = read_header(model_file(project, files))
     names = [area.name for area in project.areas]

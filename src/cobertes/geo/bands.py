@@ -20,3 +20,11 @@ def colour_positions(bands: Sequence[str]) -> dict[str, int]:
         for colour, aliases in COLOURS.items()
     }
     return {colour: position for colour, position in found.items() if position is not None}
+
+
+def natural_colours(bands: Sequence[str]) -> list[str]:
+    """The bands to show as red, green and blue: by name, else the first three (or the first one, grey)."""
+    position = colour_positions(bands)
+    if {"red", "green", "blue"} <= position.keys():
+        return [bands[position[colour]] for colour in ("red", "green", "blue")]
+    return list(bands[:3]) if len(bands) >= 3 else [bands[0]] * 3

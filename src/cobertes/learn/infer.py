@@ -15,7 +15,7 @@ from cobertes.accuracy.confusion import ConfusionMatrix
 from cobertes.geo.windows import PlannedWindow, Window, plan_strips
 from cobertes.labels.legend import IGNORE_INDEX
 from cobertes.learn.inputs import Inputs
-from cobertes.learn.losses import cross_entropy
+from cobertes.learn.losses import CROSS_ENTROPY
 from cobertes.tiles.ground import Ground
 
 READ_THREADS = max(2, min(8, (os.cpu_count() or 2) // 2))
@@ -123,7 +123,7 @@ def judge(
             inside = planned.interior.within(planned.window)
             y[i][inside] = labels[inside]
         logits = forward(x)
-        total, count = cross_entropy(logits, torch.from_numpy(y).to(logits.device).long())
+        total, count = CROSS_ENTROPY(logits, torch.from_numpy(y).to(logits.device).long())
         matrix += ConfusionMatrix.of(y, logits.argmax(dim=1).cpu().numpy(), classes)
         loss, weight = loss + float(total), weight + float(count)
         advance(len(batch))

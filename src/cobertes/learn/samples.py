@@ -140,6 +140,8 @@ class Sampler:
         weights = shares[some] / shares.sum()
         if self.settings.sampling == "balanced":
             weights = balanced(weights, counts[some], self.settings.balance)
+        if self.settings.sampling == "ins":
+            weights = by_class_weights(weights, counts[some])
         area = [name for name, fit in zip(self.area, some, strict=True) if fit]
         return replace(self, area=area, tiles=self.tiles[some], fits=fits[some], weights=weights)
 
@@ -264,6 +266,23 @@ def balanced(weights: NDArray[np.float64], counts: NDArray[np.float64], strength
         met = found @ shares
         found = found * (shares @ np.divide(aim, met, out=np.zeros_like(aim), where=met > 0))
         found = np.clip(found / found.sum(), RAREST * weights, OFTENEST * weights)
+    return np.asarray(found / found.sum(), np.float64)
+
+
+def by_class_weights(weights: NDArray[np.float64], counts: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Weights (n,) of tiles times the mean, over their pixels, of the inverse number of samples of the classes.
+
+    weights, counts   as in `balanced`; tiles of which nothing is known weigh as the others do on average
+    """
+    frequency = weights @ counts
+    inverse = np.divide(1.0, frequency, out=np.zeros_like(frequency), where=frequency > 0)
+    total = counts.sum(axis=1)
+    known = total > 0
+    if not known.any():
+        return weights
+    factor = np.divide(counts @ inverse, total, out=np.zeros_like(total), where=known)
+    factor[~known] = weights[known] @ factor[known] / weights[known].sum()
+    found = weights * factor
     return np.asarray(found / found.sum(), np.float64)
 
 

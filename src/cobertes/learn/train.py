@@ -1,12 +1,10 @@
 """The training loop, in reading order."""
 
-import json
 import logging
 import math
-import pickle
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,96 +13,24 @@ from lightning_fabric import Fabric
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.utils.tensorboard import SummaryWriter
 
+from cobertes.accuracy.confusion import ConfusionMatrix
 from cobertes.errors import SettingsError, TrainingError
-from cobertes.files import replacing, write_text
 from cobertes.geo.grid import resolution
-from cobertes.geo.windows import Window
 from cobertes.learn.averaging import Averaged
+from cobertes.learn.board import Board
+from cobertes.learn.checkpoints import BEST, load_checkpoint, save_batch, save_checkpoint
 from cobertes.learn.device import choose_precision, start
-from cobertes.learn.infer import HeldOut, each_season, judge, plan_blocks
-from cobertes.learn.inputs import Inputs
-from cobertes.learn.losses import cross_entropy, ins_weights
+from cobertes.learn.history import Epoch, best_epoch, finite, stands_still, time_is_up, write_history
+from cobertes.learn.infer import Forward, HeldOut, each_season, judge
 from cobertes.learn.modelfile import MODEL_FILE, ModelHeader, save_model
-from cobertes.learn.samples import Sampler, batches
-from cobertes.learn.unet import UNet, UNetSettings, count_parameters
+from cobertes.learn.plan import TrainingPlan
+from cobertes.learn.samples import batches
+from cobertes.learn.schedule import Schedule
+from cobertes.learn.unet import UNet, count_parameters, freeze
 from cobertes.progress import SILENT, Progress
-from cobertes.settings import AugmentationSettings, ModelSettings, TrainSettings
-from cobertes.tiles.ground import Ground
-from cobertes.tiles.split import VALIDATION
-from cobertes.tiles.statistics import Statistics
-from cobertes.tiles.store import Store
 
 log = logging.getLogger(__name__)
-
-LAST, BEST = "last.ckpt", "best.safetensors"
-
-Epoch = dict[str, float]
-"""A record of metrics.jsonl."""
-
-
-@dataclass(frozen=True)
-class TrainingPlan:
-    """What is trained on what: network, ground, how, and the fingerprint of all of it."""
-
-    ground: Ground
-    sampler: Sampler
-    inputs: Inputs
-    network: UNetSettings
-    settings: TrainSettings
-    class_weights: Tensor | None
-    fingerprint: str
-    pretrained: bool = False
-
-    @property
-    def window(self) -> int:
-        """Side of the largest training window in pixels, which validation and prediction take too."""
-        return max(self.sampler.windows)
-
-    def held_out(self) -> list[HeldOut]:
-        """The windows over the validation blocks."""
-        return plan_blocks(self.ground, VALIDATION, self.window, overlap=0)
-
-    def feeding_windows(self) -> dict[str, list[Window]]:
-        """By area, the ground that training and validation read."""
-        windows = self.sampler.ground_windows()
-        for name, planned in self.held_out():
-            windows.setdefault(name, []).append(planned.window)
-        return windows
-
-    def reading(self, store: Store | None) -> "TrainingPlan":
-        """The same plan, fed from a store."""
-        ground = replace(self.ground, store=store)
-        return replace(self, ground=ground, sampler=replace(self.sampler, ground=ground))
-
-
-def training_windows(train: TrainSettings, tile_size: int) -> tuple[int, ...]:
-    """Sides of the training windows, in pixels."""
-    if isinstance(train.window, list):
-        return tuple(train.window)
-    return (train.window or tile_size,)
-
-
-def plan_training(
-    frame: Any,
-    ground: Ground,
-    statistics: Statistics,
-    *,
-    model: ModelSettings,
-    train: TrainSettings,
-    augmentation: AugmentationSettings,
-    tile_size: int,
-    fingerprint: str,
-) -> TrainingPlan:
-    """Bring index, statistics and settings together. Raises NoTilesError."""
-    inputs = Inputs.of(statistics, model.seasons)
-    network = UNetSettings(
-        inputs.channels, len(ground.legend), model.encoder, model.width, model.depth, tuple(model.decoder)
-    )
-    weights = torch.from_numpy(ins_weights(statistics.class_counts)) if train.class_weights == "ins" else None
-    sampler = Sampler.of(frame, ground, train, training_windows(train, tile_size), augmentation)
-    return TrainingPlan(ground, sampler, inputs, network, train, weights, fingerprint, model.weights == "imagenet")
 
 
 def train_model(
@@ -121,11 +47,40 @@ def train_model(
     Raises TrainingError where the loss is not finite or the checkpoint is damaged, SettingsError where a batch
     is too small to learn from.
     """
-    settings, window = plan.settings, plan.window
-    checkpoints = out / "checkpoints"
-    checkpoints.mkdir(parents=True, exist_ok=True)
+    loop = _begin(plan, out / "checkpoints", progress)
+    settings, history, held_out = plan.settings, loop.history, plan.held_out()
+    write_history(out / "metrics.jsonl", history)
+    with Board(out / "tensorboard", purge=len(history) + 1) as board:
+        for epoch in range(len(history) + 1, settings.epochs + 1):
+            if time_is_up(history, settings, loop.elapsed()) or stands_still(history, settings):
+                break
+            record = _train_epoch(loop, epoch) | UNKNOWN
+            matrix = None
+            if epoch % settings.validate_every == 0 or epoch == settings.epochs:
+                matrix, validation_loss = _validate(loop, held_out)
+                loop.schedule.validated(validation_loss)
+                record |= _scores(matrix, validation_loss)
+            record["elapsed"] = loop.elapsed()
+            history.append(record)
+            if best_epoch(history) is record:
+                header = _header(plan, loop.precision, history, finished=False)
+                save_model(loop.checkpoints / BEST, loop.averaged.model.state_dict(), header)
+            # The checkpoint is written last: whatever it says has happened is on disk.
+            save_checkpoint(loop.checkpoints, loop.state_dict())
+            write_history(out / "metrics.jsonl", history)
+            board.epoch(record)
+            if matrix is not None:
+                board.classes(matrix, plan.ground.legend, epoch)
+                board.places(loop.forward, plan.inputs, plan.ground, held_out, epoch)
+            report(record)
+    return _finish(plan, out, loop.precision, history)
 
-    state = _resume(checkpoints / LAST, plan.fingerprint)
+
+def _begin(plan: TrainingPlan, checkpoints: Path, progress: Progress) -> "_Loop":
+    """Network, optimizer and all that goes with them: new, or as the last checkpoint has them."""
+    settings = plan.settings
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    state = load_checkpoint(checkpoints, plan.fingerprint)
     # The seed decides the first weights; all later choices are functions of (seed, epoch, position).
     torch.manual_seed(settings.seed)
     unet = UNet(plan.network, pretrained=plan.pretrained and state is None)
@@ -133,7 +88,7 @@ def train_model(
     _require_spread(unet, len(plan.sampler), batch_size, min(plan.sampler.windows))
     # A trial may end otherwise the second time, so a resumed training keeps the precision it had.
     asked = state["precision"] if state is not None and settings.precision == "auto" else settings.precision
-    shape = (batch_size, plan.network.channels, window, window)
+    shape = (batch_size, plan.network.channels, plan.window, plan.window)
     precision, reason = choose_precision(asked, settings.device, unet, shape, learning=True)
     fabric = start(settings.device, precision)
     log.info(
@@ -147,13 +102,10 @@ def train_model(
     kind = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.Adam
     averaged = Averaged(unet, settings.averaging)
     judged = fabric.setup_module(averaged.model)
+    if settings.compile:
+        unet.compile()
     model, optimizer = fabric.setup(unet, kind(unet.parameters(), lr=settings.learning_rate))
-    schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(
-        optimizer, factor=settings.plateau_factor, patience=settings.plateau_patience
-    )
-    weights = None if plan.class_weights is None else plan.class_weights.to(fabric.device)
-    held_out = plan.held_out()
-
+    schedule = Schedule(optimizer, settings)
     history: list[Epoch] = []
     if state is not None:
         model.load_state_dict(state["model"])
@@ -161,86 +113,115 @@ def train_model(
         optimizer.load_state_dict(state["optimizer"])
         schedule.load_state_dict(state["schedule"])
         history = state["history"]
-        log.info("going on after epoch %d of checkpoints/%s", len(history), LAST)
-    elapsed = history[-1]["elapsed"] if history else 0.0
-    _write_history(out / "metrics.jsonl", history)
-    begin = time.monotonic() - elapsed
-
-    with SummaryWriter(str(out / "tensorboard"), purge_step=len(history) + 1) as board:
-        for epoch in range(len(history) + 1, settings.epochs + 1):
-            if _time_is_up(history, settings, time.monotonic() - begin):
-                break
-            record = _train_epoch(fabric, model, optimizer, averaged, plan, weights, epoch, batch_size, progress)
-            matrix, record["validation_loss"] = _validate(fabric, judged, plan, held_out, batch_size, progress)
-            record |= {
-                "miou": matrix.miou,
-                "mean_dice": matrix.mean_dice,
-                "overall_accuracy": matrix.overall_accuracy,
-            }
-            if math.isfinite(record["validation_loss"]):  # it is not where nothing held out is labelled
-                schedule.step(record["validation_loss"])
-            record["elapsed"] = time.monotonic() - begin
-            history.append(record)
-            if _best(history) is record:
-                header = _header(plan, precision, history, finished=False)
-                save_model(checkpoints / BEST, averaged.model.state_dict(), header)
-            # The checkpoint is written last: whatever it says has happened is on disk.
-            _save_checkpoint(checkpoints / LAST, {
-                "fingerprint": plan.fingerprint,
-                "precision": precision,
-                "model": _state(model),
-                "averaged": averaged.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "schedule": schedule.state_dict(),
-                "history": history,
-            })  # fmt: skip
-            _write_history(out / "metrics.jsonl", history)
-            for name, value in record.items():
-                board.add_scalar(name, value, epoch)
-            report(record)
-    return _finish(plan, out, precision, history)
+        log.info("going on after epoch %d", len(history))
+    begin = time.monotonic() - (history[-1]["elapsed"] if history else 0.0)
+    return _Loop(
+        plan, fabric, precision, unet, model, judged, optimizer, averaged, schedule, batch_size, checkpoints,
+        progress, begin, history,
+    )  # fmt: skip
 
 
-def _train_epoch(
-    fabric: Fabric,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    averaged: Averaged,
-    plan: TrainingPlan,
-    weights: Tensor | None,
-    epoch: int,
-    batch_size: int,
-    progress: Progress,
-) -> Epoch:
+UNKNOWN = dict.fromkeys(("validation_loss", "miou", "mean_dice", "overall_accuracy"), math.nan)
+"""Scores of an epoch without validation."""
+
+
+def _scores(matrix: ConfusionMatrix, validation_loss: float) -> Epoch:
+    return {
+        "validation_loss": validation_loss,
+        "miou": matrix.miou,
+        "mean_dice": matrix.mean_dice,
+        "overall_accuracy": matrix.overall_accuracy,
+    }
+
+
+@dataclass(frozen=True)
+class _Loop:
+    """What the epochs of a training share; ``begin`` is when it began, as if it had never been interrupted."""
+
+    plan: TrainingPlan
+    fabric: Fabric
+    precision: str
+    unet: UNet
+    model: nn.Module
+    judged: nn.Module
+    optimizer: torch.optim.Optimizer
+    averaged: Averaged
+    schedule: Schedule
+    batch_size: int
+    checkpoints: Path
+    progress: Progress
+    begin: float
+    history: list[Epoch]
+
+    def state_dict(self) -> dict[str, Any]:
+        """For a checkpoint: everything needed to go on exactly."""
+        return {
+            "fingerprint": self.plan.fingerprint,
+            "precision": self.precision,
+            "model": _state(self.model),
+            "averaged": self.averaged.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "history": self.history,
+        }
+
+    def elapsed(self) -> float:
+        """Seconds of training so far."""
+        return time.monotonic() - self.begin
+
+    def share_over(self, epoch: int, tiles: int) -> float:
+        """Share of the training that has passed: of its epochs or of its minutes, whichever is further."""
+        settings = self.plan.settings
+        share = (epoch - 1 + tiles / len(self.plan.sampler)) / settings.epochs
+        return share if settings.minutes is None else max(share, self.elapsed() / (60 * settings.minutes))
+
+    @property
+    def forward(self) -> Forward:
+        """The averaged model, as validation takes it."""
+
+        def logits(x: Tensor) -> Tensor:
+            with torch.inference_mode():
+                found: Tensor = self.judged(x.to(self.fabric.device, memory_format=torch.channels_last))
+                return found
+
+        return each_season(logits, self.plan.inputs)
+
+
+def _train_epoch(loop: _Loop, epoch: int) -> Epoch:
     """One pass over the epoch's windows; returns its part of the record."""
+    plan, settings, model, optimizer = loop.plan, loop.plan.settings, loop.model, loop.optimizer
     model.train()
-    torch.manual_seed(plan.settings.seed + 1_000_003 * epoch)  # for dropout, where an encoder has it
-    begin, waited, total, weight = time.monotonic(), 0.0, 0.0, 0.0
-    with progress.bar(f"epoch {epoch}", len(plan.sampler), "tiles") as advance:
-        feed = batches(plan.sampler, plan.inputs, epoch, batch_size)
-        while True:
-            asked = time.monotonic()
-            batch = next(feed, None)
-            waited += time.monotonic() - asked
-            if batch is None:
-                break
-            x = torch.from_numpy(batch[0]).to(fabric.device, memory_format=torch.channels_last)
-            y = torch.from_numpy(batch[1]).to(fabric.device).long()
-            loss, count = cross_entropy(model(x), y, weights)
-            advance(len(x))
-            if count == 0:
-                continue
-            fabric.backward(loss / count)
-            optimizer.step()
+    freeze(loop.unet, epoch <= settings.freeze_encoder)
+    torch.manual_seed(settings.seed + 1_000_003 * epoch)  # for dropout, where an encoder has it
+    unit = loop.batch_size * plan.window**2  # gradients are of sums over pixels; in this unit they keep their size
+    begin, waited, total, weight, tiles = time.monotonic(), 0.0, 0.0, 0.0, 0
+    with loop.progress.bar(f"epoch {epoch}", len(plan.sampler), "tiles") as advance:
+        feed = batches(plan.sampler, plan.inputs, epoch, loop.batch_size)
+        while tiles < len(plan.sampler):
+            loop.schedule.step(loop.share_over(epoch, tiles))
+            count = 0.0
+            for _ in range(settings.accumulate):
+                asked = time.monotonic()
+                batch = next(feed, None)
+                waited += time.monotonic() - asked
+                if batch is None:
+                    break
+                x = torch.from_numpy(batch[0]).to(loop.fabric.device, memory_format=torch.channels_last)
+                y = torch.from_numpy(batch[1]).to(loop.fabric.device).long()
+                loss, pixels = plan.loss(model(x), y)
+                if not math.isfinite(float(loss.detach())):
+                    raise _not_finite(plan, epoch, save_batch(loop.checkpoints, x, y))
+                loop.fabric.backward(loss / unit)
+                total, count, tiles = total + float(loss.detach()), count + float(pixels), tiles + len(x)
+                advance(len(x))
+            if count:
+                torch._foreach_div_([p.grad for p in model.parameters() if p.grad is not None], count / unit)
+                if settings.clip_norm is not None:
+                    loop.fabric.clip_gradients(model, optimizer, max_norm=settings.clip_norm)
+                optimizer.step()
+                loop.averaged.update()
+                weight += count
             optimizer.zero_grad()
-            averaged.update()
-            total, weight = total + float(loss.detach()), weight + float(count)
-            if not math.isfinite(total):
-                raise TrainingError(
-                    f"the loss is not finite in epoch {epoch}: lower train.learning-rate (now "
-                    f'{plan.settings.learning_rate:g}), set train.precision = "fp32", or look for damaged pixels '
-                    f"in the scenes."
-                )
     seconds = time.monotonic() - begin
     return {
         "epoch": epoch,
@@ -252,16 +233,18 @@ def _train_epoch(
     }
 
 
-def _validate(
-    fabric: Fabric, model: nn.Module, plan: TrainingPlan, held_out: Any, batch_size: int, progress: Progress
-) -> tuple[Any, float]:
-    def forward(x: Tensor) -> Tensor:
-        with torch.inference_mode():
-            logits: Tensor = model(x.to(fabric.device, memory_format=torch.channels_last))
-            return logits
+def _not_finite(plan: TrainingPlan, epoch: int, kept: Path) -> TrainingError:
+    return TrainingError(
+        f"the loss is not finite in epoch {epoch}: lower train.learning-rate (now "
+        f'{plan.settings.learning_rate:g}), set train.clip-norm or train.precision = "fp32", or look for damaged '
+        f"pixels in the scenes. The batch is kept in {kept}."
+    )
 
-    with progress.bar("validation", len(held_out), "windows") as advance:
-        return judge(each_season(forward, plan.inputs), plan.inputs, plan.ground, held_out, batch_size, advance)
+
+def _validate(loop: _Loop, held_out: Sequence[HeldOut]) -> tuple[ConfusionMatrix, float]:
+    plan = loop.plan
+    with loop.progress.bar("validation", len(held_out), "windows") as advance:
+        return judge(loop.forward, plan.inputs, plan.ground, held_out, loop.batch_size, advance)
 
 
 def _require_spread(unet: UNet, samples: int, batch_size: int, window: int) -> None:
@@ -275,20 +258,6 @@ def _require_spread(unet: UNet, samples: int, batch_size: int, window: int) -> N
         )
 
 
-def _best(history: list[Epoch]) -> Epoch:
-    """The first epoch of the highest mIoU; the last of all where none has one."""
-    scored = [record for record in history if not math.isnan(record["miou"])]
-    return max(scored, key=lambda record: record["miou"]) if scored else history[-1]
-
-
-def _time_is_up(history: list[Epoch], settings: TrainSettings, elapsed: float) -> bool:
-    """Whether another epoch like the last would end after the minutes that were given."""
-    if settings.minutes is None or not history:
-        return False
-    last = history[-1]["elapsed"] - (history[-2]["elapsed"] if len(history) > 1 else 0.0)
-    return elapsed + last > settings.minutes * 60
-
-
 def _state(model: nn.Module) -> dict[str, Tensor]:
     """Weights by name, without Fabric's wrapping."""
     inner = getattr(model, "module", model)
@@ -296,9 +265,9 @@ def _state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _header(plan: TrainingPlan, precision: str, history: list[Epoch], *, finished: bool) -> ModelHeader:
-    best = _best(history)
+    best = best_epoch(history)
     scene = next(iter(next(iter(plan.ground.areas.values())).scenes.values()))
-    nodata = None if scene.nodata is None else _number(scene.nodata)  # NaN is never an observation anyway
+    nodata = None if scene.nodata is None else finite(scene.nodata)  # NaN is never an observation anyway
     training = {
         "settings": plan.settings.model_dump(by_alias=True),
         "augmentation": plan.sampler.augmentation.model_dump(by_alias=True),
@@ -306,7 +275,7 @@ def _header(plan: TrainingPlan, precision: str, history: list[Epoch], *, finishe
         "precision": precision,
         "best_epoch": best["epoch"],
         "epochs": len(history),
-        "validation_miou": _number(best["miou"]),
+        "validation_miou": finite(best["miou"]),
         "finished": finished,
     }
     scale = None if scene.grid.crs is None else resolution(scene.grid)
@@ -326,41 +295,3 @@ def _finish(plan: TrainingPlan, out: Path, precision: str, history: list[Epoch])
     header = _header(plan, precision, history, finished=True)
     save_model(out / MODEL_FILE, weights, header)
     return header
-
-
-def _save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
-    with replacing(path) as temporary:
-        torch.save(dict(state), temporary)
-
-
-def _resume(path: Path, fingerprint: str) -> dict[str, Any] | None:
-    """The last checkpoint, if there is one of this very training."""
-    if not path.exists():
-        return None
-    try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        known = state["fingerprint"]
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError, TypeError, pickle.UnpicklingError) as error:
-        raise TrainingError(f"{path} is damaged or foreign. Delete it to train from the start.") from error
-    if known != fingerprint:
-        log.info("checkpoints/%s is of other settings or data: training from the start", LAST)
-        return None
-    return state
-
-
-def _write_history(path: Path, history: list[Epoch]) -> None:
-    lines = [json.dumps({name: _number(value) for name, value in record.items()}) + "\n" for record in history]
-    write_text(path, "".join(lines))
-
-
-def _number(value: float) -> float | None:
-    """For JSON, which has no NaN."""
-    return value if math.isfinite(value) else None
-
-
-def read_history(path: Path) -> list[Epoch]:
-    """The records of metrics.jsonl, NaN where a value is null; empty where there is none."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return [
-        {name: math.nan if value is None else value for name, value in json.loads(line).items()} for line in lines
-    ]

@@ -197,6 +197,13 @@ def _fit(asked: tuple[int, ...], levels: int) -> list[int]:
     return [widths[0]] * (levels - len(widths)) + widths
 
 
+def freeze(unet: UNet, frozen: bool) -> None:
+    """Keep a backbone as it is, its batch norm included, or let it learn (again); call it after ``train()``."""
+    backbone = getattr(unet.encoder, "backbone", None)
+    if backbone is not None:
+        backbone.requires_grad_(not frozen).train(not frozen)
+
+
 def count_parameters(model: nn.Module) -> int:
     """Number of trained values."""
     return sum(p.numel() for p in model.parameters())

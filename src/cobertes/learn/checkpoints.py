@@ -1,0 +1,64 @@
+"""What an interrupted training goes on from: ``last.ckpt``, and the one before it in case that is damaged.
+
+last.ckpt                 after every validation: weights, average, optimizer, schedule, history
+previous.ckpt             the one before
+best.safetensors          the weights of the best epoch so far
+not-finite.safetensors    the batch whose loss was not a number, where that happened
+"""
+
+import logging
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from cobertes.errors import TrainingError
+from cobertes.files import replacing
+
+log = logging.getLogger(__name__)
+
+LAST, PREVIOUS, BEST, NOT_FINITE = "last.ckpt", "previous.ckpt", "best.safetensors", "not-finite.safetensors"
+
+
+def save_checkpoint(folder: Path, state: Mapping[str, Any]) -> None:
+    """Write ``last.ckpt``; the one before becomes ``previous.ckpt``. Raises StorageError."""
+    last = folder / LAST
+    with replacing(last) as temporary:
+        torch.save(dict(state), temporary)
+        if last.exists():
+            last.replace(folder / PREVIOUS)
+
+
+def load_checkpoint(folder: Path, fingerprint: str) -> dict[str, Any] | None:
+    """The last checkpoint of this very training, or the one before where that is damaged; None without one.
+
+    Raises TrainingError where there are checkpoints, but none that can be read.
+    """
+    there = [path for path in (folder / LAST, folder / PREVIOUS) if path.exists()]
+    for path in there:
+        try:
+            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+            known = state["fingerprint"]
+        except (RuntimeError, OSError, EOFError, ValueError, KeyError, TypeError, pickle.UnpicklingError):
+            log.warning("checkpoints/%s is damaged or foreign", path.name)
+            continue
+        if known != fingerprint:
+            log.info("checkpoints/%s is of other settings or data: training from the start", path.name)
+            return None
+        return state
+    if there:
+        names = " and ".join(path.name for path in there)
+        raise TrainingError(f"{folder}: {names} can't be read. Delete the folder to train from the start.")
+    return None
+
+
+def save_batch(folder: Path, x: Tensor, y: Tensor) -> Path:
+    """Keep the batch that a training stopped at, for inspection: channels ``x`` and class indices ``y``."""
+    path = folder / NOT_FINITE
+    with replacing(path) as temporary:
+        save_file({"x": x.cpu().contiguous(), "y": y.cpu().contiguous()}, temporary)
+    return path

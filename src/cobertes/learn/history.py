@@ -1,0 +1,54 @@
+"""The record of a training: a line per epoch, and what follows from it."""
+
+import json
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+
+from cobertes.files import write_text
+from cobertes.settings import TrainSettings
+
+Epoch = dict[str, float]
+"""A record of metrics.jsonl; what was not measured is NaN."""
+
+
+def best_epoch(history: Sequence[Epoch]) -> Epoch:
+    """The first epoch of the highest mIoU; the last of all where none has one."""
+    scored = [record for record in history if not math.isnan(record["miou"])]
+    return max(scored, key=lambda record: record["miou"]) if scored else history[-1]
+
+
+def time_is_up(history: Sequence[Epoch], settings: TrainSettings, elapsed: float) -> bool:
+    """Whether another epoch like the last ones would end after the minutes that were given."""
+    if settings.minutes is None or not history:
+        return False
+    ends = [0.0, *(record["elapsed"] for record in history)]
+    longest = max(b - a for a, b in pairwise(ends[-settings.validate_every - 1 :]))
+    return elapsed + longest > settings.minutes * 60
+
+
+def stands_still(history: Sequence[Epoch], settings: TrainSettings) -> bool:
+    """Whether as many epochs as were allowed have passed since the best one."""
+    if settings.stop_after is None or not history:
+        return False
+    return history[-1]["epoch"] - best_epoch(history)["epoch"] >= settings.stop_after
+
+
+def write_history(path: Path, history: Sequence[Epoch]) -> None:
+    """Write metrics.jsonl; null stands where a value is not finite."""
+    lines = [json.dumps({name: finite(value) for name, value in record.items()}) + "\n" for record in history]
+    write_text(path, "".join(lines))
+
+
+def finite(value: float) -> float | None:
+    """The value, or None for JSON, which has no NaN."""
+    return value if math.isfinite(value) else None
+
+
+def read_history(path: Path) -> list[Epoch]:
+    """The records of metrics.jsonl, NaN where a value is null; empty where there is none."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return [
+        {name: math.nan if value is None else value for name, value in json.loads(line).items()} for line in lines
+    ]

@@ -1,0 +1,111 @@
+"""What is to be trained on what: index, ground, statistics and settings brought together."""
+
+import logging
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cobertes.errors import SettingsError
+from cobertes.geo.windows import Window
+from cobertes.labels.legend import Legend
+from cobertes.learn.infer import HeldOut, plan_blocks
+from cobertes.learn.inputs import Inputs
+from cobertes.learn.losses import Loss, class_weights
+from cobertes.learn.samples import Sampler
+from cobertes.learn.unet import SCRATCH, UNetSettings
+from cobertes.settings import AugmentationSettings, ModelSettings, TrainSettings
+from cobertes.tiles.ground import Ground
+from cobertes.tiles.split import VALIDATION
+from cobertes.tiles.statistics import Statistics
+from cobertes.tiles.store import Store
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """What is trained on what: network, ground, how, and the fingerprint of all of it."""
+
+    ground: Ground
+    sampler: Sampler
+    inputs: Inputs
+    network: UNetSettings
+    settings: TrainSettings
+    loss: Loss
+    fingerprint: str
+    pretrained: bool = False
+
+    @property
+    def window(self) -> int:
+        """Side of the largest training window in pixels, which validation and prediction take too."""
+        return max(self.sampler.windows)
+
+    def held_out(self) -> list[HeldOut]:
+        """The windows over the validation blocks."""
+        return plan_blocks(self.ground, VALIDATION, self.window, overlap=0)
+
+    def feeding_windows(self) -> dict[str, list[Window]]:
+        """By area, the ground that training and validation read."""
+        windows = self.sampler.ground_windows()
+        for name, planned in self.held_out():
+            windows.setdefault(name, []).append(planned.window)
+        return windows
+
+    def reading(self, store: Store | None) -> "TrainingPlan":
+        """The same plan, fed from a store."""
+        ground = replace(self.ground, store=store)
+        return replace(self, ground=ground, sampler=replace(self.sampler, ground=ground))
+
+
+def training_windows(train: TrainSettings, tile_size: int) -> tuple[int, ...]:
+    """Sides of the training windows, in pixels."""
+    if isinstance(train.window, list):
+        return tuple(train.window)
+    return (train.window or tile_size,)
+
+
+def plan_training(
+    frame: Any,
+    ground: Ground,
+    statistics: Statistics,
+    *,
+    model: ModelSettings,
+    train: TrainSettings,
+    augmentation: AugmentationSettings,
+    tile_size: int,
+    fingerprint: str,
+) -> TrainingPlan:
+    """Bring index, statistics and settings together. Raises NoTilesError, LegendError, SettingsError."""
+    if train.freeze_encoder and model.encoder == SCRATCH:
+        raise SettingsError(
+            "train.freeze-encoder keeps a backbone as it is, but a scratch encoder has learnt nothing yet. Set it "
+            "to 0, or take a backbone with pretrained weights (model.encoder, model.weights)."
+        )
+    inputs = Inputs.of(statistics, model.seasons)
+    network = UNetSettings(
+        inputs.channels, len(ground.legend), model.encoder, model.width, model.depth, tuple(model.decoder)
+    )
+    sampler = Sampler.of(frame, ground, train, training_windows(train, tile_size), augmentation)
+    tiles = frame[frame["keep"] & (frame["split"] == "train")]
+    loss = _loss(train, ground.legend, statistics, np.array(tiles["counts"].to_list(), np.int64))
+    return TrainingPlan(ground, sampler, inputs, network, train, loss, fingerprint, model.weights == "imagenet")
+
+
+def _loss(train: TrainSettings, legend: Legend, statistics: Statistics, tile_counts: NDArray[np.int64]) -> Loss:
+    """What is learnt by; class weights are told."""
+    terms = {train.loss: 1.0} if isinstance(train.loss, str) else train.loss
+    asked = train.class_weights
+    if isinstance(asked, str):
+        weights = class_weights(asked, statistics.class_counts, tile_counts)
+    else:
+        by_index = {legend.keys.index(legend.find(name).key): weight for name, weight in asked.items()}
+        weights = class_weights(by_index, statistics.class_counts, tile_counts)
+    if weights is not None:
+        told = ", ".join(f"{key} {weight:.2g}" for key, weight in zip(legend.keys, weights, strict=True))
+        log.info("class weights (%s): %s", asked if isinstance(asked, str) else "by hand", told)
+    tensor = None if weights is None else torch.from_numpy(weights)
+    named = {str(name): weight for name, weight in terms.items()}
+    return Loss(named, tensor, train.focal_gamma, train.label_smoothing)
