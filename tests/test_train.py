@@ -370,7 +370,7 @@ def test_dropout_in_an_encoder_does_not_break_exact_resuming(project, tmp_path, 
         def forward(self, x):
             return super().forward(torch.nn.functional.dropout(x, 0.2, self.training))
 
-    monkeypatch.setattr(train, "UNet", Dropping)
+    monkeypatch.setattr(train, "build_network", Dropping)
     plan = plan_of(project, epochs=2)
     train_model(plan, tmp_path / "whole")
     with pytest.raises(StopError):
@@ -382,18 +382,14 @@ def test_dropout_in_an_encoder_does_not_break_exact_resuming(project, tmp_path, 
 
 def test_a_resumed_training_needs_no_hub(project, tmp_path, monkeypatch):
     asked = []
-
-    class Fetching(UNet):
-        def __init__(self, settings, *, pretrained):
-            asked.append(pretrained)
-            super().__init__(settings)
-
-    monkeypatch.setattr(train, "UNet", Fetching)
-    plan = plan_of(project, model=SCRATCH | {"weights": "imagenet"}, epochs=2)
+    monkeypatch.setattr(train, "load_pretrained", lambda network, weights, bands: asked.append((weights, bands)))
+    plan = plan_of(
+        project, model={"encoder": "resnet18", "decoder": [8], "weights": "imagenet"}, epochs=2, samples=12
+    )
     with pytest.raises(StopError):
         train_model(plan, tmp_path, report=stop_after(1))
     train_model(plan, tmp_path)
-    assert asked == [True, False]
+    assert asked == [("imagenet", ("band1", "band2"))]
 
 
 class _Interrupted:

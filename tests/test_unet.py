@@ -1,18 +1,12 @@
-"""The U-Net: shapes, skips, encoders of timm, and what is said where an encoder or its weights can't be had."""
+"""The networks: shapes, skips, encoders of timm, shared seasons, and what is said where an encoder does not do."""
 
-import time
-
-import huggingface_hub.constants
 import pytest
-import timm
 import torch
-from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
-from safetensors.torch import save_file
 from torch import nn
 
-from cobertes.errors import InputFileError, SettingsError
-from cobertes.learn import unet
-from cobertes.learn.unet import UNet, UNetSettings, count_parameters
+from cobertes.errors import SettingsError
+from cobertes.learn.network import build_network, count_parameters
+from cobertes.learn.unet import UNet, UNetSettings
 
 BACKBONES = ("resnet18", "resnet50", "efficientnet_b0")
 
@@ -33,7 +27,7 @@ def tiny(channels=3, classes=4, **options):
 # --- shapes ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("size", [(16, 16), (17, 31), (3, 50), (1, 1), (2, 5)])
+@pytest.mark.parametrize("size", [(16, 16), (17, 31), (3, 50), (1, 1), (2, 5), (300, 513)])
 @pytest.mark.parametrize(("channels", "classes"), [(1, 2), (20, 41)])
 def test_any_window_comes_back_in_its_size_with_a_channel_per_class(size, channels, classes):
     model = tiny(channels, classes).eval()
@@ -87,6 +81,16 @@ def test_the_decoder_goes_up_by_transposed_convolutions():
         assert not any(isinstance(m, nn.Upsample) for m in model.modules())
 
 
+@pytest.mark.parametrize("upsampling", ["bilinear", "nearest"])
+def test_the_decoder_can_interpolate_instead(upsampling):
+    model = UNet(UNetSettings(3, 4, "scratch", 4, 3, upsampling=upsampling)).eval()
+    assert not any(isinstance(m, nn.ConvTranspose2d) for m in model.modules())
+    assert {m.mode for m in model.modules() if isinstance(m, nn.Upsample)} == {upsampling}
+    assert model(torch.randn(2, 3, 33, 50)).shape == (2, 4, 33, 50)
+    model.train()(torch.randn(2, 3, 64, 64)).square().mean().backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
+
+
 @pytest.mark.parametrize("encoder", ["scratch", "resnet18"])
 def test_every_scale_has_a_skip_that_matters(encoder):
     model = UNet(UNetSettings(3, 4, encoder, width=4, depth=3))
@@ -112,6 +116,78 @@ def test_gradients_reach_every_weight():
     for model in (tiny(), UNet(UNetSettings(3, 4, "resnet18"))):
         model(torch.randn(2, 3, 64, 64)).square().mean().backward()
         assert [name for name, p in model.named_parameters() if p.grad is None] == []
+
+
+# --- seasons that share an encoder -------------------------------------------------------------------------
+
+
+def shared(seasons=3, encoder="scratch"):
+    return UNet(UNetSettings(4 * seasons, 5, encoder, 4, 2, seasons=seasons)).eval()
+
+
+@pytest.mark.parametrize("encoder", ["scratch", "resnet18"])
+def test_the_order_of_shared_seasons_does_not_matter(encoder):
+    model = shared(encoder=encoder)
+    x = torch.randn(2, 12, 40, 33)
+    a, b, c = x.split(4, dim=1)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), model(torch.cat([c, a, b], dim=1)), rtol=1e-3, atol=1e-4)
+
+
+@torch.no_grad()
+def test_a_season_that_was_not_observed_changes_nothing():
+    model = shared(2)
+    a = torch.randn(2, 4, 40, 32)
+    none = torch.zeros_like(a)
+    one = model(torch.cat([a, none], dim=1))
+    torch.testing.assert_close(one, model(torch.cat([none, a], dim=1)), rtol=1e-3, atol=1e-4)
+    # a model of one season with the same weights, whose mean and maximum are that season's features
+    torch.testing.assert_close(one, model(torch.cat([a, a], dim=1)), rtol=1e-3, atol=1e-4)
+    assert (one - model(torch.cat([a, torch.randn_like(a)], dim=1))).abs().max() > 1e-3
+    assert model(torch.cat([none, none], dim=1)).isfinite().all()
+
+
+@torch.no_grad()
+def test_a_season_hidden_in_places_counts_where_it_was_observed():
+    model = shared(2)
+    a, b = torch.randn(1, 4, 64, 64), torch.randn(1, 4, 64, 64)
+    b[..., :32] = 0
+    both, alone = model(torch.cat([a, b], dim=1)), model(torch.cat([a, torch.zeros_like(b)], dim=1))
+    torch.testing.assert_close(both[..., :8], alone[..., :8], rtol=1e-3, atol=1e-4)  # far from what b shows
+    assert (both - alone)[..., 40:].abs().max() > 1e-3
+
+
+def test_gradients_of_shared_seasons_reach_every_weight():
+    model = shared(2).train()
+    model(torch.randn(2, 8, 64, 64)).square().mean().backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+# --- other architectures -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("architecture", ["unet++", "deeplabv3+", "segformer"])
+def test_other_architectures_take_any_window_and_learn(architecture):
+    model = build_network(UNetSettings(20, 4, "resnet18", architecture=architecture))
+    model(torch.randn(2, 20, 64, 64)).square().mean().backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
+    model.eval()
+    for size in ((1, 31), (70, 33)):
+        assert model(torch.randn(1, 20, *size)).shape == (1, 4, *size)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"architecture": "unett"}, "unknown architecture 'unett'. Did you mean 'unet'"),
+        ({"architecture": "unet++", "encoder": "scratch"}, r"unet\+\+ needs a timm backbone: set model.encoder"),
+        ({"architecture": "segformer", "seasons": 2}, "segformer sees seasons stacked or separate"),
+        ({"architecture": "deeplabv3+", "encoder": "resnet1"}, r"'resnet1' can't be used in deeplabv3\+"),
+    ],
+)
+def test_networks_that_can_not_be_built_are_refused(options, message):
+    with pytest.raises(SettingsError, match=message):
+        build_network(UNetSettings(4, 3, **{"encoder": "resnet18"} | options))
 
 
 def test_parameters_are_counted():
@@ -146,68 +222,3 @@ def test_building_leaves_a_backbone_ready_to_train():
     for norm in (m for m in model.modules() if isinstance(m, nn.BatchNorm2d)):
         assert int(norm.num_batches_tracked) == 0
         assert not norm.running_mean.any()
-
-
-# --- pretrained weights ------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    """A hub at which nobody answers, and an empty cache."""
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    return tmp_path
-
-
-def test_an_unreachable_hub_is_told_at_once_with_the_way_out(hub):
-    begin = time.monotonic()
-    with pytest.raises(
-        InputFileError, match=r'pretrained weights of \'resnet18\'.*model.weights = "random".*HF_HOME'
-    ):
-        UNet(UNetSettings(3, 4, "resnet18"), pretrained=True)
-    assert time.monotonic() - begin < 20  # timm by itself goes on trying for 46 s
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        LocalEntryNotFoundError("we cannot find the requested files in the local cache"),
-        OfflineModeIsEnabled("Cannot reach the hub: offline mode is enabled"),
-        OSError("[Errno 28] No space left on device"),
-    ],
-)
-def test_weights_that_do_not_come_are_an_input_error(error, monkeypatch):
-    create = timm.create_model
-
-    def fails(name, *, pretrained=False, **options):
-        if pretrained:
-            raise error
-        return create(name, **options)
-
-    monkeypatch.setattr(unet, "_require_hub", lambda name: None)
-    monkeypatch.setattr(timm, "create_model", fails)
-    with pytest.raises(InputFileError, match=r"can't fetch the pretrained weights.*model.weights"):
-        UNet(UNetSettings(3, 4, "resnet18"), pretrained=True)
-
-
-def test_an_encoder_that_has_no_weights_is_a_settings_error():
-    name = next(name for name in timm.list_models("resnet*") if not timm.get_pretrained_cfg(name).has_weights)
-    with pytest.raises(SettingsError, match=r"can't start from pretrained weights.*Use model.weights"):
-        UNet(UNetSettings(3, 4, name), pretrained=True)
-
-
-def test_cached_weights_are_used_without_a_hub_and_fit_other_channel_counts(hub):
-    torch.manual_seed(1)
-    source = timm.create_model("resnet18")
-    folder = hub / "models--timm--resnet18.a1_in1k"
-    (folder / "snapshots" / "abc").mkdir(parents=True)
-    (folder / "refs").mkdir()
-    (folder / "refs" / "main").write_text("abc")
-    save_file(source.state_dict(), folder / "snapshots" / "abc" / "model.safetensors")
-    model = UNet(UNetSettings(10, 4, "resnet18"), pretrained=True)
-    backbone = model.encoder.backbone.state_dict()
-    assert torch.equal(backbone["layer4.1.conv2.weight"], source.layer4[1].conv2.weight)
-    # timm repeats the three channels and scales them, so that the sum over channels keeps its size
-    rgb = source.conv1.weight
-    expected = rgb.repeat(1, 4, 1, 1)[:, :10] * 3 / 10
-    torch.testing.assert_close(backbone["conv1.weight"], expected)

@@ -23,7 +23,7 @@ from cobertes.geo.grid import warn_without_crs
 from cobertes.geo.scene import Scene, open_scene
 from cobertes.labels.legend import Legend, load_crosswalk, load_legend, translation
 from cobertes.labels.reference import reference_nodata
-from cobertes.settings import AreaSettings, Settings
+from cobertes.settings import WEIGHTS, AreaSettings, Settings
 from cobertes.sources import file_name, find_areas, resolve
 from cobertes.tiles.split import read_groups, require_known_groups
 
@@ -65,6 +65,12 @@ class Project:
         """The file of a user's own split, where there is one."""
         split = self.settings.split
         return resolve(split.polygons, self.folder) if split.by == "polygons" and split.polygons else None
+
+    @property
+    def weights(self) -> str:
+        """Where a backbone starts: a name, or the path of a file."""
+        named = self.settings.model.weights
+        return named if named in WEIGHTS else str(resolve(named, self.folder))
 
     @property
     def seasons(self) -> tuple[str, ...]:
@@ -116,6 +122,12 @@ def load_project(path: Path, place: Path | None = None) -> Project:
         for what in [*settings.labels.as_nodata, *settings.tiles.drop_only]:
             legend.find(what)
     _require_overlaps(settings, path)
+    if settings.model.weights not in WEIGHTS and not resolve(settings.model.weights, folder).is_file():
+        near = did_you_mean(settings.model.weights, WEIGHTS)
+        raise InputFileError(
+            f"{path}: no weights at {resolve(settings.model.weights, folder)} (model.weights). Name a file, or "
+            f"one of {', '.join(WEIGHTS)}.{near if 'Did' in near else ''}"
+        )
     if settings.split.validation + settings.split.test >= 1:
         raise SettingsError(
             f"{path}: split.validation = {settings.split.validation:g} and split.test = {settings.split.test:g} "

@@ -13,6 +13,9 @@ Pixels = Annotated[int, Field(ge=1)]
 Code = Annotated[int, Field(ge=0, le=255)]
 
 
+WEIGHTS = ("random", "imagenet", "sentinel2-moco", "sentinel2-dino")
+"""Names that ``model.weights`` may have; anything else is a file."""
+
 LossName = Literal["cross-entropy", "focal", "dice", "lovasz"]
 WeightName = Literal["none", "ins", "sqrt-ins", "median-frequency", "effective-number"]
 
@@ -144,19 +147,25 @@ class SplitSettings(Section):
 class ModelSettings(Section):
     """The network."""
 
+    architecture: Literal["unet", "unet++", "deeplabv3+", "segformer"] = "unet"
+    """``unet`` is our own; the others are those of segmentation-models-pytorch, on a timm backbone."""
     encoder: str = "resnet50"
     """``scratch``, or a timm backbone with feature maps (``resnet18``, ``resnet50``, ``efficientnet_b0``)."""
-    weights: Literal["random", "imagenet"] = "random"
-    """Where the encoder starts; ``imagenet`` is fetched by timm from its hub."""
+    weights: str = "random"
+    """Where a backbone starts: ``random``, ``imagenet`` (timm's hub), ``sentinel2-moco`` or ``sentinel2-dino``
+    (resnet50; TorchGeo's hub), or a file of weights; they are brought to the bands by name."""
     width: Pixels = 32
     """Channels of the first level of a ``scratch`` encoder; doubled at each level below."""
     depth: Annotated[int, Field(ge=1, le=6)] = 4
     """Levels below the first of a ``scratch`` encoder."""
     decoder: list[Pixels] = []
     """Channels of the decoder, from the bottom up; by default 256 to 16, or a scratch encoder's mirrored."""
-    seasons: Literal["stack", "separate"] = "stack"
+    upsampling: Literal["transposed", "bilinear", "nearest"] = "transposed"
+    """How the decoder doubles the size of a feature map: a transposed convolution, or interpolation."""
+    seasons: Literal["stack", "separate", "shared"] = "stack"
     """``stack``: the network sees all seasons side by side. ``separate``: it sees one, and their predictions are
-    averaged; a pixel needs only one of them."""
+    averaged. ``shared``: one encoder sees each, and their features are fused. With the latter two a season may be
+    missing, in a pixel or altogether."""
 
 
 class TrainSettings(Section):

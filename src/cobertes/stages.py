@@ -19,6 +19,7 @@ from cobertes.labels.aggregate import make_labels
 from cobertes.labels.weights import Weighting
 from cobertes.progress import SILENT, Progress
 from cobertes.project import Project
+from cobertes.settings import WEIGHTS
 from cobertes.sources import resolve
 from cobertes.tiles.ground import Ground
 from cobertes.tiles.index import build_index, load_index, save_index
@@ -179,6 +180,8 @@ def training_fingerprint(project: Project, files: RunFolder) -> str:
     learning = learning_settings(project)
     learnt = [learning[section] for section in ("bands", "model", "train", "augmentation")]
     learnt.append([(land.code, land.key) for land in project.legend.classes])
+    if project.weights not in WEIGHTS:
+        learnt.append([stamp(project.weights)])
     return fingerprint(rows, read_json(files.statistics), read_json(files.split), learnt)
 
 
@@ -268,7 +271,7 @@ def train(
         load_index(files.tiles),
         open_ground(project, files),
         Statistics.from_dict(read_json(files.statistics)),
-        model=settings.model,
+        model=settings.model.model_copy(update={"weights": project.weights}),
         train=settings.train,
         augmentation=settings.augmentation,
         tile_size=settings.tiles.size,

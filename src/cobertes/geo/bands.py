@@ -1,5 +1,6 @@
 """Which band is which colour, by the names that bands go by: Sentinel-2's, or plain words."""
 
+import re
 from collections.abc import Sequence
 
 COLOURS = {
@@ -10,6 +11,25 @@ COLOURS = {
     "swir1": ("swir16", "swir1", "swir", "b11", "b11_20m"),
     "swir2": ("swir22", "swir2", "b12", "b12_20m"),
 }
+
+
+WAVELENGTHS = {
+    "B01": 443, "B02": 490, "B03": 560, "B04": 665, "B05": 705, "B06": 740, "B07": 783, "B08": 842, "B8A": 865,
+    "B09": 945, "B10": 1375, "B11": 1610, "B12": 2190,
+}  # fmt: skip
+"""Central wavelengths of Sentinel-2's bands in nm (ESA, Sentinel-2 MSI user guide)."""
+
+OF_COLOUR = {"blue": "B02", "green": "B03", "red": "B04", "nir": "B08", "swir1": "B11", "swir2": "B12"}
+
+
+def sentinel2_band(name: str) -> str | None:
+    """The Sentinel-2 band that goes by a name (``b2``, ``B02_10m``, ``blue``), as in `WAVELENGTHS`; or None."""
+    match = re.match(r"b0?(\d+)(a?)(?![0-9a-z])", name.lower())
+    if match:
+        number, letter = match.groups()
+        found = f"B{number}A" if letter else f"B{int(number):02d}"
+        return found if found in WAVELENGTHS else None
+    return next((OF_COLOUR[colour] for colour, names in COLOURS.items() if name.lower() in names), None)
 
 
 def colour_positions(bands: Sequence[str]) -> dict[str, int]:

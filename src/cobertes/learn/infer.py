@@ -82,9 +82,9 @@ def each_season(forward: Forward, inputs: Inputs) -> Forward:
     """A model of single seasons applied to all of them: mean of the probabilities where a season is observed.
 
     The result takes the channels of all seasons side by side and gives the logarithm of that mean. A model that
-    sees the seasons stacked is left as it is.
+    sees all seasons at once is left as it is.
     """
-    if inputs.mode == "stack":
+    if inputs.mode != "separate":
         return forward
     bands = len(inputs.bands)
 

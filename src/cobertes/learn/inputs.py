@@ -1,7 +1,8 @@
 """From scenes to the network's channels: one definition for training, validation and prediction.
 
-``stack``: seasons side by side, each with its bands: april:B04, april:B03 ... august:B12. ``separate``: the bands
-of one season; a sample is one season of a place, and where several are there their predictions are averaged.
+``stack``: seasons side by side, each with its bands: april:B04, april:B03 ... august:B12. ``shared``: the same,
+but the network looks at each by itself. ``separate``: the bands of one season; a sample is one season of a place,
+and where several are there their predictions are averaged. With the latter two a model can do without a season.
 Values become ``(value - mean) / std`` of the training ground; what was not observed becomes 0, the mean.
 """
 
@@ -24,7 +25,7 @@ CLIP = 10.0
 STRAIGHT = 0
 """The turn that leaves a window as it is; see `turned`."""
 
-SeasonMode = Literal["stack", "separate"]
+SeasonMode = Literal["stack", "separate", "shared"]
 
 
 @compiled
@@ -94,14 +95,21 @@ class Inputs:
     @property
     def channels(self) -> int:
         """Number of channels of the network."""
-        return len(self.bands) * (len(self.seasons) if self.mode == "stack" else 1)
+        return len(self.bands) * (1 if self.mode == "separate" else len(self.seasons))
 
     def encode(self, observed: Mapping[str, Observed]) -> NDArray[np.float32]:
-        """Channels (seasons * bands, height, width) float32 of all seasons, channels last in memory."""
-        height, width = observed[self.seasons[0]][1].shape
+        """Channels (seasons * bands, height, width) float32 of all seasons, channels last in memory.
+
+        A season that is not among them was not observed.
+        """
+        height, width = next(iter(observed.values()))[1].shape
         x = np.empty((height, width, len(self.seasons) * len(self.bands)), np.float32)
         for number, season in enumerate(self.seasons):
-            self.fill(x, number, number * len(self.bands), observed[season])
+            first = number * len(self.bands)
+            if season in observed:
+                self.fill(x, number, first, observed[season])
+            else:
+                x[..., first : first + len(self.bands)] = 0
         return x.transpose(2, 0, 1)
 
     def fill(
@@ -129,17 +137,17 @@ class Inputs:
 
     def read(self, scenes: Mapping[str, Scene], window: Window) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """Channels of a window, and where at least one season was observed (height, width) bool."""
-        observed = {season: scenes[season].read_pixels(window) for season in self.seasons}
+        observed = {season: scenes[season].read_pixels(window) for season in self.seasons if season in scenes}
         return self.encode(observed), seen_in_any(observed)
 
     def check(self, scenes: Mapping[str, Scene]) -> None:
         """Raise BandMismatchError or SettingsError where scenes do not have these seasons and bands."""
-        for season in self.seasons:
-            if season not in scenes:
-                raise SettingsError(
-                    f"the model needs a scene of season '{season}', found {', '.join(scenes)}."
-                    f"{did_you_mean(season, scenes)}"
-                )
+        missing = [season for season in self.seasons if season not in scenes]
+        if missing and (self.mode == "stack" or len(missing) == len(self.seasons)):
+            raise SettingsError(
+                f"the model needs a scene of season '{missing[0]}', found {', '.join(scenes)}."
+                f"{did_you_mean(missing[0], scenes)}"
+            )
         extra = [season for season in scenes if season not in self.seasons]
         if extra:
             raise SettingsError(

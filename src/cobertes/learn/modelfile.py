@@ -20,7 +20,8 @@ from cobertes.geo.grid import crs_name, resolution
 from cobertes.geo.scene import Scene
 from cobertes.labels.legend import Legend
 from cobertes.learn.inputs import Inputs
-from cobertes.learn.unet import UNet, UNetSettings
+from cobertes.learn.network import build_network
+from cobertes.learn.unet import UNetSettings
 
 HEADER = "cobertes"
 FORMAT = 1
@@ -48,6 +49,7 @@ class ModelHeader:
     def facts(self) -> dict[str, Any]:
         """What people want to know of the model, for the report."""
         return {
+            "architecture": self.network.architecture,
             "encoder": self.network.encoder,
             "seasons": list(self.inputs.seasons),
             "bands": list(self.inputs.bands),
@@ -138,7 +140,7 @@ def load_model(path: Path) -> tuple[nn.Module, ModelHeader]:
     """The network with its weights, in evaluation mode, and its header. Raises as `read_header` does."""
     path = model_path(path)
     header = read_header(path)
-    model = UNet(header.network)
+    model = build_network(header.network)
     with safe_open(path, framework="pt") as file:
         state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is no mapping)
     try:

@@ -14,6 +14,7 @@ from cobertes.labels.legend import Legend
 from cobertes.learn.infer import HeldOut, plan_blocks
 from cobertes.learn.inputs import Inputs
 from cobertes.learn.losses import Loss, class_weights
+from cobertes.learn.pretrained import RANDOM
 from cobertes.learn.samples import Sampler
 from cobertes.learn.unet import SCRATCH, UNetSettings
 from cobertes.settings import AugmentationSettings, ModelSettings, TrainSettings
@@ -36,7 +37,7 @@ class TrainingPlan:
     settings: TrainSettings
     loss: Loss
     fingerprint: str
-    pretrained: bool = False
+    weights: str = RANDOM
 
     @property
     def window(self) -> int:
@@ -86,12 +87,13 @@ def plan_training(
         )
     inputs = Inputs.of(statistics, model.seasons)
     network = UNetSettings(
-        inputs.channels, len(ground.legend), model.encoder, model.width, model.depth, tuple(model.decoder)
-    )
+        inputs.channels, len(ground.legend), model.encoder, model.width, model.depth, tuple(model.decoder),
+        model.upsampling, len(inputs.seasons) if model.seasons == "shared" else 1, model.architecture,
+    )  # fmt: skip
     sampler = Sampler.of(frame, ground, train, training_windows(train, tile_size), augmentation)
     tiles = frame[frame["keep"] & (frame["split"] == "train")]
     loss = _loss(train, ground.legend, statistics, np.array(tiles["counts"].to_list(), np.int64))
-    return TrainingPlan(ground, sampler, inputs, network, train, loss, fingerprint, model.weights == "imagenet")
+    return TrainingPlan(ground, sampler, inputs, network, train, loss, fingerprint, model.weights)
 
 
 def _loss(train: TrainSettings, legend: Legend, statistics: Statistics, tile_counts: NDArray[np.int64]) -> Loss:

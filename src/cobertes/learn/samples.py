@@ -206,7 +206,7 @@ class Sampler:
 
     def _season(self, rng: np.random.Generator, inputs: Inputs, turn: int) -> tuple[str, ...]:
         """The seasons that a sample shows: all, or one."""
-        if inputs.mode == "stack":
+        if inputs.mode != "separate":
             return inputs.seasons
         number = turn if self.settings.season_order == "in-turn" else int(rng.integers(len(inputs.seasons)))
         return (inputs.seasons[number % len(inputs.seasons)],)

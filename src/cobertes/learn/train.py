@@ -24,10 +24,11 @@ from cobertes.learn.device import choose_precision, start
 from cobertes.learn.history import Epoch, best_epoch, finite, stands_still, time_is_up, write_history
 from cobertes.learn.infer import Forward, HeldOut, each_season, judge
 from cobertes.learn.modelfile import MODEL_FILE, ModelHeader, save_model
+from cobertes.learn.network import Network, build_network, count_parameters, freeze
 from cobertes.learn.plan import TrainingPlan
+from cobertes.learn.pretrained import RANDOM, load_pretrained
 from cobertes.learn.samples import batches
 from cobertes.learn.schedule import Schedule
-from cobertes.learn.unet import UNet, count_parameters, freeze
 from cobertes.progress import SILENT, Progress
 
 log = logging.getLogger(__name__)
@@ -83,28 +84,31 @@ def _begin(plan: TrainingPlan, checkpoints: Path, progress: Progress) -> "_Loop"
     state = load_checkpoint(checkpoints, plan.fingerprint)
     # The seed decides the first weights; all later choices are functions of (seed, epoch, position).
     torch.manual_seed(settings.seed)
-    unet = UNet(plan.network, pretrained=plan.pretrained and state is None)
+    network = build_network(plan.network)
+    if plan.weights != RANDOM and state is None:
+        log.info("%s", load_pretrained(network, plan.weights, plan.inputs.bands))
     batch_size = min(settings.batch_size, len(plan.sampler))
-    _require_spread(unet, len(plan.sampler), batch_size, min(plan.sampler.windows))
+    _require_spread(network, len(plan.sampler), batch_size, min(plan.sampler.windows))
     # A trial may end otherwise the second time, so a resumed training keeps the precision it had.
     asked = state["precision"] if state is not None and settings.precision == "auto" else settings.precision
     shape = (batch_size, plan.network.channels, plan.window, plan.window)
-    precision, reason = choose_precision(asked, settings.device, unet, shape, learning=True)
+    precision, reason = choose_precision(asked, settings.device, network, shape, learning=True)
     fabric = start(settings.device, precision)
     log.info(
-        "U-Net with encoder %s, %.1f million parameters, on %s in %s (%s); %d windows of %s px per epoch",
-        plan.network.encoder, count_parameters(unet) / 1e6, fabric.device.type, precision, reason,
+        "%s with encoder %s, %.1f million parameters, on %s in %s (%s); %d windows of %s px per epoch",
+        plan.network.architecture.replace("unet", "U-Net"), plan.network.encoder,
+        count_parameters(network) / 1e6, fabric.device.type, precision, reason,
         len(plan.sampler), " or ".join(map(str, plan.sampler.windows)),
     )  # fmt: skip
 
     # Channels last is the layout that convolutions are fastest in, on CPUs with bf16 units and on CUDA alike.
-    unet = unet.to(memory_format=torch.channels_last)
+    network = network.to(memory_format=torch.channels_last)
     kind = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.Adam
-    averaged = Averaged(unet, settings.averaging)
+    averaged = Averaged(network, settings.averaging)
     judged = fabric.setup_module(averaged.model)
     if settings.compile:
-        unet.compile()
-    model, optimizer = fabric.setup(unet, kind(unet.parameters(), lr=settings.learning_rate))
+        network.compile()
+    model, optimizer = fabric.setup(network, kind(network.parameters(), lr=settings.learning_rate))
     schedule = Schedule(optimizer, settings)
     history: list[Epoch] = []
     if state is not None:
@@ -116,7 +120,7 @@ def _begin(plan: TrainingPlan, checkpoints: Path, progress: Progress) -> "_Loop"
         log.info("going on after epoch %d", len(history))
     begin = time.monotonic() - (history[-1]["elapsed"] if history else 0.0)
     return _Loop(
-        plan, fabric, precision, unet, model, judged, optimizer, averaged, schedule, batch_size, checkpoints,
+        plan, fabric, precision, network, model, judged, optimizer, averaged, schedule, batch_size, checkpoints,
         progress, begin, history,
     )  # fmt: skip
 
@@ -141,7 +145,7 @@ class _Loop:
     plan: TrainingPlan
     fabric: Fabric
     precision: str
-    unet: UNet
+    network: Network
     model: nn.Module
     judged: nn.Module
     optimizer: torch.optim.Optimizer
@@ -191,7 +195,7 @@ def _train_epoch(loop: _Loop, epoch: int) -> Epoch:
     """One pass over the epoch's windows; returns its part of the record."""
     plan, settings, model, optimizer = loop.plan, loop.plan.settings, loop.model, loop.optimizer
     model.train()
-    freeze(loop.unet, epoch <= settings.freeze_encoder)
+    freeze(loop.network, epoch <= settings.freeze_encoder)
     torch.manual_seed(settings.seed + 1_000_003 * epoch)  # for dropout, where an encoder has it
     unit = loop.batch_size * plan.window**2  # gradients are of sums over pixels; in this unit they keep their size
     begin, waited, total, weight, tiles = time.monotonic(), 0.0, 0.0, 0.0, 0
@@ -247,14 +251,14 @@ def _validate(loop: _Loop, held_out: Sequence[HeldOut]) -> tuple[ConfusionMatrix
         return judge(loop.forward, plan.inputs, plan.ground, held_out, loop.batch_size, advance)
 
 
-def _require_spread(unet: UNet, samples: int, batch_size: int, window: int) -> None:
+def _require_spread(network: Network, samples: int, batch_size: int, window: int) -> None:
     """Raise SettingsError where batch norm would get one value per channel, which has no spread."""
     smallest = samples // -(-samples // batch_size)
-    if smallest == 1 and window <= unet.stride:
+    if smallest == 1 and window <= network.stride:
         raise SettingsError(
-            f"a window of {window} px is one pixel at the bottom of the network (1/{unet.stride}) and a batch of "
-            f"one holds no other: batch norm can't learn from it. Use a train.window over {unet.stride} px, or a "
-            f"larger train.batch-size (now {batch_size}) and train.samples (now {samples})."
+            f"a window of {window} px is one pixel at the bottom of the network (1/{network.stride}) and a batch "
+            f"of one holds no other: batch norm can't learn from it. Use a train.window over {network.stride} px, "
+            f"or a larger train.batch-size (now {batch_size}) and train.samples (now {samples})."
         )
 
 

@@ -7,6 +7,13 @@
 
 The levels are our own double convolutions (``scratch``) or a timm backbone. Backbones start at half the
 resolution, so a double convolution of the input beside them keeps the full-resolution skip.
+
+With ``seasons`` over 1 one encoder looks at each season by itself; at every level their features are fused:
+
+    april  ── encoder ──┐
+    august ── encoder ──┴ mean and maximum over the seasons that were observed ── decoder ── logits
+
+so that the order of the seasons does not matter, and one that is missing or hidden leaves the others as they are.
 """
 
 from dataclasses import dataclass
@@ -15,25 +22,23 @@ from itertools import pairwise
 import timm
 import torch
 import torch.nn.functional as F
-from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
-from huggingface_hub.errors import HfHubHTTPError
 from torch import Tensor, nn
 
-from cobertes.errors import InputFileError, SettingsError, did_you_mean
+from cobertes.errors import SettingsError, did_you_mean
 
 SCRATCH = "scratch"
 BACKBONE_DECODER = (256, 128, 64, 32, 16)
 STEM_WIDTH = 32
-WEIGHTS_FILE = "model.safetensors"
 
 
 @dataclass(frozen=True)
 class UNetSettings:
     """Everything that determines the network's shape.
 
-    ``channels`` in, ``classes`` out; ``encoder`` scratch or a timm name; ``width`` and ``depth`` of a scratch
-    encoder; ``decoder`` channels from the bottom up, empty for the default: the widths of a scratch encoder
-    mirrored, 256 … 16 after a backbone.
+    ``channels`` in, of all seasons; ``classes`` out; ``encoder`` scratch or a timm name; ``width`` and ``depth``
+    of a scratch encoder; ``decoder`` channels from the bottom up, empty for the default: the widths of a scratch
+    encoder mirrored, 256 … 16 after a backbone; ``upsampling`` a key of `UPSAMPLING`; ``seasons`` that share the
+    encoder, 1 where it sees them stacked; ``architecture`` unet, or one of `cobertes.learn.network`.
     """
 
     channels: int
@@ -42,37 +47,65 @@ class UNetSettings:
     width: int = 32
     depth: int = 4
     decoder: tuple[int, ...] = ()
+    upsampling: str = "transposed"
+    seasons: int = 1
+    architecture: str = "unet"
 
 
 class UNet(nn.Module):
     """A U-Net for any window size: padded inside to a multiple of its stride, cropped back."""
 
-    def __init__(self, settings: UNetSettings, *, pretrained: bool = False) -> None:
+    def __init__(self, settings: UNetSettings) -> None:
         super().__init__()
         self.settings = settings
-        encoder: nn.Module
+        channels = settings.channels // settings.seasons
+        self.encoder: ScratchEncoder | TimmEncoder
         if settings.encoder == SCRATCH:
-            encoder = ScratchEncoder(settings.channels, settings.width, settings.depth)
+            self.encoder = ScratchEncoder(channels, settings.width, settings.depth)
         else:
-            encoder = TimmEncoder(settings.encoder, settings.channels, pretrained)
-        self.encoder = encoder
-        skips: list[int] = list(encoder.widths)  # at 1/1, 1/2, 1/4 ... of the size
+            self.encoder = TimmEncoder(settings.encoder, channels)
+        fused = 1 if settings.seasons == 1 else 2  # mean and maximum
+        skips = [fused * width for width in self.encoder.widths]  # at 1/1, 1/2, 1/4 ... of the size
         self.stride = 2 ** (len(skips) - 1)
-        ups = settings.decoder or (BACKBONE_DECODER if settings.encoder != SCRATCH else tuple(skips[-2::-1]))
+        mirrored = tuple(self.encoder.widths[-2::-1])
+        ups = settings.decoder or (BACKBONE_DECODER if settings.encoder != SCRATCH else mirrored)
         widths = _fit(ups, len(skips) - 1)
         below, beside = [skips[-1], *widths[:-1]], skips[-2::-1]
-        self.decoder = nn.ModuleList(Up(b, s, w) for b, s, w in zip(below, beside, widths, strict=True))
+        self.decoder = nn.ModuleList(
+            Up(b, s, w, settings.upsampling) for b, s, w in zip(below, beside, widths, strict=True)
+        )
         self.head = nn.Conv2d(widths[-1], settings.classes, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, classes, H, W) of ``x`` (B, channels, H, W)."""
         height, width = x.shape[-2:]
         x = F.pad(x, (0, -width % self.stride, 0, -height % self.stride))
-        *skips, y = self.encoder(x)  # (B, C0, H, W), (B, C1, H/2, W/2), ... (B, Cn, H/stride, W/stride)
+        # (B, C0, H, W), (B, C1, H/2, W/2), ... (B, Cn, H/stride, W/stride)
+        *skips, y = self.encoder(x) if self.settings.seasons == 1 else self._each_season(x)
         for up, skip in zip(self.decoder, reversed(skips), strict=True):
             y = up(y, skip)  # (B, width, twice, twice)
         logits: Tensor = self.head(y)
         return logits[..., :height, :width]
+
+    def _each_season(self, x: Tensor) -> list[Tensor]:
+        """Features of every season by the one encoder, fused where the season was observed."""
+        count = self.settings.seasons
+        apart = x.reshape(len(x), count, -1, *x.shape[-2:])  # (B, seasons, bands, H, W)
+        seen = (apart != 0).any(dim=2).to(x.dtype)  # what was not observed is 0 in all bands
+        features = self.encoder(apart.flatten(0, 1).contiguous(memory_format=torch.channels_last))
+        fused = []
+        for y in features:
+            there = F.adaptive_max_pool2d(seen, y.shape[-2:]).unsqueeze(2)  # (B, seasons, 1, h, w)
+            each = y.reshape(len(x), count, *y.shape[1:])  # (B, seasons, C, h, w)
+            mean = (each * there).sum(dim=1) / there.sum(dim=1).clamp(min=1)
+            lowest = torch.finfo(each.dtype).min
+            highest = torch.where(there > 0, each, lowest).amax(dim=1) * (there.sum(dim=1) > 0)
+            fused.append(torch.cat([mean, highest], dim=1))
+        return fused
+
+
+UPSAMPLING = ("transposed", "bilinear", "nearest")
+"""How the decoder doubles a feature map: by a transposed convolution, or interpolated and then convolved."""
 
 
 class DoubleConv(nn.Sequential):
@@ -90,11 +123,15 @@ class DoubleConv(nn.Sequential):
 
 
 class Up(nn.Module):
-    """Twice the size by transposed convolution, the skip beside it, then a double convolution."""
+    """Twice the size, the skip beside it, then a double convolution."""
 
-    def __init__(self, below: int, skip: int, width: int) -> None:
+    def __init__(self, below: int, skip: int, width: int, upsampling: str = "transposed") -> None:
         super().__init__()
-        self.up = nn.ConvTranspose2d(below, width, 2, stride=2)
+        self.up: nn.Module
+        if upsampling == "transposed":
+            self.up = nn.ConvTranspose2d(below, width, 2, stride=2)
+        else:  # the convolution is cheaper before the map is four times as large, and commutes with it
+            self.up = nn.Sequential(nn.Conv2d(below, width, 1), nn.Upsample(scale_factor=2, mode=upsampling))
         self.conv = DoubleConv(width + skip, width)
 
     def forward(self, y: Tensor, skip: Tensor) -> Tensor:
@@ -122,10 +159,10 @@ class ScratchEncoder(nn.Module):
 class TimmEncoder(nn.Module):
     """A double convolution at 1/1 beside a timm backbone's feature maps at 1/2, 1/4 ... 1/32."""
 
-    def __init__(self, name: str, channels: int, pretrained: bool) -> None:
+    def __init__(self, name: str, channels: int) -> None:
         super().__init__()
         self.stem = DoubleConv(channels, STEM_WIDTH)
-        self.backbone = _timm_backbone(name, channels, pretrained)
+        self.backbone = _timm_backbone(name, channels)
         self.widths: list[int] = [STEM_WIDTH, *self.backbone.feature_info.channels()]  # type: ignore[operator,union-attr]
 
     def forward(self, x: Tensor) -> list[Tensor]:
@@ -133,7 +170,7 @@ class TimmEncoder(nn.Module):
         return [self.stem(x), *self.backbone(x)]
 
 
-def _timm_backbone(name: str, channels: int, pretrained: bool) -> nn.Module:
+def _timm_backbone(name: str, channels: int) -> nn.Module:
     known = timm.list_models()
     if name.split(".", maxsplit=1)[0] not in known:
         raise SettingsError(f"unknown encoder '{name}'.{did_you_mean(name, [SCRATCH, *known])}")
@@ -151,7 +188,7 @@ def _timm_backbone(name: str, channels: int, pretrained: bool) -> nn.Module:
         raise SettingsError(
             f"encoder '{name}' has feature maps at {scales}, a U-Net needs 1/2, 1/4, 1/8 … Try resnet50."
         )
-    return _pretrained(name, channels) if pretrained else backbone
+    return backbone
 
 
 def _shapes(backbone: nn.Module, channels: int) -> list[tuple[int, ...]]:
@@ -163,47 +200,7 @@ def _shapes(backbone: nn.Module, channels: int) -> list[tuple[int, ...]]:
     return shapes
 
 
-def _pretrained(name: str, channels: int) -> nn.Module:
-    """The backbone with timm's weights, whose first convolution timm adapts to the number of channels."""
-    try:
-        _require_hub(name)
-        backbone: nn.Module = timm.create_model(name, pretrained=True, in_chans=channels, features_only=True)
-    except RuntimeError as error:
-        raise SettingsError(
-            f"encoder '{name}' can't start from pretrained weights ({error}). Use model.weights = \"random\"."
-        ) from error
-    except Exception as error:  # what an unreachable hub raises depends on the HTTP library beneath
-        raise InputFileError(
-            f"can't fetch the pretrained weights of '{name}': {error}. Use model.weights = \"random\", or put the "
-            f"weights into the Hugging Face cache (HF_HOME) of this machine."
-        ) from error
-    return backbone
-
-
-def _require_hub(name: str) -> None:
-    """Raise whatever one request to the hub raises where weights are not cached: timm retries for a minute."""
-    repository = getattr(timm.models.get_pretrained_cfg(name), "hf_hub_id", None)
-    if not repository or try_to_load_from_cache(repository, WEIGHTS_FILE) is not None:
-        return
-    try:
-        get_hf_file_metadata(hf_hub_url(repository, WEIGHTS_FILE), timeout=10)
-    except HfHubHTTPError:
-        pass  # the hub answers
-
-
 def _fit(asked: tuple[int, ...], levels: int) -> list[int]:
     """As many widths as there are levels: the last ones of those asked for, the first one repeated."""
     widths = list(asked)[-levels:]
     return [widths[0]] * (levels - len(widths)) + widths
-
-
-def freeze(unet: UNet, frozen: bool) -> None:
-    """Keep a backbone as it is, its batch norm included, or let it learn (again); call it after ``train()``."""
-    backbone = getattr(unet.encoder, "backbone", None)
-    if backbone is not None:
-        backbone.requires_grad_(not frozen).train(not frozen)
-
-
-def count_parameters(model: nn.Module) -> int:
-    """Number of trained values."""
-    return sum(p.numel() for p in model.parameters())
