@@ -45,6 +45,7 @@ ALLOWED = {
         "learn",
         "apply",
         "project",
+        "settings",
         "sources",
     },
     "run": {"errors", "files", "fingerprint", "progress", "geo", "apply", "project", "stages"},
