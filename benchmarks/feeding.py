@@ -96,7 +96,7 @@ def feed_ours(out: Path, layout: str, store: str, threads: int) -> Callable[[], 
     sampler, inputs = ours(out, layout, store, threads)
 
     def epoch() -> Batches:
-        for x, y in batches(sampler, inputs, 1, BATCH):
+        for x, y, _ in batches(sampler, inputs, 1, BATCH):
             yield torch.from_numpy(x), torch.from_numpy(y)
 
     return epoch

@@ -219,7 +219,7 @@ def test_training_batches_hold_image_and_label_of_the_same_place(ground):
     inputs = inputs_of(grid)
     sampler = Sampler.of(index.frame, here, TrainSettings(), (17,), AugmentationSettings(jitter=Chance()))
     pixels = 0
-    for x, y in batches(sampler, inputs, 1, 8):
+    for x, y, _ in batches(sampler, inputs, 1, 8):
         row, col = places(x, inputs, grid)
         np.testing.assert_array_equal(TENS.codes[y], code_at(row, col))
         pixels += y.size

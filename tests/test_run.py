@@ -1,6 +1,7 @@
 """A whole run: every stage on a small project, what a second run does, and that a model is never replaced."""
 
 import json
+import math
 import re
 import shutil
 import tomllib
@@ -18,6 +19,7 @@ from cobertes.errors import (
     SplitError,
     UnknownCodesError,
 )
+from cobertes.learn.history import read_history
 from cobertes.project import load_project
 from cobertes.run import STAGES, Run
 from cobertes.settings import Settings
@@ -167,6 +169,21 @@ def test_nan_as_the_scenes_nodata_is_the_same_setting_on_every_run(tmp_path):
     project.write_text("scene-nodata = nan\n" + project.read_text().replace("epochs = 8", "epochs = 1"))
     assert run_of(project).run() == list(STAGES)
     assert run_of(project).run() == []
+
+
+def test_a_model_can_learn_from_the_shares_of_classes(tmp_path):
+    write_ground(tmp_path)
+    project = load_project(write_project(tmp_path, train='targets = "fractions"\npurity-weight = true'))
+    run = Run(project, tmp_path / "run")
+    for stage in ("labels", "tiles", "train"):
+        run.run(only=stage)
+    (area,) = project.areas
+    with rasterio.open(run.files.fractions(area.name)) as file:
+        assert file.count == len(project.legend)
+        assert file.descriptions == tuple(project.legend.keys)
+    assert run.files.purity(area.name).exists()
+    assert not math.isnan(read_history(run.files.metrics)[0]["loss"])
+    assert run.run(only="labels") == []
 
 
 def test_changed_learning_settings_stop_before_anything_is_touched(copy):

@@ -97,7 +97,7 @@ def test_labels_move_with_the_image_through_crops_flips_and_turns(tmp_path):
     ways = set()
     for epoch in (1, 2):
         for position, tile in enumerate(sampler.epoch(epoch)):
-            x, y = sampler.sample(EXACT, epoch, position, tile, 13)
+            x, y, _ = sampler.sample(EXACT, epoch, position, tile, 13)
             row, col = places(x)
             np.testing.assert_array_equal(LEGEND.codes[y], code_at(row + 1, col + 1))
             # each pixel of one window, once
@@ -112,7 +112,7 @@ def test_without_variation_a_sample_is_its_tile(tmp_path):
     project = coordinate_project(tmp_path)
     sampler = project.sampler(**PLAIN)
     for tile, (row, col, _, _) in enumerate(sampler.tiles):
-        x, y = sampler.sample(EXACT, 1, 0, tile, 16)
+        x, y, _ = sampler.sample(EXACT, 1, 0, tile, 16)
         expected = np.mgrid[row : row + 16, col : col + 16]
         np.testing.assert_array_equal(places(x), expected)
         np.testing.assert_array_equal(LEGEND.codes[y], code_at(*(expected + 1)))
@@ -125,7 +125,7 @@ def test_seasons_stand_side_by_side_and_move_together(tmp_path):
     inputs = Inputs(("april", "august"), ("band1", "band2"), np.zeros((2, 2)), np.full((2, 2), SCALE))
     sampler = project.sampler()
     for position in range(8):
-        x, y = sampler.sample(inputs, 1, position, 0, 16)
+        x, y, _ = sampler.sample(inputs, 1, position, 0, 16)
         assert x.shape == (4, 16, 16)
         np.testing.assert_array_equal(places(x[2:]), places(x[:2]) + 200)
         np.testing.assert_array_equal(LEGEND.codes[y], code_at(*(places(x[:2]) + 1)))
@@ -196,7 +196,7 @@ def test_a_window_larger_than_its_area_is_filled_up_with_nothing(tmp_path):
     )  # fmt: skip
     sampler = project.sampler(window=32)
     for position in range(10):
-        x, y = sampler.sample(EXACT, 1, position, 0, 32)
+        x, y, _ = sampler.sample(EXACT, 1, position, 0, 32)
         row, col = places(x)
         inside = row >= 0
         assert inside.sum() == 20 * 24
@@ -213,7 +213,7 @@ def test_pixels_without_observation_are_zero_and_without_label(tmp_path):
     project = project_of(tmp_path, {"here": {"scene": values}}, {"here": labels})
     sampler = project.sampler(augmentation=AugmentationSettings(jitter=Chance(strength=0.5)))
     for position, tile in enumerate(sampler.epoch(1)):
-        x, y = sampler.sample(EXACT, 1, position, tile, 16)
+        x, y, _ = sampler.sample(EXACT, 1, position, tile, 16)
         np.testing.assert_array_equal(y == IGNORE_INDEX, (x == 0).all(axis=0))
         assert 0 < (y == IGNORE_INDEX).mean() < 0.2
 
@@ -242,7 +242,7 @@ def test_a_sample_is_a_function_of_seed_epoch_and_position(tmp_path):
     project = coordinate_project(tmp_path)
     jitter = AugmentationSettings(noise=Chance(strength=0.1))
     one, same, other = (project.sampler(seed=seed, augmentation=jitter) for seed in (3, 3, 4))
-    x, y = one.sample(EXACT, 2, 5, 1, 16)
+    x, y, _ = one.sample(EXACT, 2, 5, 1, 16)
     for again in (same.sample(EXACT, 2, 5, 1, 16), one.sample(EXACT, 2, 5, 1, 16)):
         np.testing.assert_array_equal(again[0], x)
         np.testing.assert_array_equal(again[1], y)
@@ -290,10 +290,10 @@ def test_batches_do_not_depend_on_threads(tmp_path, monkeypatch, threads):
     project = coordinate_project(tmp_path)
     sampler = project.sampler(samples=11)
     monkeypatch.setattr(infer, "READ_THREADS", threads)
-    found = [(x.copy(), y.copy()) for x, y in batches(sampler, EXACT, 3, 4)]
+    found = [(x.copy(), y.copy()) for x, y, _ in batches(sampler, EXACT, 3, 4)]
     expected = [sampler.sample(EXACT, 3, i, tile, 16) for i, tile in enumerate(sampler.epoch(3))]
-    np.testing.assert_array_equal(np.concatenate([x for x, _ in found]), np.stack([x for x, _ in expected]))
-    np.testing.assert_array_equal(np.concatenate([y for _, y in found]), np.stack([y for _, y in expected]))
+    np.testing.assert_array_equal(np.concatenate([x for x, _ in found]), np.stack([x for x, _, _ in expected]))
+    np.testing.assert_array_equal(np.concatenate([y for _, y in found]), np.stack([y for _, y, _ in expected]))
 
 
 @pytest.mark.parametrize(
@@ -303,8 +303,8 @@ def test_batches_do_not_depend_on_threads(tmp_path, monkeypatch, threads):
 def test_a_last_batch_is_no_leftover(tmp_path, samples, batch_size, sizes):
     sampler = coordinate_project(tmp_path, (96, 96)).sampler(samples=samples)
     found = list(batches(sampler, EXACT, 1, batch_size))
-    assert [len(x) for x, _ in found] == sizes
-    x, y = found[0]
+    assert [len(x) for x, _, _ in found] == sizes
+    x, y, _ = found[0]
     assert (x.shape[1:], x.dtype, y.shape[1:], y.dtype) == ((2, 16, 16), np.float32, (16, 16), np.uint8)
 
 
@@ -321,8 +321,8 @@ def test_a_damaged_scene_stops_the_feed_with_its_name(tmp_path):
 
 def test_each_batch_draws_one_of_the_windows(tmp_path):
     sampler = coordinate_project(tmp_path).sampler(window=(12, 16), samples=64)
-    sizes = [x.shape[-1] for x, _ in batches(sampler, EXACT, 1, 4)]
-    assert sizes == [x.shape[-1] for x, _ in batches(sampler, EXACT, 1, 4)]
+    sizes = [x.shape[-1] for x, _, _ in batches(sampler, EXACT, 1, 4)]
+    assert sizes == [x.shape[-1] for x, _, _ in batches(sampler, EXACT, 1, 4)]
     assert set(sizes) == {12, 16}
 
 
@@ -333,7 +333,7 @@ def test_a_zoomed_sample_shows_more_or_less_ground_and_its_labels(tmp_path):
     sampler = project.sampler(window=32, augmentation=STILL, zoom=0.5, samples=40)
     steps = []
     for position, tile in enumerate(sampler.epoch(1)):
-        x, y = sampler.sample(EXACT, 1, position, tile, 32)
+        x, y, _ = sampler.sample(EXACT, 1, position, tile, 32)
         row, col = x * SCALE
         step = np.diff(col[16]).mean()
         steps.append(step)
@@ -343,6 +343,43 @@ def test_a_zoomed_sample_shows_more_or_less_ground_and_its_labels(tmp_path):
     assert min(steps) < 0.8
     assert max(steps) > 1.25
     assert 0.6 < min(steps) < max(steps) < 1.55
+
+
+@pytest.mark.parametrize("bands", [1, 5])
+def test_shares_move_with_the_image_through_crops_turns_and_zoom(tmp_path, bands):
+    project = coordinate_project(tmp_path)
+    row, col = coordinates((150, 170))
+    kept = np.stack([(row * (k + 3) + col) % 101 for k in range(bands)]).astype(np.uint8)
+    kept[:, :20] = 255  # nothing is known of the north
+    paths = {"here": write_raster(tmp_path / "shares.tif", kept, grid_at(150, 170), nodata=255)}
+    ground = replace(project.ground, shares=paths)
+    for zoom in (0.0, 0.5):
+        sampler = replace(project, ground=ground).sampler(window=13, zoom=zoom, samples=60)
+        assert sampler.shares == bands
+        for position, tile in enumerate(sampler.epoch(1)):
+            x, y, shares = sampler.sample(EXACT, 1, position, tile, 13)
+            assert shares.shape == (13, 13, bands)
+            if zoom:  # values are interpolated, classes and shares nearest: of one pixel
+                assert (shares[y == IGNORE_INDEX] == 0).all()
+                continue
+            r, c = places(x)
+            expected = np.moveaxis(kept[:, r, c], 0, -1)
+            np.testing.assert_array_equal(shares, np.where(expected == 255, 0, expected))
+        for x, y, shares in batches(sampler, EXACT, 1, 8):
+            assert shares.shape == (len(x), *y.shape[1:], bands)
+
+
+def test_shares_are_zero_where_nothing_was_observed(tmp_path):
+    values = coordinates((96, 96))
+    labels = code_at(*values)
+    values = np.where((values[0] % 5 == 0) & (values[1] % 3 == 0), 0, values)
+    project = project_of(tmp_path, {"here": {"scene": values}}, {"here": labels})
+    paths = {"here": write_raster(tmp_path / "shares.tif", np.full((3, 96, 96), 30, np.uint8), grid_at(96, 96))}
+    sampler = replace(project, ground=replace(project.ground, shares=paths)).sampler()
+    for position, tile in enumerate(sampler.epoch(1)):
+        _, y, shares = sampler.sample(EXACT, 1, position, tile, 16)
+        np.testing.assert_array_equal(shares, np.where(y == IGNORE_INDEX, 0, 30)[..., None].repeat(3, -1))
+        assert (y == IGNORE_INDEX).any()
 
 
 def two_seasons(folder):
@@ -361,7 +398,7 @@ def test_a_separate_sample_shows_one_season_and_its_own_labels(tmp_path, order):
     assert inputs.channels == 2
     shown = []
     for position, tile in enumerate(sampler.epoch(1)):
-        x, y = sampler.sample(inputs, 1, position, tile, 16)
+        x, y, _ = sampler.sample(inputs, 1, position, tile, 16)
         assert x.shape == (2, 16, 16)
         observed = (x != 0).all(axis=0)
         np.testing.assert_array_equal(y == IGNORE_INDEX, ~observed)
@@ -475,8 +512,8 @@ def test_noise_is_gaussian_where_something_was_observed(tmp_path):
     plain = project.sampler(augmentation=STILL)
     differences = []
     for position, tile in enumerate(noisy.epoch(1)):
-        x, _ = noisy.sample(EXACT, 1, position, tile, 16)
-        same, _ = plain.sample(EXACT, 1, position, tile, 16)
+        x, _, _ = noisy.sample(EXACT, 1, position, tile, 16)
+        same, _, _ = plain.sample(EXACT, 1, position, tile, 16)
         assert not x[same == 0].any()
         differences.append((x - same)[same != 0])
     found = np.concatenate(differences)
@@ -499,7 +536,7 @@ def test_what_no_season_shows_any_more_is_not_asked_for(tmp_path):
         sampler = project.sampler(augmentation=augmentation, samples=30)
         found = set()
         for position, tile in enumerate(sampler.epoch(1)):
-            x, y = sampler.sample(inputs, 1, position, tile, 16)
+            x, y, _ = sampler.sample(inputs, 1, position, tile, 16)
             assert ((x == 0).all(axis=0) == (y == IGNORE_INDEX)).all()
             assert (x == 0).any()
             found.add(int((y == IGNORE_INDEX).sum()))
@@ -522,7 +559,7 @@ def test_a_block_that_can_not_be_read_can_be_skipped(tmp_path, caplog):
         list(batches(project.sampler(samples=40), EXACT, 1, 4))
     lenient = replace(project, ground=replace(project.ground, unreadable="skip"))
     labelled = [
-        (y != IGNORE_INDEX).any() for _, ys in batches(lenient.sampler(samples=40), EXACT, 1, 4) for y in ys
+        (y != IGNORE_INDEX).any() for _, ys, _ in batches(lenient.sampler(samples=40), EXACT, 1, 4) for y in ys
     ]
     assert 0 < sum(labelled) < 40
     assert "left out: can't read rows" in caplog.text

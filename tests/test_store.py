@@ -55,10 +55,10 @@ def test_a_store_holds_what_the_scenes_and_labels_hold(project, tmp_path):
             np.testing.assert_array_equal(found[season][0], expected[season][0])
             np.testing.assert_array_equal(found[season][1], expected[season][1])
         inside = window.clip(SHAPE)
-        stored += 0 not in inside.shape and store.read("here", "april", inside) is not None
+        stored += 0 not in inside.shape and store.read("here", "scene", "april", inside) is not None
     assert 20 < stored < 150  # some come from the store, some from the scenes
-    assert store.read("here", "april", Window(0, 0, 96, 64)) is not None
-    assert store.read("here", "april", Window(0, 0, 97, 64)) is None
+    assert store.read("here", "scene", "april", Window(0, 0, 96, 64)) is not None
+    assert store.read("here", "scene", "april", Window(0, 0, 97, 64)) is None
 
 
 def test_beyond_the_edge_of_a_stored_area_nothing_was_observed_whatever_nodata_is(tmp_path):
@@ -87,11 +87,17 @@ def test_scenes_that_can_be_read_as_they_are_stay_where_they_are(project, tmp_pa
     seasons = {name: open_scene([str(tmp_path / f"here-{name}.tif")]) for name in ("april", "august")}
     project = replace(project, ground=replace(project.ground, areas={"here": Area("here", seasons)}))
     store = store_of(project, tmp_path / "store", every_scene=False)
-    assert set(store.held) == {("here", "august"), ("here", None)}
+    assert set(store.held) == {("here", "scene", "august"), ("here", "labels", "")}
 
 
 def test_samples_do_not_depend_on_the_store(project, tmp_path):
-    fed = replace(project, ground=replace(project.ground, store=store_of(project, tmp_path / "store")))
+    shares = np.random.default_rng(0).integers(0, 101, (3, *SHAPE)).astype(np.uint8)
+    shares[:, :30] = 255
+    paths = {"here": write_raster(tmp_path / "shares.tif", shares, grid_at(*SHAPE), nodata=255)}
+    project = replace(project, ground=replace(project.ground, shares=paths))
+    store = store_of(project, tmp_path / "store", shares=paths)
+    assert store.read("here", "shares", "", Window(0, 0, 40, 40)).shape == (40, 40, 3)
+    fed = replace(project, ground=replace(project.ground, store=store))
     inputs = replace(EXACT, seasons=("april", "august"), mean=np.zeros((2, 2)), std=np.full((2, 2), 1024.0))
     one, other = (p.sampler(augmentation=EXACTLY, samples=30) for p in (project, fed))
     for position, tile in enumerate(one.epoch(1)):

@@ -163,8 +163,10 @@ class Run:
 
     def _outputs(self, stage: str) -> list[Path]:
         files, areas = self.files, self.project.areas
+        shares = [files.shares(area.name, self.project.settings.train) for area in areas]
         return {
-            "labels": [files.labels(area.name) for area in areas],
+            "labels": [path for area in areas for path in (files.labels(area.name), files.purity(area.name))]
+            + [path for path in shares if path is not None],
             "tiles": [files.tiles, files.statistics, files.split],
             "train": [files.model],
             "evaluate": [files.assessment, files.confusion],

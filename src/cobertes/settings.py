@@ -220,6 +220,10 @@ class TrainSettings(Section):
     """How much less the focal loss counts pixels that are known already; 0 makes it the cross-entropy."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of every label that is spread over all classes."""
+    targets: Literal["labels", "fractions"] = "labels"
+    """``fractions``: a mixed pixel is learnt as the share of each class that the reference map has in it."""
+    purity_weight: bool = False
+    """Whether a pixel weighs by the share of its commonest class: mixed ones less than pure ones."""
     class_weights: WeightName | dict[str, Annotated[float, Field(ge=0)]] = "none"
     """In cross-entropy and focal loss, from the training pixels' classes: ``ins`` (inverse number of samples),
     ``sqrt-ins``, ``median-frequency``, ``effective-number``, or by hand, ``{ water = 2 }``, 1 for others. Their

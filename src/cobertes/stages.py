@@ -7,7 +7,7 @@ A stage never calls the next one. Each returns a line for people that says what 
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from cobertes.labels.aggregate import make_labels
 from cobertes.labels.weights import Weighting
 from cobertes.progress import SILENT, Progress
 from cobertes.project import Project
-from cobertes.settings import WEIGHTS
+from cobertes.settings import WEIGHTS, TrainSettings
 from cobertes.sources import resolve
 from cobertes.tiles.ground import Ground
 from cobertes.tiles.index import build_index, load_index, save_index
@@ -53,6 +53,20 @@ class RunFolder:
     def labels(self, area: str) -> Path:
         """Labels of an area."""
         return self.path / "labels" / f"{area}.tif"
+
+    def fractions(self, area: str) -> Path:
+        """Share of each class in each pixel, percent; where they are learnt from."""
+        return self.path / "labels" / f"{area}.fractions.tif"
+
+    def purity(self, area: str) -> Path:
+        """Share of each pixel that its label covers, percent."""
+        return self.path / "labels" / f"{area}.purity.tif"
+
+    def shares(self, area: str, settings: TrainSettings) -> Path | None:
+        """What is learnt from beside the labels: fractions, or the purity."""
+        if settings.targets == "fractions":
+            return self.fractions(area)
+        return self.purity(area) if settings.purity_weight else None
 
     def map(self, area: str) -> Path:
         """Predicted map of an area."""
@@ -208,6 +222,8 @@ def label(project: Project, files: RunFolder, progress: Progress = SILENT) -> st
             min_valid=settings.min_valid,
             unknown=settings.unknown,
             memory=settings.memory,
+            purity=files.purity(area.name),
+            fractions=files.fractions(area.name) if project.settings.train.targets == "fractions" else None,
             resume="if-same",
             overwrite=True,
             progress=progress,
@@ -267,9 +283,11 @@ def train(
     from cobertes.learn.train import train_model
 
     settings = project.settings
+    shares = {area.name: files.shares(area.name, settings.train) for area in project.areas}
+    known = {name: path for name, path in shares.items() if path is not None}
     plan = plan_training(
         load_index(files.tiles),
-        open_ground(project, files),
+        replace(open_ground(project, files), shares=known),
         Statistics.from_dict(read_json(files.statistics)),
         model=settings.model.model_copy(update={"weights": project.weights}),
         train=settings.train,
@@ -283,6 +301,7 @@ def train(
             plan.ground.areas,
             plan.ground.labels,
             plan.feeding_windows(),
+            shares=known,
             made_from=observed_fingerprint(project, files),
             every_scene=settings.tiles.store == "always",
             budget=settings.tiles.store_gb,

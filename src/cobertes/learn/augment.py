@@ -85,14 +85,19 @@ def zoomed(
     observed: Mapping[str, Observed], labels: NDArray[np.uint8], size: int
 ) -> tuple[dict[str, Observed], NDArray[np.uint8]]:
     """A window brought to ``size`` pixels a side: values bilinear among observed pixels, the rest by nearest."""
-    nearest = np.clip((np.arange(size) + 0.5) * labels.shape[0] / size, 0, labels.shape[0] - 1).astype(np.int64)
-    grid = np.ix_(nearest, nearest)
     found: dict[str, Observed] = {}
     for season, (pixels, valid) in observed.items():
         out = np.empty((size, size, pixels.shape[2]), np.float32)
         _resample(pixels, valid, out)
-        found[season] = out, valid[grid]
-    return found, labels[grid]
+        found[season] = out, nearest(valid, size)
+    return found, nearest(labels, size)
+
+
+def nearest(values: NDArray[Any], size: int) -> NDArray[Any]:
+    """A window (n, n, ...) brought to ``size`` pixels a side without mixing any."""
+    n = len(values)
+    places = np.clip((np.arange(size) + 0.5) * n / size, 0, n - 1).astype(np.int64)
+    return np.asarray(values[np.ix_(places, places)])
 
 
 @compiled

@@ -73,7 +73,7 @@ def _encode(
 
 
 def turned(values: NDArray[Any], turn: int) -> NDArray[Any]:
-    """(H, W) of (n, m): mirrored left to right where ``turn`` >= 4, then ``turn % 4`` quarters to the left."""
+    """(H, W, ...) of (n, m, ...): mirrored left to right if ``turn`` >= 4, then turned left ``turn % 4`` times."""
     return np.rot90(values[:, ::-1] if turn >= 4 else values, turn % 4)
 
 

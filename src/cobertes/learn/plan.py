@@ -79,7 +79,15 @@ def plan_training(
     tile_size: int,
     fingerprint: str,
 ) -> TrainingPlan:
-    """Bring index, statistics and settings together. Raises NoTilesError, LegendError, SettingsError."""
+    """Bring index, statistics and settings together.
+
+    ground   with the shares of classes, or the purity, where the settings ask to learn from them
+    Raises NoTilesError, LegendError, SettingsError.
+    """
+    if (train.targets == "fractions" or train.purity_weight) and not ground.shares:
+        raise SettingsError(
+            'train.targets = "fractions" and train.purity-weight need files of shares: Ground(..., shares=...)'
+        )
     if train.freeze_encoder and model.encoder == SCRATCH:
         raise SettingsError(
             "train.freeze-encoder keeps a backbone as it is, but a scratch encoder has learnt nothing yet. Set it "

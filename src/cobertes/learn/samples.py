@@ -10,7 +10,7 @@ threads, so a resumed run, another number of threads or another machine draws th
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import ceil
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,10 +19,11 @@ from cobertes.errors import NoTilesError
 from cobertes.geo.scene import Observed
 from cobertes.geo.windows import Window
 from cobertes.labels.legend import IGNORE_INDEX
-from cobertes.learn.augment import Variation, draw_variation, zoomed
+from cobertes.learn.augment import Variation, draw_variation, nearest, zoomed
 from cobertes.learn.infer import read_groups_ahead
 from cobertes.learn.inputs import Inputs, turned
 from cobertes.settings import AugmentationSettings, TrainSettings
+from cobertes.tiles.census import count_bands
 from cobertes.tiles.ground import Ground
 from cobertes.tiles.rules import BETWEEN, GUARD, POOR
 from cobertes.tiles.split import TRAIN
@@ -36,8 +37,17 @@ BALANCE_ROUNDS = 50
 RAREST, OFTENEST = 0.25, 20.0
 """How much rarer or more often than by area a tile may be drawn: none is forgotten, none learnt by heart."""
 
-Batch = tuple[NDArray[np.float32], NDArray[np.uint8]]
-"""x (B, C, size, size) float32, channels last in memory, and y (B, size, size) uint8 class indices."""
+
+class Batch(NamedTuple):
+    """Of samples, or one without the first axis.
+
+    ``x`` (B, C, size, size) float32, channels last in memory; ``y`` (B, size, size) uint8 class indices;
+    ``shares`` (B, size, size, n) uint8 percent of each class, or the purity, where they are learnt from.
+    """
+
+    x: NDArray[np.float32]
+    y: NDArray[np.uint8]
+    shares: NDArray[np.uint8] | None = None
 
 
 @dataclass(frozen=True)
@@ -84,7 +94,8 @@ class Sampler:
 
     ``area`` names and ``tiles`` (n, 4) int: row, col, height, width, around which a window fits, at least at the
     shift ``fits`` (n, 2) from the middle; ``weights`` (n,) sum to 1; ``windows`` sides in pixels; ``poor`` ground
-    by area that no window may touch; ``kept`` the number of whole training tiles.
+    by area that no window may touch; ``kept`` the number of whole training tiles; ``shares`` bands of shares of
+    classes that samples bring along.
     """
 
     ground: Ground
@@ -97,6 +108,7 @@ class Sampler:
     windows: tuple[int, ...]
     poor: Mapping[str, PoorGround]
     kept: int
+    shares: int = 0
 
     @classmethod
     def of(
@@ -119,6 +131,7 @@ class Sampler:
         sampler = cls(
             ground, area, tiles, np.zeros((n, 2), np.int64), np.full(n, 1 / max(n, 1)), settings,
             augmentation or AugmentationSettings(), windows, poor, int(kept.sum()),
+            max(map(count_bands, ground.shares.values()), default=0),
         )  # fmt: skip
         return sampler._where_windows_fit(counts)
 
@@ -184,14 +197,12 @@ class Sampler:
     def sample(
         self, inputs: Inputs, epoch: int, position: int, tile: int, size: int, into: Batch | None = None
     ) -> Batch:
-        """Read and vary one sample: x (C, size, size) float32, y (size, size) uint8.
+        """Read and vary one sample.
 
-        into   where it is written: x (size, size, C), y (size, size)
+        into   where it is written: x (size, size, C), y (size, size), shares (size, size, n)
         Raises InputFileError where a scene can't be read, unless the ground says to skip that.
         """
-        x, y = into or (
-            np.empty((size, size, inputs.channels), np.float32), np.empty((size, size), np.uint8)
-        )  # fmt: skip
+        x, y, q = into or self.memory((), size, inputs.channels)
         rng = np.random.default_rng((self.settings.seed, epoch, 1 + position))  # 0 is the draw of the epoch
         window = self._place(rng, tile, size)
         season = self._season(rng, inputs, epoch + position)
@@ -199,10 +210,21 @@ class Sampler:
             rng, self.augmentation, inputs.channels // len(inputs.bands), len(inputs.bands), size
         )
         observed, labels = self.ground.read_pixels(self.area[tile], window, season)
+        shares = None if q is None else self.ground.read_shares(self.area[tile], window)
         if window.height != size:
             observed, labels = zoomed(observed, labels, size)
+            shares = None if shares is None else nearest(shares, size)
         _apply(variation, inputs, observed, labels, rng, x, y)
-        return x.transpose(2, 0, 1), y
+        if q is not None and shares is not None:
+            q[:] = turned(shares, variation.turn)
+            q[y == IGNORE_INDEX] = 0
+        return Batch(x.transpose(2, 0, 1), y, q)
+
+    def memory(self, shape: tuple[int, ...], size: int, channels: int) -> Batch:
+        """Room for samples of a side of ``size``, channels last."""
+        sides = (*shape, size, size)
+        shares = np.empty((*sides, self.shares), np.uint8) if self.shares else None
+        return Batch(np.empty((*sides, channels), np.float32), np.empty(sides, np.uint8), shares)
 
     def _season(self, rng: np.random.Generator, inputs: Inputs, turn: int) -> tuple[str, ...]:
         """The seasons that a sample shows: all, or one."""
@@ -333,10 +355,10 @@ def batches(sampler: Sampler, inputs: Inputs, epoch: int, batch_size: int) -> It
     free: list[Batch] = []
 
     def memory(count: int, size: int) -> Batch:
-        for number, (x, _) in enumerate(free):
-            if x.shape[:2] == (count, size):
+        for number, batch in enumerate(free):
+            if batch.x.shape[:2] == (count, size):
                 return free.pop(number)
-        return np.empty((count, size, size, inputs.channels), np.float32), np.empty((count, size, size), np.uint8)
+        return sampler.memory((count,), size, inputs.channels)
 
     def tasks() -> Iterator[list[tuple[Batch, int, int]]]:
         for number, group in enumerate(groups):
@@ -344,10 +366,11 @@ def batches(sampler: Sampler, inputs: Inputs, epoch: int, batch_size: int) -> It
             yield [(batch, slot, int(position)) for slot, position in enumerate(group)]
 
     def read(task: tuple[Batch, int, int]) -> None:
-        (x, y), slot, position = task
-        sampler.sample(inputs, epoch, position, int(order[position]), x.shape[1], (x[slot], y[slot]))
+        (x, y, q), slot, position = task
+        into = Batch(x[slot], y[slot], None if q is None else q[slot])
+        sampler.sample(inputs, epoch, position, int(order[position]), x.shape[1], into)
 
     for done in read_groups_ahead(tasks(), read):
-        (x, y), _, _ = done[0][0]
-        yield x.transpose(0, 3, 1, 2), y
-        free.append((x, y))
+        batch, _, _ = done[0][0]
+        yield Batch(batch.x.transpose(0, 3, 1, 2), batch.y, batch.shares)
+        free.append(batch)

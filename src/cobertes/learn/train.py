@@ -27,9 +27,10 @@ from cobertes.learn.modelfile import MODEL_FILE, ModelHeader, save_model
 from cobertes.learn.network import Network, build_network, count_parameters, freeze
 from cobertes.learn.plan import TrainingPlan
 from cobertes.learn.pretrained import RANDOM, load_pretrained
-from cobertes.learn.samples import batches
+from cobertes.learn.samples import Batch, batches
 from cobertes.learn.schedule import Schedule
 from cobertes.progress import SILENT, Progress
+from cobertes.settings import TrainSettings
 
 log = logging.getLogger(__name__)
 
@@ -210,9 +211,9 @@ def _train_epoch(loop: _Loop, epoch: int) -> Epoch:
                 waited += time.monotonic() - asked
                 if batch is None:
                     break
-                x = torch.from_numpy(batch[0]).to(loop.fabric.device, memory_format=torch.channels_last)
-                y = torch.from_numpy(batch[1]).to(loop.fabric.device).long()
-                loss, pixels = plan.loss(model(x), y)
+                x = torch.from_numpy(batch.x).to(loop.fabric.device, memory_format=torch.channels_last)
+                y, importance = _targets(batch, settings, loop.fabric.device)
+                loss, pixels = plan.loss(model(x), y, importance)
                 if not math.isfinite(float(loss.detach())):
                     raise _not_finite(plan, epoch, save_batch(loop.checkpoints, x, y))
                 loop.fabric.backward(loss / unit)
@@ -235,6 +236,19 @@ def _train_epoch(loop: _Loop, epoch: int) -> Epoch:
         "tiles_per_second": len(plan.sampler) / seconds,
         "waiting_share": waited / seconds,
     }
+
+
+def _targets(batch: Batch, settings: TrainSettings, device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """Target and weight of the pixels of a batch, as `Loss` takes them: labels or shares of classes; purity."""
+    labels = torch.from_numpy(batch.y).to(device).long()
+    if batch.shares is None:
+        return labels, None
+    shares = torch.from_numpy(batch.shares).to(device).permute(0, 3, 1, 2).float()
+    purity = None
+    if settings.purity_weight:
+        known = shares.sum(dim=1).clamp(min=1) if shares.shape[1] > 1 else 100.0
+        purity = shares.amax(dim=1) / known
+    return (shares if settings.targets == "fractions" else labels), purity
 
 
 def _not_finite(plan: TrainingPlan, epoch: int, kept: Path) -> TrainingError:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from rasterio.errors import RasterioError
 
 from cobertes.errors import InputFileError
+from cobertes.geo.grid import open_raster
 from cobertes.geo.windows import Window
 from cobertes.jit import compiled
 from cobertes.labels.legend import Legend
@@ -35,12 +36,32 @@ SQUARES = 512
 
 def read_labels(path: Path, window: Window) -> NDArray[np.uint8]:
     """Class codes of a window of a labels file, (height, width) uint8; the window lies inside."""
+    return _read(path, window)[0]
+
+
+def read_shares(path: Path, window: Window) -> NDArray[np.uint8]:
+    """Shares of classes, or purity, in a window, (height, width, bands) uint8 percent; 0 where unknown."""
+    shares = np.ascontiguousarray(np.moveaxis(_read(path, window), 0, 2))
+    shares[shares == UNKNOWN_SHARE] = 0
+    return shares
+
+
+UNKNOWN_SHARE = 255
+
+
+def count_bands(path: Path) -> int:
+    """Bands of a file of labels or shares."""
+    with open_raster(path) as dataset:
+        return int(dataset.count)
+
+
+def _read(path: Path, window: Window) -> NDArray[np.uint8]:
     try:
         with rasterio.open(path) as dataset:
-            codes: NDArray[np.uint8] = dataset.read(
-                1, window=rasterio.windows.Window(window.col, window.row, window.width, window.height)
+            values: NDArray[np.uint8] = dataset.read(
+                window=rasterio.windows.Window(window.col, window.row, window.width, window.height)
             )
-            return codes
+            return values
     except RasterioError as error:
         raise InputFileError(f"can't read the labels {path}: {error}. Run the labels stage again.") from error
 

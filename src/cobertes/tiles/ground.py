@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,9 +15,9 @@ from cobertes.geo.scene import Observed, Scene, seen_in_any
 from cobertes.geo.validity import valid_where
 from cobertes.geo.windows import Window
 from cobertes.labels.legend import IGNORE_INDEX, Legend
-from cobertes.tiles.census import read_labels
+from cobertes.tiles.census import count_bands, read_labels, read_shares
 from cobertes.tiles.split import Split
-from cobertes.tiles.store import Store
+from cobertes.tiles.store import LABELS, SCENE, SHARES, Store
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 class Ground:
     """The areas by name, their labels on the scenes' grid, legend and split, and a store of both.
 
+    ``shares`` are files by area with the share of each class, or with the purity, where they are learnt from;
     ``unreadable`` says what becomes of windows that a scene can't give: InputFileError, or a warning, and nothing
     was observed there.
     """
@@ -36,6 +37,7 @@ class Ground:
     split: Split
     store: Store | None = None
     unreadable: Literal["error", "skip"] = "error"
+    shares: Mapping[str, Path] = field(default_factory=dict)
 
     def read(self, area: str, window: Window) -> tuple[dict[str, Observed], NDArray[np.uint8]]:
         """What was observed in each season, by band, and the class indices (height, width) uint8.
@@ -63,7 +65,7 @@ class Ground:
     def _pixels(self, area: str, season: str, window: Window) -> Observed:
         scene = self.areas[area].scenes[season]
         inside = window.clip(scene.shape)
-        stored = self._stored(area, season, inside)
+        stored = self._stored(area, SCENE, season, inside)
         if stored is not None:
             valid = valid_where(stored, scene.nodata)
             if inside == window:
@@ -81,17 +83,30 @@ class Ground:
         codes = np.full(window.shape, self.legend.nodata, np.uint8)
         inside = window.clip(self.areas[area].shape)
         if 0 not in inside.shape:
-            stored = self._stored(area, None, inside)
+            stored = self._stored(area, LABELS, "", inside)
             known = read_labels(self.labels[area], inside) if stored is None else stored[..., 0]
             codes[inside.within(window)] = known
         y: NDArray[np.uint8] = self.legend.index_table()[codes]
         y[~seen_in_any(observed)] = IGNORE_INDEX
         return y
 
-    def _stored(self, area: str, season: str | None, inside: Window) -> NDArray[Any] | None:
+    def read_shares(self, area: str, window: Window) -> NDArray[np.uint8]:
+        """Shares of classes, or purity, (height, width, bands) uint8 percent; 0 where nothing is known."""
+        inside = window.clip(self.areas[area].shape)
+        if 0 in inside.shape:
+            return np.zeros((*window.shape, count_bands(self.shares[area])), np.uint8)
+        known = self._stored(area, SHARES, "", inside)
+        known = read_shares(self.shares[area], inside) if known is None else known
+        if inside == window:
+            return known
+        shares = np.zeros((*window.shape, known.shape[2]), np.uint8)
+        shares[inside.within(window)] = known
+        return shares
+
+    def _stored(self, area: str, kind: str, season: str, inside: Window) -> NDArray[Any] | None:
         if self.store is None or 0 in inside.shape:
             return None
-        return self.store.read(area, season, inside)
+        return self.store.read(area, kind, season, inside)
 
     def _skip(self, error: InputFileError) -> None:
         if self.unreadable == "error":

@@ -3,7 +3,7 @@
 Worth its disk where a scene is slow to read window by window: compressed, in many files, remote, a VRT. Scenes
 that a memory map can read as they are (`geo.mapped`) are left where they are; labels are compressed, and copied.
 
-    pixels.bin    [april: chunk chunk ...][august: chunk ...][labels: chunk ...]      only chunks that are wanted
+    pixels.bin    [april: chunk chunk ...][august: chunk ...][labels: chunk ...][shares]    chunks that are wanted
     ledger.json   which runs of chunks are written (a killed copy goes on), and from what
 
 A window that the store does not hold whole is read from the scene, so nothing depends on what is stored.
@@ -30,7 +30,7 @@ from cobertes.geo.ledger import Ledger
 from cobertes.geo.mapped import NOT_STORED, Mapped, Values
 from cobertes.geo.windows import Window, runs
 from cobertes.progress import SILENT, Progress
-from cobertes.tiles.census import read_labels
+from cobertes.tiles.census import count_bands, read_labels, read_shares
 
 log = logging.getLogger(__name__)
 
@@ -42,19 +42,21 @@ RUN = 8
 
 COPY_THREADS = 2
 
-Key = tuple[str, str | None]
-"""Area and season of what is stored; None stands for the labels."""
+SCENE, LABELS, SHARES = "scene", "labels", "shares"
+
+Key = tuple[str, str, str]
+"""Of what is stored: area, kind, and the season of a scene."""
 
 
 @dataclass(frozen=True)
 class Store:
-    """What is stored of each area and season, and of the labels."""
+    """What is stored of each area: its seasons, its labels, and shares of classes where they are learnt from."""
 
     held: Mapping[Key, Mapped]
 
-    def read(self, area: str, season: str | None, window: Window) -> NDArray[Any] | None:
+    def read(self, area: str, kind: str, season: str, window: Window) -> NDArray[Any] | None:
         """Values (height, width, bands) of a window inside the area; None where not all of it is stored."""
-        mapped = self.held.get((area, season))
+        mapped = self.held.get((area, kind, season))
         if mapped is None or not mapped.holds(window):
             return None
         return mapped.read(window, np.arange(mapped.chunk[2]))
@@ -97,6 +99,7 @@ def make_store(
     labels: Mapping[str, Path],
     windows: Mapping[str, Sequence[Window]],
     *,
+    shares: Mapping[str, Path] | None = None,
     made_from: str,
     every_scene: bool = False,
     budget: float = 20.0,
@@ -105,13 +108,15 @@ def make_store(
 ) -> Store | None:
     """Copy the ground under ``windows`` (by area), or take up what is there; None where it is over the budget.
 
+    shares       shares of classes by area, as `census.read_shares` reads them, to be copied too
     made_from    fingerprint of scenes and labels: a store of others is made anew
     every_scene  also scenes that can be read as they are
     budget       disk in GB, at most
     unreadable   "skip" leaves out, with a warning, what a scene can't give
     Raises StorageError where the disk lacks room, InputFileError where a scene can't be read.
     """
-    segments, size = _plan(areas, windows, every_scene)
+    shares = shares or {}
+    segments, size = _plan(areas, windows, every_scene, {name: count_bands(path) for name, path in shares.items()})
     if size > budget * 1e9:
         log.warning(
             "the tile store would take %.1f GB, tiles.store-gb allows %g: scenes are read where they are, "
@@ -134,12 +139,15 @@ def make_store(
         if not ledger.done:  # what an older ledger says of the file ends here
             ledger.path.unlink(missing_ok=True)
         _allocate(path, size)
-        _copy(path, tasks, ledger, labels, unreadable, progress)
+        _copy(path, tasks, ledger, {LABELS: labels, SHARES: shares}, unreadable, progress)
     return Store(_open(path, segments, [task for i, task in enumerate(tasks) if i not in ledger.done]))
 
 
 def _plan(
-    areas: Mapping[str, Area], windows: Mapping[str, Sequence[Window]], every_scene: bool
+    areas: Mapping[str, Area],
+    windows: Mapping[str, Sequence[Window]],
+    every_scene: bool,
+    shares: Mapping[str, int],
 ) -> tuple[list[_Segment], int]:
     """The segments of the file, and its size in bytes."""
     segments: list[_Segment] = []
@@ -153,13 +161,16 @@ def _plan(
                 rows = slice(inside.row // side[0], (inside.row_stop - 1) // side[0] + 1)
                 cols = slice(inside.col // side[1], (inside.col_stop - 1) // side[1] + 1)
                 wanted[rows, cols] = True
-        kinds: list[tuple[str | None, int, str]] = [
-            (season, len(scene.bands), scene.dtype)
+        kinds: list[tuple[Key, int, str]] = [
+            ((name, SCENE, season), len(scene.bands), scene.dtype)
             for season, scene in area.scenes.items()
             if every_scene or scene.mapped is None
         ]
-        for season, bands, dtype in [*kinds, (None, 1, "uint8")]:
-            segment = _Segment((name, season), area, (side[0], side[1], bands), dtype, wanted, start)
+        kinds.append(((name, LABELS, ""), 1, "uint8"))
+        if name in shares:
+            kinds.append(((name, SHARES, ""), shares[name], "uint8"))
+        for key, bands, dtype in kinds:
+            segment = _Segment(key, area, (side[0], side[1], bands), dtype, wanted, start)
             segments.append(segment)
             start += -(-segment.bytes // 8) * 8  # values of every type begin at a multiple of their size
     return segments, start
@@ -191,7 +202,7 @@ def _copy(
     path: Path,
     tasks: Sequence[tuple[_Segment, tuple[int, int, int]]],
     ledger: Ledger,
-    labels: Mapping[str, Path],
+    maps: Mapping[str, Mapping[str, Path]],
     unreadable: Literal["error", "skip"],
     progress: Progress,
 ) -> None:
@@ -203,11 +214,13 @@ def _copy(
         segment, (row, first, stop) = tasks[number]
         height, width, bands = segment.chunk
         whole = Window(row * height, first * width, height, (stop - first) * width)
-        name, season = segment.key
+        name, kind, season = segment.key
         values = np.zeros((*whole.shape, bands), segment.dtype)
         inside = whole.clip(segment.area.shape)
-        if season is None:
-            values[: inside.height, : inside.width, 0] = read_labels(labels[name], inside)
+        if kind == LABELS:
+            values[: inside.height, : inside.width, 0] = read_labels(maps[kind][name], inside)
+        elif kind == SHARES:
+            values[: inside.height, : inside.width] = read_shares(maps[kind][name], inside)
         else:
             try:
                 values[: inside.height, : inside.width] = segment.area.scenes[season].read_pixels(inside)[0]
