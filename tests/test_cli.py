@@ -122,6 +122,17 @@ def test_a_second_run_does_nothing_and_a_plan_says_so(trained):
     assert state(model(trained)) == before
 
 
+def test_a_plan_says_what_training_would_take(place):
+    write_project(place)
+    done = call("run", place / "project.toml", "--plan", "--json")
+    training = json.loads(done.stdout)["training"]
+    assert training["epochs"] * training["epoch_seconds"] == pytest.approx(training["seconds"])
+    assert training["step_seconds"] > 0
+    told = call("run", place / "project.toml", "--plan").stdout
+    for word in ("million parameters", "Mpx/s", "held-out ones", "epochs at most", "GB for checkpoints"):
+        assert word in told
+
+
 def test_a_plan_writes_nothing(place):
     write_project(place)
     done = call("run", place / "project.toml", "--plan", "--json")
@@ -560,7 +571,7 @@ def test_ctrl_c_during_training_stops_cleanly_and_the_same_command_goes_on(place
     assert 0 < epochs < 12
     done = call("run", project, "--only", "train")
     assert done.exit_code == 0, done.stderr
-    assert f"going on after epoch {epochs} of" in done.stderr
+    assert f"going on after epoch {epochs}\n" in done.stderr
     assert len(metrics.read_text().splitlines()) == 12
 
 

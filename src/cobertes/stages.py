@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cobertes.files import read_json, write_json
 from cobertes.fingerprint import fingerprint, stamp
@@ -26,6 +26,9 @@ from cobertes.tiles.index import build_index, load_index, save_index
 from cobertes.tiles.split import Split
 from cobertes.tiles.statistics import Statistics
 from cobertes.tiles.store import make_store
+
+if TYPE_CHECKING:
+    from cobertes.learn.estimate import Estimate
 
 LEARNING_SECTIONS = (
     "legend",
@@ -312,6 +315,32 @@ def train(
     header = train_model(plan, files.path, progress=progress, report=on_epoch)
     facts = header.training
     return f"best of {facts['epochs']} epochs: {facts['best_epoch']}, mIoU {facts['validation_miou']:.3f}"
+
+
+def estimate(project: Project, files: RunFolder) -> "Estimate":
+    """What training will take on this machine; tiles are counted in the index, or guessed where there is none."""
+    from cobertes.learn.estimate import estimate_training
+    from cobertes.learn.plan import network_settings, training_windows
+
+    settings = project.settings
+    window = max(training_windows(settings.train, settings.tiles.size))
+    held = settings.split.validation
+    if files.tiles.exists():
+        frame = load_index(files.tiles)
+        tiles = int((frame["keep"] & (frame["split"] == "train")).sum())
+        judged = frame[frame["keep"] & (frame["split"] == "validation")]
+        held_pixels = (judged["height"] * judged["width"]).sum()
+    else:
+        pixels = sum(area.shape[0] * area.shape[1] for area in project.areas)
+        tiles = max(1, int((1 - held - settings.split.test) * pixels / settings.tiles.size**2))
+        held_pixels = held * pixels
+    return estimate_training(
+        network_settings(settings.model, project.bands, project.seasons, len(project.legend)),
+        settings.train,
+        window=window,
+        windows=settings.train.samples or tiles,
+        held_out=max(1, int(held_pixels / window**2)),
+    )
 
 
 def evaluate(project: Project, files: RunFolder, progress: Progress = SILENT) -> str:

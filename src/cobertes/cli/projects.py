@@ -1,5 +1,6 @@
 """Commands on projects: demo, run, init."""
 
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -66,7 +67,10 @@ def run(
             "--from", metavar="STAGE", help="This stage and all later ones, up to date or not; keeps an old model."
         ),
     ] = None,
-    plan: Annotated[bool, typer.Option("--plan", help="Say what would be done, and stop.")] = False,
+    plan: Annotated[
+        bool,
+        typer.Option("--plan", help="Say what would be done, and what training would take: some steps are timed."),
+    ] = False,
 ) -> None:
     """Run a project: labels -> tiles -> train -> evaluate -> predict -> report.
 
@@ -90,17 +94,26 @@ def run(
     if plan:
         steps = job.plan(only, start)
         lines = [f"{step.stage:<9} {'run' if step.runs else 'skip':<5} {step.why}" for step in steps]
-        console.answer("\n".join(lines), steps=[vars(step) for step in steps])
+        training = None
+        if any(step.stage == "train" and step.runs for step in steps):
+            from cobertes.stages import estimate
+
+            found = estimate(job.project, job.files)
+            training, lines = found.to_dict(), [*lines, "", *found.lines()]
+        console.answer("\n".join(lines), steps=[vars(step) for step in steps], training=training)
         return
     ran = job.run(only, start)
     _tell_results(console, job, ran)
 
 
 def _epoch_line(record: dict[str, float]) -> str:
+    held_out = (
+        f"held out {record['validation_loss']:.3f}  mIoU {record['miou']:.3f}  Dice {record['mean_dice']:.3f}  "
+        f"accuracy {record['overall_accuracy']:.3f}  "
+    )
     return (
-        f"epoch {record['epoch']:>3.0f}  loss {record['loss']:.3f}  held out {record['validation_loss']:.3f}  "
-        f"mIoU {record['miou']:.3f}  Dice {record['mean_dice']:.3f}  accuracy {record['overall_accuracy']:.3f}  "
-        f"lr {record['learning_rate']:.2g}  {record['seconds']:.0f} s"
+        f"epoch {record['epoch']:>3.0f}  loss {record['loss']:.3f}  {'' if isnan(record['miou']) else held_out}"
+        f"lr {record['learning_rate']:.2g}  {record['seconds']:.0f} s, {record['waiting_share']:.0%} for data"
     )
 
 

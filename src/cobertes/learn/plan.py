@@ -1,6 +1,7 @@
 """What is to be trained on what: index, ground, statistics and settings brought together."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -68,6 +69,17 @@ def training_windows(train: TrainSettings, tile_size: int) -> tuple[int, ...]:
     return (train.window or tile_size,)
 
 
+def network_settings(
+    model: ModelSettings, bands: Sequence[str], seasons: Sequence[str], classes: int
+) -> UNetSettings:
+    """The network of these settings for scenes of some bands and seasons."""
+    channels = len(bands) * (1 if model.seasons == "separate" else len(seasons))
+    return UNetSettings(
+        channels, classes, model.encoder, model.width, model.depth, tuple(model.decoder), model.upsampling,
+        len(seasons) if model.seasons == "shared" else 1, model.architecture,
+    )  # fmt: skip
+
+
 def plan_training(
     frame: Any,
     ground: Ground,
@@ -94,10 +106,7 @@ def plan_training(
             "to 0, or take a backbone with pretrained weights (model.encoder, model.weights)."
         )
     inputs = Inputs.of(statistics, model.seasons)
-    network = UNetSettings(
-        inputs.channels, len(ground.legend), model.encoder, model.width, model.depth, tuple(model.decoder),
-        model.upsampling, len(inputs.seasons) if model.seasons == "shared" else 1, model.architecture,
-    )  # fmt: skip
+    network = network_settings(model, inputs.bands, inputs.seasons, len(ground.legend))
     sampler = Sampler.of(frame, ground, train, training_windows(train, tile_size), augmentation)
     tiles = frame[frame["keep"] & (frame["split"] == "train")]
     loss = _loss(train, ground.legend, statistics, np.array(tiles["counts"].to_list(), np.int64))

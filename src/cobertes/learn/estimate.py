@@ -1,0 +1,156 @@
+"""What a training will take, before it starts: a few real steps are made and timed, on random input."""
+
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from cobertes.labels.legend import IGNORE_INDEX
+from cobertes.learn.device import choose_precision, start
+from cobertes.learn.losses import Loss
+from cobertes.learn.network import build_network, count_parameters
+from cobertes.learn.unet import UNetSettings
+from cobertes.settings import TrainSettings
+
+STEPS = 2
+"""Timed, after one to warm up."""
+
+STATES = 4
+"""Values kept per parameter: the weight, its average, and the two moments of Adam."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Of a training: measured on this machine, but for ``windows`` and ``held_out``.
+
+    ``windows`` per epoch in ``steps`` of ``batch``, of a side of ``window`` px; ``held_out`` windows per
+    validation; ``step_seconds``, ``validation_seconds`` per batch; ``memory_bytes`` of the process at its peak, of
+    the GPU where there is one; ``disk_bytes`` of checkpoints and model
+    """
+
+    architecture: str
+    encoder: str
+    parameters: int
+    device: str
+    precision: str
+    reason: str
+    window: int
+    batch: int
+    windows: int
+    steps: int
+    held_out: int
+    epochs: int
+    minutes: float | None
+    step_seconds: float
+    validation_seconds: float
+    memory_bytes: int
+    disk_bytes: int
+
+    @property
+    def epoch_seconds(self) -> float:
+        """Time of an epoch with its validation."""
+        return self.steps * self.step_seconds + -(-self.held_out // self.batch) * self.validation_seconds
+
+    @property
+    def seconds(self) -> float:
+        """Time of all epochs; no more than the minutes that are set."""
+        whole = self.epochs * self.epoch_seconds
+        return whole if self.minutes is None else min(whole, 60 * self.minutes)
+
+    def to_dict(self) -> Mapping[str, Any]:
+        """For JSON."""
+        return asdict(self) | {"epoch_seconds": self.epoch_seconds, "seconds": self.seconds}
+
+    def lines(self) -> list[str]:
+        """For people."""
+        speed = self.batch * self.window**2 / self.step_seconds / 1e6
+        ends = "" if self.minutes is None else f", or the {self.minutes:g} minutes that are set"
+        return [
+            f"network   {self.architecture.replace('unet', 'U-Net')}, encoder {self.encoder}, "
+            f"{self.parameters / 1e6:.1f} million parameters",
+            f"step      {self.batch} windows of {self.window} px: {self.step_seconds:.2f} s ({speed:.2f} Mpx/s) "
+            f"on {self.device} in {self.precision} ({self.reason}); {self.memory_bytes / 1e9:.1f} GB of memory",
+            f"epoch     {self.windows:,} windows in {self.steps:,} steps, then {self.held_out:,} held-out ones: "
+            f"{_clock(self.epoch_seconds)}",
+            f"training  {self.epochs} epochs at most: {_clock(self.epochs * self.epoch_seconds)}{ends}",
+            f"disk      {self.disk_bytes / 1e9:.2f} GB for checkpoints and model",
+        ]
+
+
+def estimate_training(
+    network: UNetSettings, train: TrainSettings, *, window: int, windows: int, held_out: int
+) -> Estimate:
+    """Make some steps of a training on random input, and say what all of it will take.
+
+    window             side of the largest training window in pixels
+    windows, held_out  per epoch and per validation
+    """
+    torch.manual_seed(train.seed)
+    model = build_network(network)
+    batch = min(train.batch_size, windows)
+    shape = (batch, network.channels, window, window)
+    precision, reason = choose_precision(train.precision, train.device, model, shape, learning=True)
+    fabric = start(train.device, precision)
+    model = model.to(memory_format=torch.channels_last)
+    parameters = count_parameters(model)
+    learner, optimizer = fabric.setup(model, torch.optim.Adam(model.parameters(), lr=train.learning_rate))
+    loss = Loss({"cross-entropy": 1.0})
+    x = torch.randn(shape).to(fabric.device, memory_format=torch.channels_last)
+    labels = np.random.default_rng(train.seed).integers(0, network.classes, (batch, window, window))
+    labels[:, 0, 0] = IGNORE_INDEX
+    y = torch.from_numpy(labels).to(fabric.device)
+
+    def step() -> None:
+        total, weight = loss(learner(x), y)
+        fabric.backward(total / weight)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def validate() -> None:
+        with torch.inference_mode():
+            float(learner(x).float().mean())
+
+    cuda = fabric.device.type == "cuda"
+    step_seconds = _fastest(step, cuda)
+    learner.eval()
+    validation_seconds = _fastest(validate, cuda)
+    return Estimate(
+        network.architecture, network.encoder, parameters, fabric.device.type, precision, reason,
+        window, batch, windows, -(-windows // batch), held_out, train.epochs, train.minutes,
+        step_seconds, validation_seconds, torch.cuda.max_memory_allocated() if cuda else _peak_memory(),
+        4 * parameters * (2 * STATES + 2),
+    )  # fmt: skip
+
+
+def _fastest(work: Callable[[], None], cuda: bool) -> float:
+    times = []
+    for _ in range(STEPS + 1):
+        begin = time.perf_counter()
+        work()
+        if cuda:
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - begin)
+    return min(times[1:])
+
+
+def _peak_memory() -> int:
+    """Of this process so far, in bytes; 0 on systems that do not say."""
+    try:
+        import resource
+    except ImportError:
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def _clock(seconds: float) -> str:
+    """In the unit that people would use."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
