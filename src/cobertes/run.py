@@ -12,6 +12,7 @@ Stale results are replaced, a trained model never is. A stage is up to date wher
 settings and of the files it reads) is the one in stages.json and its outputs are there.
 """
 
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -82,6 +83,11 @@ class Run:
     ) -> None:
         self.project, self.files = project, RunFolder(folder)
         self.progress, self.tell, self.on_epoch = progress, tell, on_epoch
+        # torchrun starts several processes that train together: the first one tells and writes
+        self.processes, rank = (int(os.environ.get(name, d)) for name, d in (("WORLD_SIZE", "1"), ("RANK", "0")))
+        self.leads = rank == 0
+        if not self.leads:
+            self.progress, self.tell = SILENT, lambda stage, text: None
         self.learning = learning_settings(project)
 
     # --- which stages run
@@ -114,11 +120,17 @@ class Run:
         Raises SettingsError where a trained model would be replaced, and whatever the stages raise.
         """
         selected = self._selected(only, start)
+        if self.processes > 1 and selected != ("train",):
+            raise SettingsError(
+                f"{self.processes} processes can train together, but not do the other stages. Run those "
+                f"before and after by one process: --only labels, --only tiles; then torchrun ... --only train."
+            )
         retrain = start is not None and "train" in selected
         if not retrain and {"labels", "tiles", "train"} & set(selected):
             self._require_same_learning()
         self._require_own_folder()
-        write_text(self.files.project, self._resolved())
+        if self.leads:
+            write_text(self.files.project, self._resolved())
         ran = []
         for stage in selected:
             fresh, _ = self._state(stage)
@@ -129,7 +141,8 @@ class Run:
                 self._forget(stage)
             with self._old_model_kept(retrain) if stage == "train" else nullcontext():
                 made = self._make(stage)
-            self._note(stage)
+            if self.leads:
+                self._note(stage)
             self.tell(stage, made)
             ran.append(stage)
         return ran

@@ -282,6 +282,7 @@ def train(
     on_epoch: Callable[[dict[str, float]], None] = lambda record: None,
 ) -> str:
     """Train the model, or go on from the last checkpoint; ``on_epoch`` gets each epoch's record."""
+    from cobertes.learn.device import leader_first
     from cobertes.learn.plan import plan_training
     from cobertes.learn.train import train_model
 
@@ -299,18 +300,19 @@ def train(
         fingerprint=training_fingerprint(project, files),
     )
     if settings.tiles.store != "never":
-        store = make_store(
-            files.store,
-            plan.ground.areas,
-            plan.ground.labels,
-            plan.feeding_windows(),
-            shares=known,
-            made_from=observed_fingerprint(project, files),
-            every_scene=settings.tiles.store == "always",
-            budget=settings.tiles.store_gb,
-            unreadable=settings.tiles.unreadable,
-            progress=progress,
-        )
+        with leader_first(settings.train.device):
+            store = make_store(
+                files.store,
+                plan.ground.areas,
+                plan.ground.labels,
+                plan.feeding_windows(),
+                shares=known,
+                made_from=observed_fingerprint(project, files),
+                every_scene=settings.tiles.store == "always",
+                budget=settings.tiles.store_gb,
+                unreadable=settings.tiles.unreadable,
+                progress=progress,
+            )
         plan = plan.reading(store)
     header = train_model(plan, files.path, progress=progress, report=on_epoch)
     facts = header.training

@@ -1,6 +1,7 @@
 """Options that every command has, and what happens to errors: in one place."""
 
 import inspect
+import os
 import traceback
 from collections.abc import Callable
 from functools import wraps
@@ -34,7 +35,8 @@ def command(app: typer.Typer, name: str, short: str) -> Callable[[Callable[..., 
 
         @wraps(function)
         def run(*, quiet: bool, debug: bool, as_json: bool, **values: Any) -> None:
-            console = Console(quiet=quiet, debug=debug, as_json=as_json)
+            follows = os.environ.get("RANK", "0") != "0"  # of several processes by torchrun, the first one tells
+            console = Console(quiet=quiet or follows, debug=debug, as_json=as_json)
 
             def stop(message: str, code: int) -> None:
                 if debug:

@@ -103,7 +103,8 @@ def run(
         console.answer("\n".join(lines), steps=[vars(step) for step in steps], training=training)
         return
     ran = job.run(only, start)
-    _tell_results(console, job, ran)
+    if job.leads:
+        _tell_results(console, job, ran)
 
 
 def _epoch_line(record: dict[str, float]) -> str:

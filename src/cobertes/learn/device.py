@@ -2,12 +2,16 @@
 
 import copy
 import logging
+import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, cast
 
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.utilities.exceptions import MisconfigurationException
-from torch import nn
+from torch import Tensor, nn
 
 from cobertes.errors import SettingsError
 
@@ -28,8 +32,52 @@ def start(device: str, precision: str) -> Fabric:
 
     Raises SettingsError where the device is not there.
     """
+    return _fabric(device, precision, devices=1)
+
+
+def start_together(device: str, precision: str, *, some_idle: bool = False) -> Fabric:
+    """The same, joined with the other processes that ``torchrun`` has started, if there are any (DDP).
+
+    some_idle  whether weights may get no gradient, as frozen ones
+    """
+    world, local = (int(os.environ.get(name, "1")) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+    if world == 1:
+        return start(device, precision)
+    strategy = "ddp_find_unused_parameters_true" if some_idle else "ddp"
+    fabric = _fabric(device, precision, devices=local, num_nodes=world // local, strategy=strategy)
+    fabric.launch()
+    return fabric
+
+
+@contextmanager
+def leader_first(device: str) -> Iterator[None]:
+    """Where several processes train together, the first does what is inside before the others."""
+    fabric = start_together(device, "fp32")
+    if fabric.global_rank:
+        fabric.barrier()
+    yield
+    if not fabric.global_rank:
+        fabric.barrier()
+
+
+def add_up(fabric: Fabric, values: Tensor) -> Tensor:
+    """The sum of ``values`` over all processes."""
+    if fabric.world_size == 1:
+        return values
+    total = fabric.all_reduce(values.to(fabric.device), reduce_op="sum")
+    return cast("Tensor", total).to(values.device)
+
+
+def as_the_leader(fabric: Fabric, model: nn.Module) -> None:
+    """Give all processes the first one's statistics of batch norm."""
+    if fabric.world_size > 1:
+        for values in model.buffers():
+            values.copy_(fabric.broadcast(values, src=0))
+
+
+def _fabric(device: str, precision: str, **options: Any) -> Fabric:
     try:
-        return Fabric(accelerator=device, devices=1, precision=FABRIC_PRECISION[precision])
+        return Fabric(accelerator=device, precision=FABRIC_PRECISION[precision], **options)
     except (MisconfigurationException, RuntimeError, ValueError) as error:
         raise SettingsError(f'can\'t use device \'{device}\': {error}. Use device "auto" or "cpu".') from error
 

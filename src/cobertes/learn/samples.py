@@ -347,11 +347,22 @@ def _apply(
         y[~seen] = IGNORE_INDEX
 
 
-def batches(sampler: Sampler, inputs: Inputs, epoch: int, batch_size: int) -> Iterator[Batch]:
-    """The batches of an epoch, read ahead by threads; the next batch may take the memory of this one."""
+def count_batches(samples: int, batch_size: int) -> int:
+    """Batches of an epoch."""
+    return -(-samples // batch_size)
+
+
+def batches(
+    sampler: Sampler, inputs: Inputs, epoch: int, batch_size: int, part: tuple[int, int] = (0, 1)
+) -> Iterator[Batch]:
+    """The batches of an epoch, read ahead by threads; the next batch may take the memory of this one.
+
+    part   of each batch: one of how many
+    """
     order = sampler.epoch(epoch)
     # near-equal batches: a last batch of one small window would be too little for batch norm
-    groups = np.array_split(np.arange(len(order)), -(-len(order) // batch_size))
+    groups = np.array_split(np.arange(len(order)), count_batches(len(order), batch_size))
+    groups = [group[part[0] :: part[1]] for group in groups]
     free: list[Batch] = []
 
     def memory(count: int, size: int) -> Batch:

@@ -4,6 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,14 +21,14 @@ from cobertes.geo.grid import resolution
 from cobertes.learn.averaging import Averaged
 from cobertes.learn.board import Board
 from cobertes.learn.checkpoints import BEST, load_checkpoint, save_batch, save_checkpoint
-from cobertes.learn.device import choose_precision, start
+from cobertes.learn.device import add_up, as_the_leader, choose_precision, start_together
 from cobertes.learn.history import Epoch, best_epoch, finite, stands_still, time_is_up, write_history
 from cobertes.learn.infer import Forward, HeldOut, each_season, judge
 from cobertes.learn.modelfile import MODEL_FILE, ModelHeader, save_model
 from cobertes.learn.network import Network, build_network, count_parameters, freeze
 from cobertes.learn.plan import TrainingPlan
 from cobertes.learn.pretrained import RANDOM, load_pretrained
-from cobertes.learn.samples import Batch, batches
+from cobertes.learn.samples import Batch, batches, count_batches
 from cobertes.learn.schedule import Schedule
 from cobertes.progress import SILENT, Progress
 from cobertes.settings import TrainSettings
@@ -51,10 +52,11 @@ def train_model(
     """
     loop = _begin(plan, out / "checkpoints", progress)
     settings, history, held_out = plan.settings, loop.history, plan.held_out()
-    write_history(out / "metrics.jsonl", history)
-    with Board(out / "tensorboard", purge=len(history) + 1) as board:
+    with Board(out / "tensorboard", purge=len(history) + 1) if loop.leads else nullcontext() as board:
+        if loop.leads:
+            write_history(out / "metrics.jsonl", history)
         for epoch in range(len(history) + 1, settings.epochs + 1):
-            if time_is_up(history, settings, loop.elapsed()) or stands_still(history, settings):
+            if stands_still(history, settings) or loop.agree(time_is_up(history, settings, loop.elapsed())):
                 break
             record = _train_epoch(loop, epoch) | UNKNOWN
             matrix = None
@@ -64,6 +66,8 @@ def train_model(
                 record |= _scores(matrix, validation_loss)
             record["elapsed"] = loop.elapsed()
             history.append(record)
+            if board is None:  # another process writes
+                continue
             if best_epoch(history) is record:
                 header = _header(plan, loop.precision, history, finished=False)
                 save_model(loop.checkpoints / BEST, loop.averaged.model.state_dict(), header)
@@ -75,7 +79,11 @@ def train_model(
                 board.classes(matrix, plan.ground.legend, epoch)
                 board.places(loop.forward, plan.inputs, plan.ground, held_out, epoch)
             report(record)
-    return _finish(plan, out, loop.precision, history)
+    header = _header(plan, loop.precision, history, finished=True)
+    if loop.leads:
+        _finish(plan, out, header)
+    loop.fabric.barrier()
+    return header
 
 
 def _begin(plan: TrainingPlan, checkpoints: Path, progress: Progress) -> "_Loop":
@@ -89,12 +97,16 @@ def _begin(plan: TrainingPlan, checkpoints: Path, progress: Progress) -> "_Loop"
     if plan.weights != RANDOM and state is None:
         log.info("%s", load_pretrained(network, plan.weights, plan.inputs.bands))
     batch_size = min(settings.batch_size, len(plan.sampler))
-    _require_spread(network, len(plan.sampler), batch_size, min(plan.sampler.windows))
+    together = start_together(settings.device, "fp32")
+    _require_spread(network, len(plan.sampler), batch_size, min(plan.sampler.windows), together.world_size)
     # A trial may end otherwise the second time, so a resumed training keeps the precision it had.
     asked = state["precision"] if state is not None and settings.precision == "auto" else settings.precision
     shape = (batch_size, plan.network.channels, plan.window, plan.window)
-    precision, reason = choose_precision(asked, settings.device, network, shape, learning=True)
-    fabric = start(settings.device, precision)
+    trial = None
+    if together.is_global_zero:
+        trial = choose_precision(asked, settings.device, network, shape, learning=True)
+    precision, reason = together.broadcast(trial)
+    fabric = start_together(settings.device, precision, some_idle=settings.freeze_encoder > 0)
     log.info(
         "%s with encoder %s, %.1f million parameters, on %s in %s (%s); %d windows of %s px per epoch",
         plan.network.architecture.replace("unet", "U-Net"), plan.network.encoder,
@@ -106,7 +118,7 @@ def _begin(plan: TrainingPlan, checkpoints: Path, progress: Progress) -> "_Loop"
     network = network.to(memory_format=torch.channels_last)
     kind = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.Adam
     averaged = Averaged(network, settings.averaging)
-    judged = fabric.setup_module(averaged.model)
+    averaged.model.to(fabric.device)
     if settings.compile:
         network.compile()
     model, optimizer = fabric.setup(network, kind(network.parameters(), lr=settings.learning_rate))
@@ -121,7 +133,7 @@ def _begin(plan: TrainingPlan, checkpoints: Path, progress: Progress) -> "_Loop"
         log.info("going on after epoch %d", len(history))
     begin = time.monotonic() - (history[-1]["elapsed"] if history else 0.0)
     return _Loop(
-        plan, fabric, precision, network, model, judged, optimizer, averaged, schedule, batch_size, checkpoints,
+        plan, fabric, precision, network, model, optimizer, averaged, schedule, batch_size, checkpoints,
         progress, begin, history,
     )  # fmt: skip
 
@@ -148,7 +160,6 @@ class _Loop:
     precision: str
     network: Network
     model: nn.Module
-    judged: nn.Module
     optimizer: torch.optim.Optimizer
     averaged: Averaged
     schedule: Schedule
@@ -174,19 +185,28 @@ class _Loop:
         """Seconds of training so far."""
         return time.monotonic() - self.begin
 
-    def share_over(self, epoch: int, tiles: int) -> float:
+    def share_over(self, epochs: float) -> float:
         """Share of the training that has passed: of its epochs or of its minutes, whichever is further."""
         settings = self.plan.settings
-        share = (epoch - 1 + tiles / len(self.plan.sampler)) / settings.epochs
+        share = epochs / settings.epochs
         return share if settings.minutes is None else max(share, self.elapsed() / (60 * settings.minutes))
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process is the one, of those that train together, that writes."""
+        return self.fabric.is_global_zero
+
+    def agree(self, choice: bool) -> bool:
+        """What the first process has chosen."""
+        return bool(self.fabric.broadcast(choice))
 
     @property
     def forward(self) -> Forward:
         """The averaged model, as validation takes it."""
 
         def logits(x: Tensor) -> Tensor:
-            with torch.inference_mode():
-                found: Tensor = self.judged(x.to(self.fabric.device, memory_format=torch.channels_last))
+            with torch.inference_mode(), self.fabric.autocast():
+                found: Tensor = self.averaged.model(x.to(self.fabric.device, memory_format=torch.channels_last))
                 return found
 
         return each_season(logits, self.plan.inputs)
@@ -197,35 +217,41 @@ def _train_epoch(loop: _Loop, epoch: int) -> Epoch:
     plan, settings, model, optimizer = loop.plan, loop.plan.settings, loop.model, loop.optimizer
     model.train()
     freeze(loop.network, epoch <= settings.freeze_encoder)
-    torch.manual_seed(settings.seed + 1_000_003 * epoch)  # for dropout, where an encoder has it
+    fabric, (rank, processes) = loop.fabric, (loop.fabric.global_rank, loop.fabric.world_size)
+    torch.manual_seed(settings.seed + 1_000_003 * epoch + rank)  # for dropout, where an encoder has it
     unit = loop.batch_size * plan.window**2  # gradients are of sums over pixels; in this unit they keep their size
-    begin, waited, total, weight, tiles = time.monotonic(), 0.0, 0.0, 0.0, 0
+    begin, waited, total, weight = time.monotonic(), 0.0, 0.0, 0.0
+    count = count_batches(len(plan.sampler), loop.batch_size)
     with loop.progress.bar(f"epoch {epoch}", len(plan.sampler), "tiles") as advance:
-        feed = batches(plan.sampler, plan.inputs, epoch, loop.batch_size)
-        while tiles < len(plan.sampler):
-            loop.schedule.step(loop.share_over(epoch, tiles))
-            count = 0.0
-            for _ in range(settings.accumulate):
+        feed = batches(plan.sampler, plan.inputs, epoch, loop.batch_size, (rank, processes))
+        for first in range(0, count, settings.accumulate):
+            loop.schedule.step(loop.share_over(epoch - 1 + first / count))
+            sums, kept = torch.zeros(3, dtype=torch.float64), None  # loss, weight of its pixels, not finite
+            for _ in range(min(settings.accumulate, count - first)):
                 asked = time.monotonic()
-                batch = next(feed, None)
+                batch = next(feed)
                 waited += time.monotonic() - asked
-                if batch is None:
-                    break
-                x = torch.from_numpy(batch.x).to(loop.fabric.device, memory_format=torch.channels_last)
-                y, importance = _targets(batch, settings, loop.fabric.device)
+                x = torch.from_numpy(batch.x).to(fabric.device, memory_format=torch.channels_last)
+                y, importance = _targets(batch, settings, fabric.device)
                 loss, pixels = plan.loss(model(x), y, importance)
-                if not math.isfinite(float(loss.detach())):
-                    raise _not_finite(plan, epoch, save_batch(loop.checkpoints, x, y))
-                loop.fabric.backward(loss / unit)
-                total, count, tiles = total + float(loss.detach()), count + float(pixels), tiles + len(x)
-                advance(len(x))
-            if count:
-                torch._foreach_div_([p.grad for p in model.parameters() if p.grad is not None], count / unit)
+                fabric.backward(loss / unit)
+                value = float(loss.detach())
+                if not math.isfinite(value):
+                    kept = save_batch(loop.checkpoints, x, y)
+                sums += torch.tensor([value, float(pixels), kept is not None])
+                advance(len(x) * processes)
+            found, pixels_of_all, bad = add_up(fabric, sums).tolist()
+            if bad:
+                raise _not_finite(plan, epoch, kept)
+            if pixels_of_all:
+                # gradients are the mean over the processes, of sums over pixels: they become the mean over pixels
+                share = pixels_of_all / (unit * processes)
+                torch._foreach_div_([p.grad for p in model.parameters() if p.grad is not None], share)
                 if settings.clip_norm is not None:
-                    loop.fabric.clip_gradients(model, optimizer, max_norm=settings.clip_norm)
+                    fabric.clip_gradients(model, optimizer, max_norm=settings.clip_norm)
                 optimizer.step()
                 loop.averaged.update()
-                weight += count
+            total, weight = total + found, weight + pixels_of_all
             optimizer.zero_grad()
     seconds = time.monotonic() - begin
     return {
@@ -251,23 +277,35 @@ def _targets(batch: Batch, settings: TrainSettings, device: torch.device) -> tup
     return (shares if settings.targets == "fractions" else labels), purity
 
 
-def _not_finite(plan: TrainingPlan, epoch: int, kept: Path) -> TrainingError:
+def _not_finite(plan: TrainingPlan, epoch: int, kept: Path | None) -> TrainingError:
+    where = f"The batch is kept in {kept}." if kept else "Another process has kept the batch."
     return TrainingError(
         f"the loss is not finite in epoch {epoch}: lower train.learning-rate (now "
         f'{plan.settings.learning_rate:g}), set train.clip-norm or train.precision = "fp32", or look for damaged '
-        f"pixels in the scenes. The batch is kept in {kept}."
+        f"pixels in the scenes. {where}"
     )
 
 
 def _validate(loop: _Loop, held_out: Sequence[HeldOut]) -> tuple[ConfusionMatrix, float]:
-    plan = loop.plan
-    with loop.progress.bar("validation", len(held_out), "windows") as advance:
-        return judge(loop.forward, plan.inputs, plan.ground, held_out, loop.batch_size, advance)
+    plan, fabric = loop.plan, loop.fabric
+    as_the_leader(fabric, loop.averaged.model)
+    mine = held_out[fabric.global_rank :: fabric.world_size]
+    with loop.progress.bar("validation", len(mine), "windows") as advance:
+        matrix, loss = judge(loop.forward, plan.inputs, plan.ground, mine, loop.batch_size, advance)
+    pixels = matrix.counts.sum()
+    whole = ConfusionMatrix(add_up(fabric, torch.from_numpy(matrix.counts)).numpy())
+    total = add_up(fabric, torch.tensor(loss * pixels if pixels else 0.0, dtype=torch.float64))
+    return whole, float(total) / whole.counts.sum() if whole.counts.any() else math.nan
 
 
-def _require_spread(network: Network, samples: int, batch_size: int, window: int) -> None:
+def _require_spread(network: Network, samples: int, batch_size: int, window: int, processes: int) -> None:
     """Raise SettingsError where batch norm would get one value per channel, which has no spread."""
-    smallest = samples // -(-samples // batch_size)
+    smallest = samples // count_batches(samples, batch_size) // processes
+    if smallest < 1:
+        raise SettingsError(
+            f"{processes} processes can't share a batch of {batch_size} windows: use a train.batch-size (and "
+            f"train.samples, now {samples}) of at least {processes}."
+        )
     if smallest == 1 and window <= network.stride:
         raise SettingsError(
             f"a window of {window} px is one pixel at the bottom of the network (1/{network.stride}) and a batch "
@@ -301,7 +339,7 @@ def _header(plan: TrainingPlan, precision: str, history: list[Epoch], *, finishe
     return ModelHeader(plan.network, plan.inputs, legend, scale, window, training, nodata)
 
 
-def _finish(plan: TrainingPlan, out: Path, precision: str, history: list[Epoch]) -> ModelHeader:
+def _finish(plan: TrainingPlan, out: Path, header: ModelHeader) -> None:
     """Give the best epoch's weights their final name."""
     path = out / "checkpoints" / BEST
     try:
@@ -310,6 +348,4 @@ def _finish(plan: TrainingPlan, out: Path, precision: str, history: list[Epoch])
         raise TrainingError(
             f"can't read the best epoch's weights in {path}: {error}. Delete {path.parent} to start anew."
         ) from error
-    header = _header(plan, precision, history, finished=True)
     save_model(out / MODEL_FILE, weights, header)
-    return header

@@ -1,0 +1,87 @@
+"""Two processes that train together (gloo, on CPU) learn what one learns from the same batches."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from cobertes.learn.history import read_history
+from cobertes.learn.modelfile import load_model, read_header
+from projects import write_ground, write_project
+from test_cli import call
+
+TRAINING = """
+import sys
+from pathlib import Path
+import torch
+
+kept = torch.optim.Adam.step
+out = Path(sys.argv.pop())
+
+def step(optimizer, closure=None):
+    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    if not out.exists():
+        torch.save(gradients, out)
+    return kept(optimizer, closure)
+
+torch.optim.Adam.step = step
+# frozen batch norm: what the statistics of a batch are depends on how it is shared out
+torch.nn.BatchNorm2d.forward = lambda self, x: torch.nn.functional.batch_norm(
+    x, self.running_mean, self.running_var, self.weight, self.bias, False
+)
+from cobertes.cli.main import main
+main()
+"""
+
+
+def train(project, script, run, processes, gradients):
+    """`cobertes run --only train` by some processes; returns what it told."""
+    environment = dict(os.environ, OMP_NUM_THREADS="1")
+    launch = (
+        ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "--"] if processes > 1 else []
+    )
+    command = [sys.executable, *launch, script, "run", project, "--run", run, "--only", "train", gradients]
+    done = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("together")
+    write_ground(folder)
+    project = write_project(folder, train='class-weights = "ins"')
+    text = project.read_text().replace("epochs = 8", "epochs = 2").replace("samples = 64", "samples = 22")
+    project.write_text(text)
+    (folder / "train.py").write_text(TRAINING)
+    return folder
+
+
+def test_two_processes_learn_what_one_learns(place):
+    project = place / "project.toml"
+    for number in (1, 2):
+        for stage in ("labels", "tiles"):
+            assert call("run", project, "--run", place / str(number), "--only", stage).exit_code == 0
+        told = train(project, place / "train.py", place / str(number), number, place / f"{number}.pt")
+        assert told.count("best of 2 epochs") == 1  # the second process is silent
+    one, two = (torch.load(place / f"{number}.pt") for number in (1, 2))
+    for a, b in zip(one, two, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+    first, second = (read_history(place / str(number) / "metrics.jsonl") for number in (1, 2))
+    assert first[0]["loss"] == pytest.approx(second[0]["loss"], rel=1e-4)
+    assert first[0]["validation_loss"] == pytest.approx(second[0]["validation_loss"], rel=1e-3)
+    assert len(first) == len(second) == 2
+    assert read_header(place / "2").training["finished"]
+    for value in load_model(place / "2")[0].state_dict().values():
+        assert np.isfinite(value.float().numpy()).all()
+
+
+def test_several_processes_do_no_other_stage(place, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    done = call("run", place / "project.toml", "--run", place / "no")
+    assert done.exit_code == 2
+    assert "2 processes can train together, but not do the other stages" in done.stderr
+    assert not (place / "no").exists()
