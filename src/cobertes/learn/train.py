@@ -292,10 +292,10 @@ def _validate(loop: _Loop, held_out: Sequence[HeldOut]) -> tuple[ConfusionMatrix
     mine = held_out[fabric.global_rank :: fabric.world_size]
     with loop.progress.bar("validation", len(mine), "windows") as advance:
         matrix, loss = judge(loop.forward, plan.inputs, plan.ground, mine, loop.batch_size, advance)
-    pixels = matrix.counts.sum()
+    pixels = int(matrix.counts.sum())
     whole = ConfusionMatrix(add_up(fabric, torch.from_numpy(matrix.counts)).numpy())
-    total = add_up(fabric, torch.tensor(loss * pixels if pixels else 0.0, dtype=torch.float64))
-    return whole, float(total) / whole.counts.sum() if whole.counts.any() else math.nan
+    total = float(add_up(fabric, torch.tensor(loss * pixels if pixels else 0.0, dtype=torch.float64)))
+    return whole, total / int(whole.counts.sum()) if whole.counts.any() else math.nan
 
 
 def _require_spread(network: Network, samples: int, batch_size: int, window: int, processes: int) -> None:
