@@ -48,7 +48,7 @@ def _gather(
     start: tuple[int, int],
     out: NDArray[Any],
 ) -> None:
-    """Copy a window of chunks (height, width, channels) into ``out`` (height, width, bands).
+    """Copy a window of chunks (height, width, channels) into ``out`` (height, width, bands), C-contiguous.
 
     flat     (n,) the file's values; ``offsets`` (rows, cols) first value of each chunk, -1 where none is
     bands    (b,) channels to take, in order
@@ -56,6 +56,7 @@ def _gather(
     """
     height, width, channels = chunk
     row, col = start
+    lines = out.reshape(out.shape[0], out.shape[1] * len(bands))
     every = len(bands) == channels
     for b in range(len(bands)):
         every = every and bands[b] == b
@@ -68,14 +69,15 @@ def _gather(
                 continue
             for r in range(top, bottom):
                 begin = offsets[i, j] + ((r - i * height) * width + left - j * width) * channels
-                run = flat[begin : begin + (right - left) * channels].reshape(right - left, channels)
-                line = out[r - row, left - col : right - col]
-                if every:
-                    line[:] = run
+                run = flat[begin : begin + (right - left) * channels]
+                line = lines[r - row, (left - col) * len(bands) : (right - col) * len(bands)]
+                if every:  # one run of values, which compilers copy as fast as memory goes
+                    for k in range(len(line)):
+                        line[k] = run[k]
                 else:
                     for c in range(right - left):
                         for b in range(len(bands)):
-                            line[c, b] = run[c, bands[b]]
+                            line[c * len(bands) + b] = run[c * channels + bands[b]]
 
 
 class Values:
