@@ -28,7 +28,7 @@ ALLOWED = {
     "geo": {"errors", "files", "jit", "progress"},
     "labels": {"errors", "files", "fingerprint", "jit", "progress", "geo"},
     "tiles": {"errors", "files", "fingerprint", "jit", "progress", "settings", "geo", "labels"},
-    "accuracy": {"errors", "files", "progress", "settings", "geo", "labels", "tiles"},
+    "accuracy": {"errors", "files", "jit", "progress", "settings", "geo", "labels", "tiles"},
     "learn": {"errors", "files", "jit", "progress", "settings", "geo", "labels", "tiles", "accuracy"},
     "apply": {"", "errors", "files", "progress", "settings", "geo", "labels", "tiles", "accuracy", "learn"},
     "synthetic": {"errors", "files", "jit", "progress", "labels"},
