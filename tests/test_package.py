@@ -42,6 +42,7 @@ ALLOWED = {
         "geo",
         "labels",
         "tiles",
+        "accuracy",
         "learn",
         "apply",
         "project",

@@ -46,6 +46,9 @@ LEARNING_SECTIONS = (
 NOT_LEARNT = {"labels": {"memory"}, "tiles": {"store", "store-gb"}, "train": {"device", "precision"}}
 """Keys of those sections that say how to compute, not what."""
 
+WORST_SIDE = 256
+"""Side of the squares of which the report shows the worst, in pixels, where tiles are not smaller."""
+
 
 @dataclass(frozen=True)
 class RunFolder:
@@ -133,6 +136,11 @@ class RunFolder:
     def confusion(self) -> Path:
         """The model's confusion matrix."""
         return self.path / "confusion.csv"
+
+    @property
+    def blocks(self) -> Path:
+        """Confusion matrices by held-out block, of the model and its baselines."""
+        return self.path / "blocks.json"
 
     @property
     def report(self) -> Path:
@@ -347,24 +355,30 @@ def estimate(project: Project, files: RunFolder) -> "Estimate":
 
 def evaluate(project: Project, files: RunFolder, progress: Progress = SILENT) -> str:
     """Judge the model and its baselines on the held-out blocks."""
+    from cobertes.accuracy.blocks import save_blocks
     from cobertes.apply.engine import open_engine
     from cobertes.apply.evaluate import assess
 
     settings, ground = project.settings.predict, open_ground(project, files)
     engine = open_engine(files.model, device=settings.device, precision=settings.precision)
+    names = [area.name for area in project.areas]
     assessment = assess(
         engine,
         ground,
         load_index(files.tiles),
         Statistics.from_dict(read_json(files.statistics)),
+        purity=_existing(names, files.purity),
+        tile_size=min(project.settings.tiles.size, WORST_SIDE),
         window=settings.window,
         overlap=settings.overlap,
         batch_size=settings.batch_size,
         progress=progress,
     )
     assessment.model.save_csv(files.confusion, ground.legend)
+    assessment.model.save_json(files.confusion.with_suffix(".json"), ground.legend)
+    save_blocks(files.blocks, assessment.methods, ground.legend.keys)
     write_json(files.assessment, assessment.to_dict(ground))
-    forest = assessment.baselines["random_forest"]
+    forest = assessment.baselines["random_forest"].total
     return (
         f"mIoU {assessment.model.miou:.3f} (forest {forest.miou:.3f}), overall accuracy "
         f"{assessment.model.overall_accuracy:.3f} (forest {forest.overall_accuracy:.3f}) on {assessment.split}"

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import uniform_filter
 from sklearn.ensemble import RandomForestClassifier
 
+from cobertes.accuracy.blocks import BlockMatrices, held_out_blocks
 from cobertes.accuracy.confusion import ConfusionMatrix
 from cobertes.geo.bands import colour_positions
 from cobertes.geo.scene import Observed
@@ -85,33 +86,33 @@ def train_forest(
 
 def judge_forest(
     forest: RandomForestClassifier, ground: Ground, letter: str, *, progress: Progress = SILENT
-) -> ConfusionMatrix:
-    """The forest's confusion matrix over the held-out blocks of a split."""
-    matrix = ConfusionMatrix.empty(len(ground.legend))
+) -> BlockMatrices:
+    """The forest's confusion matrices over the held-out blocks of a split."""
+    blocks, classes = held_out_blocks(ground, letter), len(ground.legend)
+    counts = np.zeros((len(blocks), classes, classes), np.int64)
     parts = [
-        (name, planned.interior)
-        for name, split in ground.split.areas.items()
-        for block in split.windows(letter)
-        for strip in plan_strips(block, CHUNK, 0)
+        (number, block.area, planned.interior)
+        for number, block in enumerate(blocks)
+        for strip in plan_strips(block.window, CHUNK, 0)
         for planned in strip
     ]
     with progress.bar("forest: held-out", len(parts), "windows") as advance:
-        for name, window in parts:
+        for number, name, window in parts:
             x, y = read_features(ground, name, window, MARGIN)
             known = y != IGNORE_INDEX
             if known.any():
                 predicted = np.zeros(y.shape, np.uint8)
                 predicted[known] = forest.predict(x[:, known].T)
-                matrix += ConfusionMatrix.of(y, predicted, len(ground.legend))
+                counts[number] += ConfusionMatrix.of(y, predicted, classes).counts
             advance(1)
-    return matrix
+    return BlockMatrices(blocks, counts)
 
 
-def most_frequent(matrix: ConfusionMatrix, class_counts: NDArray[np.int64]) -> ConfusionMatrix:
-    """What always saying the most frequent training class would score on the same pixels as ``matrix``."""
-    counts = np.zeros_like(matrix.counts)
-    counts[:, int(class_counts.argmax())] = matrix.support
-    return ConfusionMatrix(counts)
+def most_frequent(matrices: BlockMatrices, class_counts: NDArray[np.int64]) -> BlockMatrices:
+    """What always saying the most frequent training class would score on the same pixels as ``matrices``."""
+    counts = np.zeros_like(matrices.counts)
+    counts[:, :, int(class_counts.argmax())] = matrices.counts.sum(axis=2)
+    return BlockMatrices(matrices.blocks, counts)
 
 
 def read_features(

@@ -4,16 +4,29 @@ The model is judged by what the map will say: with the map's windows and overlap
 """
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cobertes.accuracy.blocks import BlockMatrices
+from cobertes.accuracy.boundaries import NOT_KNOWN
 from cobertes.accuracy.confusion import ConfusionMatrix
 from cobertes.accuracy.forest import judge_forest, most_frequent, train_forest
+from cobertes.accuracy.judgement import Judgement, brief_scores
 from cobertes.apply.engine import Engine
 from cobertes.apply.predict import default_overlap
 from cobertes.errors import NoTilesError
-from cobertes.learn.infer import judge, plan_as_mapped
+from cobertes.labels.legend import IGNORE_INDEX
+from cobertes.learn.infer import HeldOut, plan_as_mapped, read_ahead
+from cobertes.learn.inputs import Inputs
 from cobertes.progress import SILENT, Progress
+from cobertes.tiles.census import read_labels
 from cobertes.tiles.ground import Ground
 from cobertes.tiles.index import HELD_OUT
 from cobertes.tiles.split import SPLIT_NAMES
@@ -21,24 +34,52 @@ from cobertes.tiles.statistics import Statistics
 
 log = logging.getLogger(__name__)
 
+USED_FOR = {
+    "validation": ["choosing the epoch", "lowering the learning rate"],
+    "test": [],
+}
+"""What the blocks of a split served for before they judge."""
+
 
 @dataclass(frozen=True)
 class Assessment:
-    """Confusion matrices over the same ground; ``split`` names it: test where there is one, else validation."""
+    """What was found on the blocks of ``split``: test where there is one, else validation.
+
+    ``judgement`` holds all counts of the model, ``baselines`` their matrices on the same blocks.
+    """
 
     split: str
-    model: ConfusionMatrix
-    baselines: dict[str, ConfusionMatrix]
+    judgement: Judgement
+    baselines: dict[str, BlockMatrices]
+
+    @property
+    def model(self) -> ConfusionMatrix:
+        """The model's confusion matrix."""
+        return self.judgement.matrices.total
+
+    @property
+    def methods(self) -> dict[str, BlockMatrices]:
+        """Matrices by block of the model and the baselines."""
+        return {"model": self.judgement.matrices, **self.baselines}
 
     def to_dict(self, ground: Ground) -> dict[str, Any]:
         """For assessment.json."""
-        scores = self.model.scores(ground.legend)
+        hectares = self.judgement.hectares()
+        scores = self.model.scores(ground.legend, hectares)
+        baselines = {name: found.total.scores(ground.legend, hectares) for name, found in self.baselines.items()}
         return {
             "split": self.split,
-            "pixels": int(self.model.counts.sum()),
+            "used_for": USED_FOR[self.split],
+            "pixels": self.model.pixels,
+            "blocks": len(self.judgement.blocks),
             "miou_classes": scores["miou_classes"],
             "model": scores,
-            "baselines": {name: matrix.scores(ground.legend) for name, matrix in self.baselines.items()},
+            "baselines": baselines,
+            "areas": brief_scores(self.judgement.matrices.by_area(), self.model.averaged),
+            "seasons": brief_scores(self.judgement.seasons, self.model.averaged),
+            "purity": self.judgement.purity_scores(),
+            "boundaries": self.judgement.boundary_scores(),
+            "worst_tiles": self.judgement.worst_tiles(),
         }
 
 
@@ -48,6 +89,8 @@ def assess(
     frame: Any,
     statistics: Statistics,
     *,
+    purity: Mapping[str, Path] | None = None,
+    tile_size: int = 256,
     window: int | None = None,
     overlap: int | None = None,
     batch_size: int = 8,
@@ -56,20 +99,127 @@ def assess(
 ) -> Assessment:
     """Judge a model, a random forest and the most frequent class on the held-out blocks.
 
-    ground   areas, labels, legend and split
-    frame    the tile index: the forest learns from its training tiles
+    ground     areas, labels, legend and split
+    frame      the tile index: the forest learns from its training tiles
+    purity     area name -> raster of the purity of its labels, percent; any may be missing
+    tile_size  side of the squares of which the worst are pointed out, in pixels
     Raises NoTilesError where no held-out pixel is labelled.
     """
     split = "test" if any(area.windows(HELD_OUT["test"]) for area in ground.split.areas.values()) else "validation"
     letter = HELD_OUT[split]
-    size = window or engine.header.window
-    plan = plan_as_mapped(ground, letter, size, default_overlap(size) if overlap is None else overlap)
-    with progress.bar(f"judging on {SPLIT_NAMES[letter]}", len(plan), "windows") as advance:
-        model, _ = judge(engine.logits, engine.header.inputs, ground, plan, batch_size, advance)
-    if not model.counts.any():
+    judgement = judge_model(
+        engine, ground, letter, purity=purity or {}, tile_size=tile_size, window=window, overlap=overlap,
+        batch_size=batch_size, progress=progress,
+    )  # fmt: skip
+    if not judgement.counts.any():
         raise NoTilesError(f"no labelled and observed pixel lies in the {split} blocks: nothing to judge by")
     forest = judge_forest(
         train_forest(ground, frame, seed=seed, progress=progress), ground, letter, progress=progress
     )
-    baselines = {"most_frequent": most_frequent(model, statistics.class_counts), "random_forest": forest}
-    return Assessment(split, model, baselines)
+    frequent = most_frequent(judgement.matrices, statistics.class_counts)
+    return Assessment(split, judgement, {"most_frequent": frequent, "random_forest": forest})
+
+
+def judge_model(
+    engine: Engine,
+    ground: Ground,
+    letter: str,
+    *,
+    purity: Mapping[str, Path],
+    tile_size: int,
+    window: int | None = None,
+    overlap: int | None = None,
+    batch_size: int = 8,
+    progress: Progress = SILENT,
+) -> Judgement:
+    """Count what the model's map says on the held-out blocks of a split; arguments as in `assess`."""
+    size = window or engine.header.window
+    plan = plan_as_mapped(ground, letter, size, default_overlap(size) if overlap is None else overlap)
+    judgement = Judgement.begin(ground, letter, tile_size)
+    with progress.bar(f"judging on {SPLIT_NAMES[letter]}", len(plan), "windows") as advance:
+        for batch in read_ahead(plan, _reader(ground, engine.header.inputs, purity), batch_size):
+            _judge(engine, judgement, batch)
+            advance(len(batch))
+    return judgement
+
+
+@dataclass(frozen=True)
+class _Read:
+    """A window as it was read: channels, class indices, purity, and where each season was observed."""
+
+    x: NDArray[np.float32]
+    labels: NDArray[np.uint8]
+    purity: NDArray[np.uint8] | None
+    seen: dict[str, NDArray[np.bool_]]
+
+
+def _reader(ground: Ground, inputs: Inputs, purity: Mapping[str, Path]) -> Any:
+    def read(item: HeldOut) -> _Read:
+        area, window = item[0], item[1].window
+        observed, labels = ground.read_pixels(area, window)
+        shares = None
+        if area in purity:
+            shares = np.full(window.shape, NOT_KNOWN, np.uint8)
+            inside = window.clip(ground.areas[area].shape)
+            shares[inside.within(window)] = read_labels(purity[area], inside)
+        return _Read(inputs.encode(observed), labels, shares, {s: valid for s, (_, valid) in observed.items()})
+
+    return read
+
+
+def _judge(engine: Engine, judgement: Judgement, batch: list[tuple[HeldOut, _Read]]) -> None:
+    """Predict a batch of windows and count their interiors."""
+    x = torch.from_numpy(np.stack([one.x for _, one in batch]))
+    predicted = _classes(engine.logits(x))
+    for (item, one), mapped in zip(batch, predicted, strict=True):
+        judgement.add(*item, one.labels, mapped, one.purity)
+    if len(engine.header.inputs.seasons) > 1:
+        _judge_seasons(engine, judgement, batch, x, predicted)
+
+
+def _judge_seasons(
+    engine: Engine,
+    judgement: Judgement,
+    batch: list[tuple[HeldOut, _Read]],
+    x: Tensor,
+    predicted: NDArray[np.uint8],
+) -> None:
+    """Count by season: what each says alone where a model takes them one by one, else by what was observed."""
+    inputs = engine.header.inputs
+    bands = len(inputs.bands)
+    for number, season in enumerate(inputs.seasons):
+        if inputs.mode == "separate":
+            alone = torch.zeros_like(x)
+            channels = slice(number * bands, (number + 1) * bands)
+            alone[:, channels] = x[:, channels]
+            predicted = _classes(engine.logits(alone))
+        for (item, one), mapped in zip(batch, predicted, strict=True):
+            others = [valid for name, valid in one.seen.items() if name != season]
+            if inputs.mode == "separate":
+                _add_season(judgement, season, item, one, mapped, one.seen[season])
+                continue
+            _add_season(
+                judgement, f"{season} alone", item, one, mapped, one.seen[season] & ~np.any(others, axis=0)
+            )
+            if number == 0:
+                every = np.all([*one.seen.values()], axis=0)
+                _add_season(judgement, "all seasons", item, one, mapped, every)
+
+
+def _add_season(
+    judgement: Judgement,
+    name: str,
+    item: HeldOut,
+    one: _Read,
+    predicted: NDArray[np.uint8],
+    where: NDArray[np.bool_],
+) -> None:
+    inside = item[1].interior.within(item[1].window)
+    judged = np.where(where, one.labels, IGNORE_INDEX)[inside]
+    if (judged != IGNORE_INDEX).any():
+        judgement.add_season(name, judged, predicted[inside])
+
+
+def _classes(logits: Tensor) -> NDArray[np.uint8]:
+    indices: NDArray[np.uint8] = logits.argmax(dim=1).to(torch.uint8).cpu().numpy()
+    return indices

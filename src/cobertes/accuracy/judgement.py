@@ -1,0 +1,207 @@
+"""All that is counted while a map is judged: by block, season, purity and distance from boundaries, tile by tile.
+
+    boundaries, blocks, calibration <-- judgement
+
+Windows come one by one with what the map says in them; memory depends on the number of blocks and classes, not
+on the number of pixels.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cobertes.accuracy import scores
+from cobertes.accuracy.blocks import Block, BlockFinder, BlockMatrices, held_out_blocks
+from cobertes.accuracy.boundaries import (
+    NOT_KNOWN,
+    PURITY_GROUPS,
+    TOLERANCES,
+    boundary_distance,
+    boundary_iou,
+    tally_pixels,
+)
+from cobertes.accuracy.confusion import ConfusionMatrix
+from cobertes.geo.grid import pixel_hectares
+from cobertes.geo.windows import PlannedWindow, Window
+from cobertes.labels.legend import IGNORE_INDEX
+from cobertes.tiles.ground import Ground
+
+WORST_TILES = 6
+"""Tiles that are pointed out as the map's worst."""
+
+
+@dataclass
+class Judgement:
+    """Counts over the held-out blocks of a split; `begin` makes an empty one, `add` takes in a window.
+
+    blocks       the held-out blocks; ``counts`` (n, K, K) their matrices
+    by_purity    (groups, K, K), groups as in PURITY_GROUPS;  ``purity_sum`` (2,) sum and number
+    by_distance  (tolerances + 1, K, K): near the reference's boundaries, nearly so, far
+    bands        (tolerances, 3, K), of which boundary IoU is made
+    seasons      matrices by season, or by the seasons that were observed
+    tiles        area -> (rows, cols, 2): labelled and wrongly mapped pixels of squares of ``side`` pixels
+    """
+
+    ground: Ground
+    blocks: tuple[Block, ...]
+    counts: NDArray[np.int64]
+    by_purity: NDArray[np.int64]
+    purity_sum: NDArray[np.int64]
+    by_distance: NDArray[np.int64]
+    bands: NDArray[np.int64]
+    tiles: dict[str, NDArray[np.int64]]
+    side: int
+    finder: BlockFinder
+    seasons: dict[str, ConfusionMatrix] = field(default_factory=dict)
+
+    @classmethod
+    def begin(cls, ground: Ground, letter: str, side: int) -> "Judgement":
+        """Nothing judged yet; ``letter`` is the split's, ``side`` that of the tiles that are compared."""
+        blocks, k = held_out_blocks(ground, letter), len(ground.legend)
+
+        def zeros(*shape: int) -> NDArray[np.int64]:
+            return np.zeros(shape, np.int64)
+
+        tiles = {
+            name: zeros(-(-ground.areas[name].shape[0] // side), -(-ground.areas[name].shape[1] // side), 2)
+            for name in dict.fromkeys(block.area for block in blocks)
+        }
+        return cls(
+            ground, blocks, zeros(len(blocks), k, k), zeros(len(PURITY_GROUPS), k, k), zeros(2),
+            zeros(len(TOLERANCES) + 1, k, k), zeros(len(TOLERANCES), 3, k), tiles, side,
+            BlockFinder(blocks, ground),
+        )  # fmt: skip
+
+    @property
+    def matrices(self) -> BlockMatrices:
+        """The confusion matrices by block."""
+        return BlockMatrices(self.blocks, self.counts)
+
+    def add(
+        self,
+        area: str,
+        planned: PlannedWindow,
+        reference: NDArray[np.uint8],
+        predicted: NDArray[np.uint8],
+        purity: NDArray[np.uint8] | None = None,
+    ) -> int:
+        """Count the interior of a window, which lies in one block; returns the block's number.
+
+        reference  (height, width) uint8 class indices of the whole window, IGNORE_INDEX where nothing is to
+                   be judged: what lies around the interior tells how far boundaries are
+        predicted  the same, of the map
+        purity     the same, percent; 255 or None where it is not known
+        """
+        block = self.finder.number(area, planned.interior)
+        inside = planned.interior.within(planned.window)
+        known = reference != IGNORE_INDEX
+        if not known[inside].any():
+            return block
+        mapped = np.where(known, predicted, IGNORE_INDEX).astype(np.uint8)
+        if (mapped[known] >= len(self.ground.legend)).any():
+            raise ValueError("a class index of the map is none of the legend's")
+        # only what lies within reach of the interior can tell how far a boundary is
+        near = planned.interior.grow(TOLERANCES[-1])
+        near = planned.window.meet(near) or planned.interior
+        part, core = near.within(planned.window), planned.interior.within(near)
+        distances = [boundary_distance(np.ascontiguousarray(x[part]), TOLERANCES[-1]) for x in (reference, mapped)]
+        unknown = np.full(reference.shape, NOT_KNOWN, np.uint8)
+        tally_pixels(
+            reference[inside], mapped[inside], distances[0][core], distances[1][core],
+            (unknown if purity is None else purity)[inside],
+            self.counts[block], self.by_purity, self.by_distance, self.bands, self.purity_sum,
+        )  # fmt: skip
+        self._add_tiles(area, planned.interior, known[inside], (mapped != reference)[inside])
+        return block
+
+    def add_season(self, name: str, reference: NDArray[np.uint8], predicted: NDArray[np.uint8]) -> None:
+        """Count pixels to a season as well; arrays as in `add`, already cut to the interior."""
+        k = len(self.ground.legend)
+        found = ConfusionMatrix.of(reference, predicted, k)
+        self.seasons[name] = self.seasons.get(name, ConfusionMatrix.empty(k)) + found
+
+    def _add_tiles(self, area: str, part: Window, known: NDArray[np.bool_], wrong: NDArray[np.bool_]) -> None:
+        rows, cols = np.arange(part.row, part.row_stop), np.arange(part.col, part.col_stop)
+        top, left = part.row // self.side, part.col // self.side
+        first_rows, first_cols = (np.unique(x // self.side, return_index=True)[1] for x in (rows, cols))
+        for layer, values in enumerate((known, wrong)):
+            sums = np.add.reduceat(values, first_rows, axis=0, dtype=np.int64)
+            sums = np.add.reduceat(sums, first_cols, axis=1)
+            self.tiles[area][top : top + len(first_rows), left : left + len(first_cols), layer] += sums
+
+    def worst_tiles(self) -> list[dict[str, object]]:
+        """The squares with the lowest accuracy of those whose half was judged: place, accuracy, pixels."""
+        found = []
+        for area, sums in self.tiles.items():
+            known, wrong = sums[..., 0], sums[..., 1]
+            for row, col in np.argwhere(known * 2 >= self.side**2):
+                window = Window(int(row) * self.side, int(col) * self.side, self.side, self.side)
+                inside = window.clip(self.ground.areas[area].shape)
+                found.append((float(1 - wrong[row, col] / known[row, col]), area, inside, int(known[row, col])))
+        return [
+            {"area": area, "window": [w.row, w.col, w.height, w.width], "accuracy": share, "pixels": pixels}
+            for share, area, w, pixels in sorted(found)[:WORST_TILES]
+        ]
+
+    def hectares(self) -> NDArray[np.float64] | None:
+        """(K,) ground of the reference pixels per class; None where an area's pixels have no known size."""
+        sizes = {name: pixel_hectares(self.ground.areas[name].grid) for name in self.tiles}
+        if any(size is None for size in sizes.values()):
+            return None
+        total = np.zeros(len(self.ground.legend))
+        for name, matrix in self.matrices.by_area().items():
+            total += matrix.support * float(sizes[name] or 0)
+        return total
+
+    def purity_scores(self) -> dict[str, Any] | None:
+        """Scores of pure and of mixed pixels, by groups of purity, and the mean purity; None where unknown."""
+        if not self.purity_sum[1]:
+            return None
+        groups = {name: self.by_purity[i] for i, name in enumerate(PURITY_GROUPS)}
+        groups["mixed"] = self.by_purity[1:].sum(axis=0)
+        return {
+            "mean": float(self.purity_sum[0] / self.purity_sum[1] / 100),
+            "groups": self._brief(groups),
+        }
+
+    def boundary_scores(self) -> dict[str, Any]:
+        """Scores near and far from the reference's boundaries, and boundary IoU by tolerance."""
+        first, second = TOLERANCES
+        near = self.by_distance.cumsum(axis=0)
+        zones = {
+            f"within {first} px": near[0],
+            f"within {second} px": near[1],
+            f"beyond {second} px": self.by_distance[2],
+        }
+        iou, averaged = boundary_iou(self.bands), self.matrices.total.averaged
+        return {
+            "zones": self._brief(zones),
+            "boundary_iou": {
+                f"{tolerance} px": {
+                    "mean": float(scores.mean_over(iou[t], averaged)),
+                    "classes": dict(zip(self.ground.legend.keys, iou[t].tolist(), strict=True)),
+                }
+                for t, tolerance in enumerate(TOLERANCES)
+            },
+        }
+
+    def _brief(self, groups: Mapping[str, NDArray[np.int64]]) -> dict[str, dict[str, float | int]]:
+        matrices = {name: ConfusionMatrix(counts) for name, counts in groups.items()}
+        return brief_scores(matrices, self.matrices.total.averaged)
+
+
+def brief_scores(
+    matrices: Mapping[str, ConfusionMatrix], classes: NDArray[np.bool_]
+) -> dict[str, dict[str, float | int]]:
+    """Pixels, overall accuracy and mean IoU over some ``classes`` (K,) by name, so that the means compare."""
+    return {
+        name: {
+            "pixels": matrix.pixels,
+            "miou": float(scores.mean_over(matrix.iou, classes)),
+            "overall_accuracy": matrix.overall_accuracy,
+        }
+        for name, matrix in matrices.items()
+    }
