@@ -79,10 +79,15 @@ class BlockMatrices:
 
     def by_unit(self) -> NDArray[np.int64]:
         """(units, K, K) counts of the units that have any labelled pixel."""
-        units = list(dict.fromkeys(block.unit for block in self.blocks))
-        sums = np.zeros((len(units), *self.counts.shape[1:]), np.int64)
-        np.add.at(sums, [units.index(block.unit) for block in self.blocks], self.counts)
+        sums = self.unit_sums()
         return sums[sums.any(axis=(1, 2))]
+
+    def unit_sums(self) -> NDArray[np.int64]:
+        """(units, K, K) counts of all units, in the order in which the blocks name them."""
+        units = {unit: number for number, unit in enumerate(dict.fromkeys(block.unit for block in self.blocks))}
+        sums = np.zeros((len(units), *self.counts.shape[1:]), np.int64)
+        np.add.at(sums, [units[block.unit] for block in self.blocks], self.counts)
+        return sums
 
     def where(self, chosen: Iterable[int]) -> "BlockMatrices":
         """Those of some positions, in that order."""

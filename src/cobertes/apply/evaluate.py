@@ -18,6 +18,7 @@ from cobertes.accuracy.blocks import BlockMatrices
 from cobertes.accuracy.boundaries import NOT_KNOWN
 from cobertes.accuracy.confusion import ConfusionMatrix
 from cobertes.accuracy.forest import judge_forest, most_frequent, train_forest
+from cobertes.accuracy.intervals import head_statistics, paired_difference, score_intervals
 from cobertes.accuracy.judgement import Judgement, brief_scores
 from cobertes.apply.engine import Engine
 from cobertes.apply.predict import default_overlap
@@ -62,6 +63,19 @@ class Assessment:
         """Matrices by block of the model and the baselines."""
         return {"model": self.judgement.matrices, **self.baselines}
 
+    def differences(self) -> dict[str, dict[str, dict[str, Any]]]:
+        """By how much the model is better than each baseline, with intervals, by score."""
+        heads = head_statistics(self.model.averaged)
+        return {
+            name: {
+                score: paired_difference(
+                    found.unit_sums(), self.judgement.matrices.unit_sums(), heads[score]
+                ).to_dict()
+                for score in ("miou", "overall_accuracy")
+            }
+            for name, found in self.baselines.items()
+        }
+
     def to_dict(self, ground: Ground) -> dict[str, Any]:
         """For assessment.json."""
         hectares = self.judgement.hectares()
@@ -75,6 +89,8 @@ class Assessment:
             "miou_classes": scores["miou_classes"],
             "model": scores,
             "baselines": baselines,
+            "intervals": score_intervals(self.judgement.matrices.by_unit(), ground.legend.keys),
+            "differences": self.differences(),
             "areas": brief_scores(self.judgement.matrices.by_area(), self.model.averaged),
             "seasons": brief_scores(self.judgement.seasons, self.model.averaged),
             "purity": self.judgement.purity_scores(),

@@ -119,10 +119,11 @@ def write_report(
         "model": model,
         "settings": toml_text(settings),
     }
-    write_text(out, _environment().get_template("report.html.j2").render(facts))
+    write_text(out, environment().get_template("report.html.j2").render(facts))
 
 
-def _environment() -> Environment:
+def environment() -> Environment:
+    """Templates of this folder, with the filters that write numbers."""
     loader = PackageLoader("cobertes.apply", ".")
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True

@@ -4,9 +4,10 @@ from cobertes.cli import projects  # isort: skip  (the order of the commands in 
 from cobertes.cli import labels  # isort: skip
 from cobertes.cli import tiles  # isort: skip
 from cobertes.cli import maps  # isort: skip
+from cobertes.cli import accuracy  # isort: skip
 from cobertes.cli.app import app
 
-__all__ = ["app", "labels", "main", "maps", "projects", "tiles"]
+__all__ = ["accuracy", "app", "labels", "main", "maps", "projects", "tiles"]
 
 
 def main() -> None:

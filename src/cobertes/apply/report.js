@@ -1,0 +1,43 @@
+"use strict";
+for (const table of document.querySelectorAll("table.sortable")) {
+  const heads = [...table.querySelectorAll("thead th")];
+  heads.forEach((head, column) => head.querySelector("button").addEventListener("click", () => {
+    const first = head.classList.contains("left") || column === 0 ? "ascending" : "descending";
+    const other = first === "ascending" ? "descending" : "ascending";
+    const order = head.getAttribute("aria-sort") === first ? other : first;
+    heads.forEach(h => h.removeAttribute("aria-sort"));
+    head.setAttribute("aria-sort", order);
+    const sign = order === "ascending" ? 1 : -1;
+    const value = row => row.children[column].dataset.sort;
+    const compare = (a, b) => {
+      const [x, y] = [value(a), value(b)];
+      if (x === "" || y === "") return (x === "") - (y === "");  // what is not known stays last
+      return sign * (isNaN(x) || isNaN(y) ? x.localeCompare(y) : x - y);
+    };
+    const body = table.tBodies[0];
+    body.append(...[...body.rows].sort(compare));
+  }));
+}
+const modes = {
+  row: "Each row sums to 100: how the ground of a class is mapped; the diagonal is the producer's accuracy.",
+  col: "Each column sums to 100: what the ground is where the map names a class; the diagonal is the user's accuracy.",
+  count: "Counts of pixels, coloured by their share of the row.",
+};
+const choices = [...document.querySelectorAll(".choice button")];
+for (const choice of choices) choice.addEventListener("click", () => {
+  const by = choice.dataset.by;
+  choices.forEach(c => c.setAttribute("aria-pressed", c === choice));
+  document.getElementById("matrix-mode").textContent = modes[by];
+  for (const cell of document.querySelectorAll(".matrix td")) {
+    const known = by === "col" ? cell.dataset.col : cell.dataset.row;
+    const [share, count] = [Number(known), Number(cell.dataset.count)];
+    cell.style.setProperty("--share", share);
+    cell.classList.toggle("strong", share > 0.65);
+    cell.textContent = by === "count" ? count.toLocaleString("en") : known === "" ? "–" : count === 0 ? "·"
+      : share < 0.005 ? "<1" : Math.round(100 * share);
+  }
+});
+for (const zoom of document.querySelectorAll(".zoom")) zoom.addEventListener("click", () => {
+  const wide = zoom.parentElement.classList.toggle("wide");
+  zoom.setAttribute("aria-pressed", wide);
+});
