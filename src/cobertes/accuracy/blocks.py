@@ -8,11 +8,13 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cobertes.accuracy.confusion import ConfusionMatrix
+from cobertes.accuracy.scores import overall_accuracy
 from cobertes.errors import InputFileError
 from cobertes.files import read_json, write_text
 from cobertes.geo.windows import Window
@@ -93,6 +95,19 @@ class BlockMatrices:
         """Those of some positions, in that order."""
         positions = list(chosen)
         return BlockMatrices(tuple(self.blocks[i] for i in positions), self.counts[positions])
+
+
+def block_scores(matrices: BlockMatrices) -> list[dict[str, Any]]:
+    """Overall accuracy and labelled pixels of every block, for JSON; a window is row, column, height, width."""
+    return [
+        {
+            "area": block.area,
+            "window": [block.window.row, block.window.col, block.window.height, block.window.width],
+            "pixels": int(counts.sum()),
+            "overall_accuracy": float(overall_accuracy(counts)),
+        }
+        for block, counts in zip(matrices.blocks, matrices.counts, strict=True)
+    ]
 
 
 def save_blocks(path: Path, methods: Mapping[str, BlockMatrices], keys: Sequence[str]) -> None:

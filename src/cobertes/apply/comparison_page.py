@@ -7,7 +7,7 @@ from typing import Any
 
 import cobertes
 from cobertes.accuracy.runs import SCORES, RunsComparison, comparison_notes, different_settings
-from cobertes.apply.report import environment
+from cobertes.apply.page import environment
 from cobertes.files import write_text
 
 AXIS_LEFT, AXIS_RIGHT = 8.0, 312.0

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cobertes.accuracy.blocks import BlockMatrices
+from cobertes.accuracy.blocks import BlockMatrices, block_scores
 from cobertes.accuracy.boundaries import NOT_KNOWN
 from cobertes.accuracy.confusion import ConfusionMatrix
 from cobertes.accuracy.forest import judge_forest, most_frequent, train_forest
@@ -91,6 +91,7 @@ class Assessment:
             "baselines": baselines,
             "intervals": score_intervals(self.judgement.matrices.by_unit(), ground.legend.keys),
             "differences": self.differences(),
+            "block_scores": block_scores(self.judgement.matrices),
             "areas": brief_scores(self.judgement.matrices.by_area(), self.model.averaged),
             "seasons": brief_scores(self.judgement.seasons, self.model.averaged),
             "purity": self.judgement.purity_scores(),

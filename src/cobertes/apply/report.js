@@ -18,12 +18,42 @@ for (const table of document.querySelectorAll("table.sortable")) {
     body.append(...[...body.rows].sort(compare));
   }));
 }
+const hex = text => parseInt(text.slice(1), 16);
+const palettes = document.querySelector(".palette");
+if (palettes) {
+  palettes.hidden = false;  // without scripts there is one palette
+  const [own, safe] = JSON.parse(document.getElementById("colours").textContent).map(list => list.map(hex));
+  const swap = new Map(own.map((colour, i) => [colour, safe[i]]));
+  const recolour = img => {
+    const canvas = document.createElement("canvas");
+    [canvas.width, canvas.height] = [img.naturalWidth, img.naturalHeight];
+    const context = canvas.getContext("2d");
+    context.drawImage(img, 0, 0);
+    const dots = context.getImageData(0, 0, canvas.width, canvas.height), d = dots.data;
+    for (let i = 0; i < d.length; i += 4) {
+      const to = d[i + 3] === 255 ? swap.get(d[i] << 16 | d[i + 1] << 8 | d[i + 2]) : undefined;
+      if (to !== undefined) [d[i], d[i + 1], d[i + 2]] = [to >> 16, to >> 8 & 255, to & 255];
+    }
+    context.putImageData(dots, 0, 0);
+    return canvas.toDataURL();
+  };
+  const pictures = [...document.querySelectorAll("img[data-classes]")].map(img => ({img, own: img.src, safe: null}));
+  for (const button of palettes.querySelectorAll("button")) button.addEventListener("click", () => {
+    const choice = button.dataset.palette;
+    palettes.querySelectorAll("button").forEach(b => b.setAttribute("aria-pressed", b === button));
+    document.documentElement.classList.toggle("safe", choice === "safe");
+    for (const one of pictures) {
+      if (choice === "safe") one.safe ??= recolour(one.img);
+      one.img.src = one[choice];
+    }
+  });
+}
 const modes = {
   row: "Each row sums to 100: how the ground of a class is mapped; the diagonal is the producer's accuracy.",
   col: "Each column sums to 100: what the ground is where the map names a class; the diagonal is the user's accuracy.",
   count: "Counts of pixels, coloured by their share of the row.",
 };
-const choices = [...document.querySelectorAll(".choice button")];
+const choices = [...document.querySelectorAll(".choice button[data-by]")];
 for (const choice of choices) choice.addEventListener("click", () => {
   const by = choice.dataset.by;
   choices.forEach(c => c.setAttribute("aria-pressed", c === choice));

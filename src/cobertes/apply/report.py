@@ -1,7 +1,7 @@
 """The report: one self-contained HTML file that says how good the map is, where it is not, and why to believe it.
 
-    write_report -> a section's facts each (`_judgement`, `_class_rows`, `_matrix`, `_shown_area`, `_areas_table`,
-                    `_charts`, `_blocks`) -> report.html.j2, which holds all words and looks
+    write_report -> a section's facts each (`report_accuracy`, `worst_tiles`, `_panels`, `_areas_table`, `_charts`,
+                    `_blocks`) -> report.html.j2 with report.css and report.js, which hold all words and looks
 
 Nothing is computed twice: scores come from assessment.json as they are; a value that is not known (null, NaN)
 stays unknown and is never shown as 0 or 1.
@@ -18,23 +18,32 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 import cobertes
 from cobertes.apply import pictures
+from cobertes.apply.page import environment, known
+from cobertes.apply.palette import safe_colours
 from cobertes.apply.pictures import Chart, Picture
+from cobertes.apply.report_accuracy import (
+    BLOCK_COLOURS,
+    area_rows,
+    block_map,
+    block_range,
+    class_rows,
+    judgement,
+    matrix_rows,
+    parts,
+)
+from cobertes.apply.worst import worst_tiles
 from cobertes.files import write_text
 from cobertes.geo.area import ONLY_SEASON, Area
 from cobertes.geo.grid import describe, pixel_hectares
 from cobertes.geo.raster import check_writable
-from cobertes.labels.legend import LandClass, Legend
+from cobertes.labels.legend import Legend
 
 SHOWN_AREAS = 6
 LONGEST_DOTS, LONGEST_OF_MANY = 700, 420
 """Dots on the long side of a picture, for up to two areas and for more: the file should still fit in a mail."""
-
-ENOUGH_PIXELS = 1000
-"""Reference pixels below which a class is not averaged, where the assessment does not list the averaged ones."""
 
 
 @dataclass(frozen=True)
@@ -107,60 +116,27 @@ def write_report(
         ],
         "ramps": {
             "confidence": pictures.css_gradient(pictures.CONFIDENCE),
+            "blocks": pictures.css_gradient(BLOCK_COLOURS),
             "disagreement": pictures.css_gradient(pictures.DISAGREEMENT),
         },
-        "judgement": _judgement(assessment, legend) if assessment else None,
-        "classes": _class_rows(assessment, legend) if assessment else [],
-        "matrix": _matrix(assessment["model"]["confusion_matrix"], legend) if assessment else [],
+        "judgement": judgement(assessment, legend) if assessment else None,
+        "classes": class_rows(assessment, legend) if assessment else [],
+        "matrix": matrix_rows(assessment["model"]["confusion_matrix"], legend) if assessment else [],
+        "parts": parts(assessment) if assessment else [],
+        "area_rows": area_rows(assessment) if assessment else [],
+        "block_map": block_map(assessment, [area.name for area in chosen]) if assessment else {},
+        "block_range": block_range(assessment) if assessment and assessment.get("block_scores") else None,
+        "worst_tiles": worst_tiles(areas, assessment or {}, legend, rgb, maps, confidence, labels),
+        "safe": dict(zip(legend.keys, safe_colours(legend.colours), strict=True)),
+        "inputs": _inputs(areas),
         "charts": _charts(history, model.get("best_epoch")),
-        "history": [{key: _known(value) for key, value in record.items()} for record in history],
+        "history": [{key: known(value) for key, value in record.items()} for record in history],
         "ground": _areas_table(areas, maps, legend),
         "split": _split_facts(split),
         "model": model,
         "settings": toml_text(settings),
     }
     write_text(out, environment().get_template("report.html.j2").render(facts))
-
-
-def environment() -> Environment:
-    """Templates of this folder, with the filters that write numbers."""
-    loader = PackageLoader("cobertes.apply", ".")
-    environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"score": _score, "percent": _percent, "count": _count, "plain": _plain}
-    return environment
-
-
-# --- numbers as text: what is not known is a dash
-
-
-def _known(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _score(value: float | None) -> str:
-    return "–" if _known(value) is None else f"{value:.3f}"
-
-
-def _percent(value: float | None) -> str:
-    return "–" if value is None or _known(value) is None else f"{100 * value:.1f}\u00a0%"
-
-
-def _count(value: float | None) -> str:
-    return "–" if _known(value) is None else f"{value:,.0f}"
-
-
-def _plain(value: Any) -> str:
-    if _known(value) is None:
-        return "–"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return f"{value:,}"
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def toml_text(settings: Mapping[str, Any], table: str = "") -> str:
@@ -181,84 +157,7 @@ def toml_text(settings: Mapping[str, Any], table: str = "") -> str:
     return "".join(plain + nested)
 
 
-# --- accuracy
-
-
-def _judgement(assessment: Mapping[str, Any], legend: Legend) -> dict[str, Any]:
-    """The summary: methods side by side, the best and the worst class, what is averaged and what is not."""
-    model, baselines = assessment["model"], assessment.get("baselines") or {}
-    averaged = _averaged(assessment)
-    ranked = sorted(
-        (row for row in _class_rows(assessment, legend) if row["iou"] is not None and row["land"].key in averaged),
-        key=lambda row: row["iou"],
-    )
-    worst = ranked[0] if len(ranked) > 1 else None
-    return {
-        "split": assessment.get("split", "validation"),
-        "pixels": assessment.get("pixels"),
-        "methods": {name: _heads(scores) for name, scores in {"model": model, **baselines}.items()},
-        "forest": _heads(baselines["random_forest"]) if "random_forest" in baselines else None,
-        "best": ranked[-1] if ranked else None,
-        "worst": worst,
-        "taken_for": _taken_for(model["confusion_matrix"], legend, worst["land"]) if worst else None,
-        "averaged": len(averaged),
-    }
-
-
-def _heads(scores: Mapping[str, Any]) -> dict[str, float | None]:
-    return {key: _known(scores.get(key)) for key in ("miou", "overall_accuracy")}
-
-
-def _averaged(assessment: Mapping[str, Any]) -> set[str]:
-    listed = assessment.get("miou_classes", assessment["model"].get("miou_classes"))
-    if listed is not None:
-        return set(listed)
-    return {key for key, scores in assessment["model"]["classes"].items() if scores["support"] >= ENOUGH_PIXELS}
-
-
-def _taken_for(matrix: Sequence[Sequence[int]], legend: Legend, land: LandClass) -> tuple[str, float] | None:
-    """The class that most pixels of ``land`` are mapped as instead, and their share of the reference."""
-    index = legend.index(land.key)
-    row = np.array(matrix[index], float)
-    others = np.where(np.arange(len(row)) == index, 0, row)
-    if not others.any():
-        return None
-    return legend.classes[int(others.argmax())].name, float(others.max() / row.sum())
-
-
-def _class_rows(assessment: Mapping[str, Any], legend: Legend) -> list[dict[str, Any]]:
-    """One row per class of the legend; ``state`` is ``absent`` (no reference pixel), ``few`` or empty."""
-    scores = assessment["model"]["classes"]
-    forest = (assessment.get("baselines") or {}).get("random_forest", {}).get("classes", {})
-    averaged = _averaged(assessment)
-    rows = []
-    for land in legend.classes:
-        mine = scores.get(land.key, {})
-        support = mine.get("support") or 0
-        state = "absent" if not support else "" if land.key in averaged else "few"
-        keys = ("iou", "dice", "producers_accuracy", "users_accuracy")
-        row = {key: None if state == "absent" else _known(mine.get(key)) for key in keys}
-        other = None if state == "absent" else _known(forest.get(land.key, {}).get("iou"))
-        rows.append({"land": land, "support": support, "state": state, "forest": other, **row})
-    return rows
-
-
-def _matrix(counts: Sequence[Sequence[int]], legend: Legend) -> list[dict[str, Any]]:
-    """Rows of the confusion matrix; every cell with its count and its share of its row and of its column."""
-    matrix = np.array(counts, float)
-    with np.errstate(invalid="ignore"):
-        by_row = matrix / matrix.sum(axis=1, keepdims=True)
-        by_col = matrix / matrix.sum(axis=0, keepdims=True)
-    return [
-        {
-            "land": land,
-            "cells": [
-                {"count": int(n), "row": _known(float(r)), "col": _known(float(c)), "predicted": legend.classes[j]}
-                for j, (n, r, c) in enumerate(zip(matrix[i], by_row[i], by_col[i], strict=True))
-            ],
-        }
-        for i, land in enumerate(legend.classes)
-    ]
+# --- learning
 
 
 def _charts(history: Sequence[Mapping[str, Any]], best: Any) -> list[Chart]:
@@ -267,7 +166,7 @@ def _charts(history: Sequence[Mapping[str, Any]], best: Any) -> list[Chart]:
     epochs = [int(record["epoch"]) for record in history]
 
     def series(**names: str) -> dict[str, Sequence[float | None]]:
-        return {name.replace("_", " "): [_known(r.get(key)) for r in history] for name, key in names.items()}
+        return {name.replace("_", " "): [known(r.get(key)) for r in history] for name, key in names.items()}
 
     charts = [
         pictures.draw_chart("Loss", epochs, series(training="loss", validation="validation_loss"), mark=best),
@@ -357,12 +256,12 @@ def _areas_table(areas: Sequence[Area], maps: Mapping[str, Path], legend: Legend
             "land": land,
             "pixels": int(pixels[land.code]),
             "share": int(pixels[land.code]) / total if total else None,
-            "hectares": _known(float(hectares[land.code])),
+            "hectares": known(float(hectares[land.code])),
         }
         for land in legend.classes
     ]
-    known = _known(float(hectares[legend.codes].sum()))
-    return {"rows": rows, "pixels": total, "hectares": known, "maps": len(mapped)}
+    whole = known(float(hectares[legend.codes].sum()))
+    return {"rows": rows, "pixels": total, "hectares": whole, "maps": len(mapped)}
 
 
 def _blocks(area: Area, split: Mapping[str, Any] | None) -> list[dict[str, Any]]:
@@ -389,3 +288,16 @@ def _split_facts(split: Mapping[str, Any] | None) -> dict[str, Any] | None:
         return None
     counts = Counter(letter for rows in split["areas"].values() for row in rows for letter in row)
     return {"block": split["block"], "guard": split.get("guard"), "counts": counts}
+
+
+def _inputs(areas: Sequence[Area]) -> list[dict[str, Any]]:
+    """The files that went in, with their sizes: scenes by season, and reference maps."""
+    rows = []
+    for area in areas:
+        files = [(season, path) for season, scene in area.scenes.items() for path in scene.files]
+        if area.reference is not None:
+            files.append(("reference map", str(area.reference)))
+        for what, path in files:
+            size = Path(path).stat().st_size if Path(path).is_file() else None
+            rows.append({"area": area.name, "what": what, "name": Path(path).name, "bytes": size})
+    return rows

@@ -1,0 +1,74 @@
+"""What the HTML pages share: their templates, and numbers as text, where what is not known is a dash."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+
+def environment() -> Environment:
+    """Templates of this folder, with the filters that write numbers."""
+    loader = PackageLoader("cobertes.apply", ".")
+    made = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    made.filters |= {
+        "score": score, "percent": percent, "count": count, "plain": plain, "between": between, "sort": sortable,
+    }  # fmt: skip
+    return made
+
+
+def known(value: Any) -> Any:
+    """The value, None where it is NaN or infinite."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def known_range(ends: Sequence[float | None] | None) -> tuple[float, float] | None:
+    """Both ends of an interval, None unless both are known."""
+    if ends is None or any(known(end) is None for end in ends):
+        return None
+    low, high = ends
+    return (float(low), float(high)) if low is not None and high is not None else None
+
+
+def score(value: float | None) -> str:
+    """``0.812``."""
+    return "–" if value is None or known(value) is None else f"{value:.3f}"
+
+
+def percent(value: float | None) -> str:
+    """``81.2 %``, without a break."""
+    return "–" if value is None or known(value) is None else f"{100 * value:.1f}\u00a0%"
+
+
+def between(ends: tuple[float, float] | None, unit: str = "") -> str:
+    """``0.41 to 0.52``, or in percent; empty where there is no interval."""
+    if ends is None:
+        return ""
+    if unit == "%":
+        return f"{100 * ends[0]:.1f} to {100 * ends[1]:.1f}\u00a0%"
+    return f"{ends[0]:.3f} to {ends[1]:.3f}"
+
+
+def count(value: float | None) -> str:
+    """``1,234``."""
+    return "–" if value is None or known(value) is None else f"{value:,.0f}"
+
+
+def sortable(value: float | None) -> str:
+    """For ``data-sort``: empty where it is not known."""
+    return "" if value is None or known(value) is None else str(value)
+
+
+def plain(value: Any) -> str:
+    """Whatever it is, as words."""
+    if known(value) is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

@@ -1,0 +1,185 @@
+"""What the report says of accuracy: from assessment.json to rows and words; nothing is computed twice.
+
+A value that is not known (null, NaN) stays unknown and is never shown as 0 or 1. An older assessment without
+intervals, blocks or groups gives a report without them.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.colors import to_hex
+
+from cobertes.apply.page import known, known_range
+from cobertes.labels.legend import LandClass, Legend
+
+ENOUGH_PIXELS = 1000
+"""Reference pixels below which a class is not averaged, where the assessment does not list the averaged ones."""
+
+BLOCK_COLOURS = matplotlib.colormaps["cividis"]
+
+CLASS_SCORES = ("iou", "dice", "producers_accuracy", "users_accuracy")
+
+
+def judgement(assessment: Mapping[str, Any], legend: Legend) -> dict[str, Any]:
+    """The summary: methods side by side, the best and the worst class, what is averaged and what is not."""
+    model, baselines = assessment["model"], assessment.get("baselines") or {}
+    averaged = _averaged(assessment)
+    ranked = sorted(
+        (row for row in class_rows(assessment, legend) if row["iou"] is not None and row["land"].key in averaged),
+        key=lambda row: row["iou"],
+    )
+    worst = ranked[0] if len(ranked) > 1 else None
+    intervals = assessment.get("intervals") or {}
+    return {
+        "split": assessment.get("split", "validation"),
+        "used_for": assessment.get("used_for", ["choosing the epoch"]),
+        "pixels": assessment.get("pixels"),
+        "units": intervals.get("units"),
+        "intervals": {key: known_range(intervals.get(key)) for key in ("miou", "overall_accuracy")},
+        "against": _against(assessment),
+        "methods": {name: _heads(scores) for name, scores in {"model": model, **baselines}.items()},
+        "forest": _heads(baselines["random_forest"]) if "random_forest" in baselines else None,
+        "best": ranked[-1] if ranked else None,
+        "worst": worst,
+        "weak": ranked[: max(0, min(3, len(ranked) - 1))],
+        "taken_for": _taken_for(model["confusion_matrix"], legend, worst["land"]) if worst else None,
+        "averaged": len(averaged),
+    }
+
+
+def _heads(scores: Mapping[str, Any]) -> dict[str, float | None]:
+    return {
+        key: known(scores.get(key))
+        for key in ("miou", "overall_accuracy", "balanced_accuracy", "kappa", "frequency_weighted_iou")
+    }
+
+
+def _against(assessment: Mapping[str, Any]) -> dict[str, Any]:
+    """Baseline -> score -> difference with interval and verdict; empty where the assessment has none."""
+    return {
+        name: {key: {**one, "interval": known_range(one["interval"])} for key, one in found.items()}
+        for name, found in (assessment.get("differences") or {}).items()
+    }
+
+
+def _averaged(assessment: Mapping[str, Any]) -> set[str]:
+    listed = assessment.get("miou_classes", assessment["model"].get("miou_classes"))
+    if listed is not None:
+        return set(listed)
+    return {key for key, scores in assessment["model"]["classes"].items() if scores["support"] >= ENOUGH_PIXELS}
+
+
+def _taken_for(matrix: Sequence[Sequence[int]], legend: Legend, land: LandClass) -> tuple[str, float] | None:
+    """The class that most pixels of ``land`` are mapped as instead, and their share of the reference."""
+    index = legend.index(land.key)
+    row = np.array(matrix[index], float)
+    others = np.where(np.arange(len(row)) == index, 0, row)
+    if not others.any():
+        return None
+    return legend.classes[int(others.argmax())].name, float(others.max() / row.sum())
+
+
+def class_rows(assessment: Mapping[str, Any], legend: Legend) -> list[dict[str, Any]]:
+    """One row per class of the legend; ``state`` is ``absent`` (no reference pixel), ``few`` or empty.
+
+    ``ranges`` holds an interval per score, or None; ``units`` the blocks with reference pixels of the class.
+    """
+    scores = assessment["model"]["classes"]
+    forest = (assessment.get("baselines") or {}).get("random_forest", {}).get("classes", {})
+    intervals = (assessment.get("intervals") or {}).get("classes", {})
+    averaged = _averaged(assessment)
+    rows = []
+    for land in legend.classes:
+        mine, spread = scores.get(land.key, {}), intervals.get(land.key, {})
+        support = mine.get("support") or 0
+        state = "absent" if not support else "" if land.key in averaged else "few"
+        row = {key: None if state == "absent" else known(mine.get(key)) for key in CLASS_SCORES}
+        row["ranges"] = {key: known_range(spread.get(key)) if state != "absent" else None for key in CLASS_SCORES}
+        other = None if state == "absent" else known(forest.get(land.key, {}).get("iou"))
+        rows.append({
+            "land": land, "support": support, "hectares": known(mine.get("hectares")), "state": state,
+            "units": spread.get("units"), "forest": other, **row,
+        })  # fmt: skip
+    return rows
+
+
+def matrix_rows(counts: Sequence[Sequence[int]], legend: Legend) -> list[dict[str, Any]]:
+    """Rows of the confusion matrix; every cell with its count and its share of its row and of its column."""
+    matrix = np.array(counts, float)
+    with np.errstate(invalid="ignore"):
+        by_row = matrix / matrix.sum(axis=1, keepdims=True)
+        by_col = matrix / matrix.sum(axis=0, keepdims=True)
+    return [
+        {
+            "land": land,
+            "cells": [
+                {"count": int(n), "row": known(float(r)), "col": known(float(c)), "predicted": legend.classes[j]}
+                for j, (n, r, c) in enumerate(zip(matrix[i], by_row[i], by_col[i], strict=True))
+            ],
+        }
+        for i, land in enumerate(legend.classes)
+    ]
+
+
+# --- parts of the ground
+
+
+def parts(assessment: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Tables of scores by part of the ground: purity, boundaries, seasons; those that are known."""
+    found = []
+    purity, boundaries = assessment.get("purity"), assessment.get("boundaries")
+    if purity:
+        found.append({
+            "kind": "purity", "title": "Pure and mixed pixels", "mean": known(purity.get("mean")),
+            "rows": _part_rows({name: one for name, one in purity["groups"].items() if name != "mixed"}),
+            "mixed": _part_rows({"mixed": purity["groups"]["mixed"]}),
+        })  # fmt: skip
+    if boundaries:
+        iou = {name: known(one["mean"]) for name, one in boundaries["boundary_iou"].items()}
+        rows = _part_rows(boundaries["zones"])
+        found.append({"kind": "boundaries", "title": "Near and far from boundaries", "rows": rows, "iou": iou})
+    if len(assessment.get("seasons") or {}) > 1:
+        rows = _part_rows(assessment["seasons"])
+        found.append({"kind": "seasons", "title": "Seasons", "rows": rows})
+    return found
+
+
+def _part_rows(groups: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    return [
+        {"name": name, **{key: known(value) for key, value in scores.items()}}
+        for name, scores in groups.items()
+        if scores["pixels"]
+    ]
+
+
+def area_rows(assessment: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Scores by area, where there are several; the worst first."""
+    areas = assessment.get("areas") or {}
+    rows = _part_rows(areas) if len(areas) > 1 else []
+    return sorted(rows, key=lambda row: (row["overall_accuracy"] is None, row["overall_accuracy"]))
+
+
+def block_map(assessment: Mapping[str, Any], shown: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
+    """Area -> its judged blocks with their accuracy and a colour from the worst to the best; shown areas only."""
+    found = [one for one in assessment.get("block_scores") or [] if one["pixels"] and one["area"] in shown]
+    if not found:
+        return {}
+    low, high = block_range(assessment)
+    areas: dict[str, list[dict[str, Any]]] = {}
+    for one in found:
+        share = (one["overall_accuracy"] - low) / (high - low) if high > low else 1.0
+        row, col, height, width = one["window"]
+        areas.setdefault(one["area"], []).append({
+            "x": col, "y": row, "width": width, "height": height, "accuracy": one["overall_accuracy"],
+            "pixels": one["pixels"], "colour": to_hex(BLOCK_COLOURS(share)),
+            "ink": "#fff" if share < 0.55 else "#000",
+        })  # fmt: skip
+    return areas
+
+
+def block_range(assessment: Mapping[str, Any]) -> tuple[float, float]:
+    """Lowest and highest overall accuracy of the judged blocks."""
+    shares = [one["overall_accuracy"] for one in assessment["block_scores"] if one["pixels"]]
+    return min(shares), max(shares)

@@ -1,0 +1,101 @@
+"""Pictures of the tiles that the map gets most wrong: scene, labels, map and confidence, pixel by pixel."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rasterio
+from numpy.typing import NDArray
+
+from cobertes.apply import pictures
+from cobertes.apply.pictures import Picture
+from cobertes.geo.area import ONLY_SEASON, Area
+from cobertes.geo.grid import open_raster
+from cobertes.geo.windows import Window
+from cobertes.labels.legend import IGNORE_INDEX, Legend
+
+SIDE = 256
+"""Longest side of a picture in dots: larger tiles are cut to their middle."""
+
+
+@dataclass(frozen=True)
+class WorstTile:
+    """A tile with its place in words, accuracy, commonest mistake, and pictures by title."""
+
+    area: str
+    place: str
+    accuracy: float
+    mistake: str
+    pictures: dict[str, Picture]
+
+
+def worst_tiles(
+    areas: Sequence[Area],
+    assessment: Mapping[str, Any],
+    legend: Legend,
+    rgb: Sequence[str],
+    maps: Mapping[str, Path],
+    confidence: Mapping[str, Path],
+    labels: Mapping[str, Path],
+) -> list[WorstTile]:
+    """The worst tiles of an assessment, as far as their area has labels and a map of its shape."""
+    by_name = {area.name: area for area in areas}
+    found = []
+    for one in assessment.get("worst_tiles") or []:
+        name, window = one["area"], Window(*one["window"])
+        if name in by_name and name in maps and name in labels and one["accuracy"] < 1:
+            tile = _tile(by_name[name], window, legend, rgb, maps[name], confidence.get(name), labels[name])
+            if tile:
+                mistake, shown = tile
+                place = f"rows {window.row} to {window.row_stop}, columns {window.col} to {window.col_stop}"
+                found.append(WorstTile(name, place, one["accuracy"], mistake, shown))
+    return found
+
+
+def _tile(
+    area: Area,
+    window: Window,
+    legend: Legend,
+    rgb: Sequence[str],
+    predicted: Path,
+    confidence: Path | None,
+    labels: Path,
+) -> tuple[str, dict[str, Picture]] | None:
+    with open_raster(predicted) as file:
+        if file.shape != area.shape:
+            return None
+    if max(window.shape) > SIDE:
+        top, left = window.row + (window.height - SIDE) // 2, window.col + (window.width - SIDE) // 2
+        window = Window(max(top, window.row), max(left, window.col), SIDE, SIDE).meet(window) or window
+    shown = {}
+    for season, scene in area.scenes.items():
+        picture = pictures.window_picture(scene, rgb, window)
+        shown["scene" if season == ONLY_SEASON else season] = picture
+    theirs, ours = _read(labels, window), _read(predicted, window)
+    shown["labels"] = pictures.codes_picture(theirs, legend)
+    shown["predicted"] = pictures.codes_picture(ours, legend)
+    if confidence is not None:
+        percent = _read(confidence, window).astype(np.float32)
+        percent[percent > 100] = np.nan
+        shown["confidence"] = pictures.shares_picture(percent / 100, pictures.CONFIDENCE)
+    return _mistake(legend, theirs, ours), shown
+
+
+def _read(path: Path, window: Window) -> NDArray[np.uint8]:
+    with open_raster(path) as file:
+        values: NDArray[np.uint8] = file.read(1, window=rasterio.windows.Window.from_slices(*window.slices))
+        return values
+
+
+def _mistake(legend: Legend, labels: NDArray[np.uint8], predicted: NDArray[np.uint8]) -> str:
+    """The commonest wrong pair of classes, in words."""
+    index = legend.index_table()
+    r, p = index[labels], index[predicted]
+    wrong = (r != p) & (r != IGNORE_INDEX) & (p != IGNORE_INDEX)
+    if not wrong.any():
+        return ""
+    pairs, counts = np.unique(r[wrong].astype(int) * len(legend) + p[wrong], return_counts=True)
+    reference, mapped = divmod(int(pairs[counts.argmax()]), len(legend))
+    return f"{legend.classes[reference].name} mapped as {legend.classes[mapped].name}"

@@ -1,0 +1,230 @@
+"""The report on accuracy: uncertainty shown as such, parts of the ground, worst tiles, colours for the colour-blind."""
+
+import json
+import math
+import re
+import shutil
+import subprocess
+from html import unescape
+
+import pytest
+
+from cobertes.apply.palette import SIGHTS, closest_pair, safe_colours
+from cobertes.labels.legend import legend_names, load_legend
+from test_report import LEGEND, an_assessment, place, report, scores  # noqa: F401 (a fixture)
+
+
+def brief(pixels, accuracy, miou=0.5):
+    return {"pixels": pixels, "overall_accuracy": accuracy, "miou": miou}
+
+
+def spread(low, high, units=9):
+    names = ("iou", "dice", "producers_accuracy", "users_accuracy")
+    return {"units": units} | {name: [low, high] for name in names}
+
+
+def a_full_assessment(**changed):
+    """With all that the evaluate stage of today writes."""
+    return an_assessment(
+        model=scores(rare=0.05),
+        used_for=["choosing the epoch", "lowering the learning rate"],
+        intervals={
+            "level": 0.95, "units": 9, "miou": [0.64, 0.77], "overall_accuracy": [0.78, 0.84],
+            "classes": {"forest": spread(0.75, 0.86), "rare": spread(0.01, 0.31, 3), "water": spread(0.4, 0.7)},
+        },
+        differences={"random_forest": {"miou": {"difference": 0.09, "interval": [0.02, 0.16], "verdict": "better"}}},
+        block_scores=[
+            {"area": "here <i>", "window": [0, 16, 12, 16], "pixels": 180, "overall_accuracy": 0.5},
+            {"area": "here <i>", "window": [12, 16, 12, 16], "pixels": 170, "overall_accuracy": 0.9},
+            {"area": "here <i>", "window": [12, 0, 12, 16], "pixels": 0, "overall_accuracy": None},
+        ],
+        areas={"here <i>": brief(350, 0.7), "there": brief(900, 0.6), "empty": brief(0, None, None)},
+        seasons={"april": brief(300, 0.6), "august": brief(300, 0.7)},
+        purity={"mean": 0.93, "groups": {"pure": brief(5000, 0.95), "75 to 99 %": brief(2000, 0.8),
+                                         "50 to 74 %": brief(900, 0.6), "under 50 %": brief(0, None),
+                                         "mixed": brief(2900, 0.75)}},
+        boundaries={
+            "zones": {"within 1 px": brief(2000, 0.6), "within 3 px": brief(3000, 0.7), "beyond 3 px": brief(5000, 0.99)},
+            "boundary_iou": {"1 px": {"mean": 0.41, "classes": {}}, "3 px": {"mean": 0.61, "classes": {}}},
+        },
+        worst_tiles=[
+            {"area": "here <i>", "window": [0, 16, 8, 8], "accuracy": 0.25, "pixels": 64},
+            {"area": "gone", "window": [0, 0, 8, 8], "accuracy": 0.3, "pixels": 64},
+        ],
+    ) | changed  # fmt: skip
+
+
+def test_a_class_of_few_pixels_is_an_interval_and_not_a_number(place, tmp_path):  # noqa: F811
+    page, _ = report(tmp_path, place, assessment=a_full_assessment())
+    row = page.row("5", "Rare")
+    assert row[2] == "0.010 to 0.310"
+    assert not any(cell.startswith("0.05") for cell in row)
+    assert "120in 3 of 9" in row
+    assert page.row("3", "Forest")[2].startswith("0.8120.750 to 0.860")
+    # in one block there is no interval either
+    few = a_full_assessment()
+    few["intervals"]["classes"]["rare"] = spread(None, None, 1)
+    page, _ = report(tmp_path, place, assessment=few)
+    assert page.row("5", "Rare")[2] == "≈ 0.05?"
+
+
+@pytest.mark.parametrize(
+    ("difference", "words"),
+    [
+        (
+            {"difference": 0.09, "interval": [0.02, 0.16], "verdict": "better"},
+            "That is better than a random forest",
+        ),
+        (
+            {"difference": -0.09, "interval": [-0.2, -0.02], "verdict": "worse"},
+            "That is worse than a random forest",
+        ),
+        ({"difference": 0.01, "interval": [-0.02, 0.04], "verdict": "cannot tell"}, "may be as good"),
+        (
+            {"difference": 0.09, "interval": [None, None], "verdict": "cannot tell"},
+            "0.090 above that of a random forest",
+        ),
+    ],
+)
+def test_the_summary_says_better_only_where_blocks_can_tell(place, tmp_path, difference, words):  # noqa: F811
+    assessment = a_full_assessment(differences={"random_forest": {"miou": difference}})
+    page, _ = report(tmp_path, place, assessment=assessment)
+    assert words in " ".join(page.text.split())
+
+
+def test_the_summary_has_intervals_and_what_the_blocks_were_used_for(place, tmp_path):  # noqa: F811
+    page, _ = report(tmp_path, place, assessment=a_full_assessment())
+    text = " ".join(page.text.split())
+    assert "95\u00a0%: 0.640 to 0.770" in page.text.replace("&nbsp;", "\u00a0")
+    assert "served for choosing the epoch, lowering the learning rate" in text
+    assert "9 independent pieces of ground): so few that they are rough" in text
+    assert "weakest at Water bodies" in text
+
+
+def test_parts_of_the_ground_have_their_own_scores(place, tmp_path):  # noqa: F811
+    page, _ = report(tmp_path, place, assessment=a_full_assessment())
+    assert page.row("pure") == ["pure", "95.0\u00a0%".replace("\u00a0", " "), "0.500", "5,000"]
+    assert page.row("all mixed pixels")[3] == "2,900"
+    assert not any(row and row[0] == "under 50 %" for row in page.rows)
+    assert page.row("within 1 px")[1] == "60.0 %"
+    assert page.row("august")[1] == "70.0 %"
+    assert "Boundary IoU: 0.410 at 1 px, 0.610 at 3 px" in " ".join(page.text.split())
+    names = [row[0].strip() for row in page.rows if row and row[0].strip() in ("here <i>", "there", "empty")]
+    assert names[:2] == ["there", "here <i>"]  # the worst first, none for an area without pixels
+
+
+def test_blocks_are_a_map_from_the_worst_to_the_best(place, tmp_path):  # noqa: F811
+    _, text = report(tmp_path, place, assessment=a_full_assessment())
+    chart = re.search(
+        r'<svg class="blocks"[^>]*aria-label="Accuracy of the 2 judged.*?</svg>', text, re.DOTALL
+    ).group(0)
+    fills = re.findall(r'<rect style="fill:(#\w+)" x="(\d+)" y="(\d+)"', chart)
+    assert fills == [("#00224e", "16", "0"), ("#fee838", "16", "12")]  # cividis: low is dark, high is light
+    assert re.findall(r">(\d+)</text>", chart) == ["50", "90"]
+
+
+def test_the_worst_tiles_are_shown_pixel_by_pixel(place, tmp_path):  # noqa: F811
+    page, _ = report(tmp_path, place, assessment=a_full_assessment())
+    shown = [alt for alt in page.images if "of a tile of here" in alt]
+    assert [alt.split()[0] for alt in shown] == ["April", "August", "Labels", "Predicted", "Confidence"]
+    labels, predicted = page.picture("Labels of a tile"), page.picture("Predicted of a tile")
+    assert labels.shape == (8, 8, 4)
+    assert (labels[:, :4, :3] == (0, 0, 220)).all()
+    assert (labels[:, 4:, :3] == (0x33, 0xCC, 0x33)).all()
+    assert (predicted[:, :, :3] == (0, 0, 220)).all()
+    assert "25.0 % right, mostly Forest mapped as Water bodies" in " ".join(page.text.split())
+    assert "gone" not in page.text
+
+
+def test_an_older_assessment_still_gives_a_report(place, tmp_path):  # noqa: F811
+    page, _ = report(tmp_path, place)
+    assert "Where it is right" not in page.text
+    assert "0.701" not in page.text
+
+
+def test_the_files_that_went_in_are_listed(place, tmp_path):  # noqa: F811
+    page, _ = report(tmp_path, place)
+    row = page.row("here <i>", "april", "april.tif")
+    assert int(row[3].replace(",", "")) > 100
+
+
+# --- colours -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", legend_names())
+def test_safe_colours_are_told_apart_by_all_eyes(name):
+    legend = load_legend(name)
+    safe = safe_colours(legend.colours)
+    assert len(set(safe)) == len(legend)
+    assert all(re.fullmatch(r"#[0-9a-f]{6}", colour) for colour in safe)
+    worst = min(closest_pair(safe, sight) for sight in SIGHTS)
+    assert worst > (20 if len(legend) <= 12 else 9)
+    assert worst > min(closest_pair(legend.colours, sight) for sight in SIGHTS)
+    assert safe == safe_colours(legend.colours)
+
+
+def test_simulated_sight_confuses_what_the_colour_blind_confuse():
+    pair = ["#a00000", "#3f3f00"]  # a red and an olive of much the same look to a protanope
+    assert closest_pair(pair, "protanopia") < closest_pair(pair, "normal") / 2
+    assert closest_pair(["#000000", "#ffffff"]) == pytest.approx(100, abs=0.1)
+
+
+PROBE = """<script>addEventListener("load", async () => {
+  const found = {}, root = getComputedStyle(document.documentElement);
+  const img = document.querySelector("img[data-classes]");
+  const dot = image => { const c = document.createElement("canvas"); c.width = image.naturalWidth; c.height = image.naturalHeight;
+    const x = c.getContext("2d"); x.drawImage(image, 0, 0); return [...x.getImageData(c.width - 1, 0, 1, 1).data]; };
+  found.before = [dot(img), root.getPropertyValue("--k3").trim()];
+  document.querySelector("[data-palette=safe]").click();
+  await img.decode();
+  found.after = [dot(img), root.getPropertyValue("--k3").trim()];
+  document.querySelector("[data-palette=own]").click();
+  await img.decode();
+  found.again = dot(img);
+  found.rows = [...document.querySelectorAll("table.sortable")].every(table => {
+    const order = () => [...table.tBodies[0].rows].map(row => row.textContent);
+    return [...table.querySelectorAll("thead button")].every(button => { button.click(); const a = order(); button.click();
+      return a.length < 2 || JSON.stringify(a) !== JSON.stringify(order()) || new Set([...table.tBodies[0].rows].map(
+        r => r.children[button.closest("th").cellIndex].dataset.sort)).size < 2; });
+  });
+  found.pictures = [...document.images].every(image => image.complete && image.naturalWidth);
+  found.overflow = document.documentElement.scrollWidth > innerWidth;
+  document.title = JSON.stringify(found);
+})</script></body>"""
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Debian's chromium")
+@pytest.mark.parametrize("width", [400, 1280])
+def test_in_a_browser_colours_change_and_back_and_all_tables_sort(place, tmp_path, width):  # noqa: F811
+    _, text = report(tmp_path, place, assessment=a_full_assessment())
+    (tmp_path / "probe.html").write_text(text.replace("</body>", PROBE), encoding="utf-8")
+    # a browser's window has at least 500 px, a frame in it may be narrower
+    frame = f'<iframe src="probe.html" style="width:{width}px;height:900px" onload="setTimeout(() => {{'
+    frame += 'document.title = this.contentDocument.title}, 1500)"></iframe>'
+    (tmp_path / "frame.html").write_text(f"<!doctype html><title>none</title>{frame}", encoding="utf-8")
+    flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+    command = ["chromium", *flags.split(), "--disable-component-update", "--disable-sync", "--dump-dom"]
+    command += [f"--user-data-dir={tmp_path / 'user'}", "--window-size=1400,1000", "--enable-logging=stderr"]
+    command += ["--allow-file-access-from-files", "--virtual-time-budget=8000"]
+    done = subprocess.run(
+        [*command, f"file://{tmp_path / 'frame.html'}"], capture_output=True, text=True, timeout=60, check=True
+    )
+    found = json.loads(unescape(re.search("<title>(.*?)</title>", done.stdout).group(1)))
+    assert "CONSOLE" not in done.stderr, done.stderr
+    safe = safe_colours(LEGEND.colours)
+    # the last dot of the first row of the labels is forest
+    assert found["before"] == [[0x33, 0xCC, 0x33, 255], "#33cc33"]
+    assert found["after"] == [[*(int(safe[0][i : i + 2], 16) for i in (1, 3, 5)), 255], safe[0]]
+    assert found["again"] == found["before"][0]
+    assert found["rows"] is True
+    assert found["pictures"] is True
+    assert found["overflow"] is False
+
+
+def test_numbers_that_are_not_known_stay_so():
+    from cobertes.apply.page import between, known_range, percent, score
+
+    assert known_range([0.1, math.nan]) is None
+    assert known_range(None) is None
+    assert (score(math.nan), percent(None), between(None)) == ("–", "–", "")
+    assert between((0.1, 0.25), "%") == "10.0 to 25.0\u00a0%"
