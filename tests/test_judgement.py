@@ -244,8 +244,10 @@ def engine_that_reads_classes(mode):
 
 def judged(ground, mode):
     from cobertes.apply.evaluate import judge_model
+    from cobertes.learn.infer import plan_as_mapped
 
-    return judge_model(engine_that_reads_classes(mode), ground, "v", purity={}, tile_size=10)
+    plan = plan_as_mapped(ground, "v", 32, 8)
+    return judge_model(engine_that_reads_classes(mode), ground, "v", plan, purity={}, tile_size=10)
 
 
 def test_each_season_is_judged_by_what_it_says_alone(two_seasons):

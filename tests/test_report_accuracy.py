@@ -148,6 +148,34 @@ def test_the_files_that_went_in_are_listed(place, tmp_path):  # noqa: F811
     assert int(row[3].replace(",", "")) > 100
 
 
+def test_calibration_is_drawn_and_said(place, tmp_path):  # noqa: F811
+    def table(shift):
+        return [
+            {"from": i / 20, "to": (i + 1) / 20, "pixels": 30 if i == 10 else 200, "confidence": i / 20 + 0.025,
+             "accuracy": i / 20 + 0.025 - shift}
+            for i in range(10, 20)
+        ]  # fmt: skip
+
+    facts = {
+        "temperature": 1.834, "pixels": 1830, "reported_on": "validation, each half with the temperature of the other",
+        "halves": [1.8, 1.9], "expected_calibration_error": {"before": 0.1, "after": 0.004},
+        "reliability": {"before": table(0.1), "after": table(0.0)},
+        "risk_coverage": [{"coverage": 0.5, "risk": 0.02, "confidence": 0.9},
+                          {"coverage": 1.0, "risk": 0.2, "confidence": 0.5}],
+    }  # fmt: skip
+    page, text = report(tmp_path, place, assessment=a_full_assessment(), calibration=facts)
+    words = " ".join(page.text.split())
+    assert "off by 10.0 % on average" in words
+    assert "temperature of 1.83, by 0.4 %" in words
+    assert "are then 80.0 % sure on average are right 80.0 % of the time" in words
+    assert "Of the surer half of the map 2.0 % is wrong, of all of it 20.0 %" in words
+    chart = re.search(r'aria-label="Accuracy by confidence.*?</svg>', text, re.DOTALL).group(0)
+    calibrated = re.search(r'<path class="curve c0" d="M([^"]*)"', chart).group(1)
+    # on the diagonal, without the bin of 30 pixels
+    assert calibrated.startswith("183.8 97.0L")
+    assert calibrated.count("L") == 8
+
+
 # --- colours -----------------------------------------------------------------------------------------------
 
 

@@ -6,7 +6,7 @@
               labels/AREA.tif   tiles.parquet   statistics.json   split.json
               checkpoints/      metrics.jsonl   tensorboard/      model.safetensors
               assessment.json   confusion.csv   blocks.json       maps/AREA.tif   maps/AREA.confidence.tif
-              report.html
+              calibration.json  report.html
               stages.json       what each stage was made from, so that a second run does only what changed
 
 Stale results are replaced, a trained model never is. A stage is up to date where its fingerprint (of its
@@ -183,7 +183,7 @@ class Run:
             + [path for path in shares if path is not None],
             "tiles": [files.tiles, files.statistics, files.split],
             "train": [files.model],
-            "evaluate": [files.assessment, files.confusion, files.blocks],
+            "evaluate": [files.assessment, files.confusion, files.blocks, files.calibration],
             "predict": [path(area.name) for area in areas for path in (files.map, files.confidence)],
             "report": [files.report],
         }[stage]

@@ -143,6 +143,11 @@ class RunFolder:
         return self.path / "blocks.json"
 
     @property
+    def calibration(self) -> Path:
+        """The temperature that makes confidences true, and how true they are."""
+        return self.path / "calibration.json"
+
+    @property
     def report(self) -> Path:
         """The report."""
         return self.path / "report.html"
@@ -377,6 +382,7 @@ def evaluate(project: Project, files: RunFolder, progress: Progress = SILENT) ->
     assessment.model.save_csv(files.confusion, ground.legend)
     assessment.model.save_json(files.confusion.with_suffix(".json"), ground.legend)
     save_blocks(files.blocks, assessment.methods, ground.legend.keys)
+    write_json(files.calibration, assessment.calibration)
     write_json(files.assessment, assessment.to_dict(ground))
     forest = assessment.baselines["random_forest"].total
     return (
@@ -440,6 +446,7 @@ def report(project: Project, files: RunFolder, progress: Progress = SILENT) -> s
         labels=_existing(names, files.labels) if learnt else {},
         rgb=project.rgb,
         assessment=read_json(files.assessment) if learnt and files.assessment.exists() else None,
+        calibration=read_json(files.calibration) if learnt and files.calibration.exists() else None,
         history=read_history(files.metrics) if learnt else [],
         model=header.facts(),
         settings=project.settings.model_dump(by_alias=True, mode="json"),

@@ -4,7 +4,7 @@ The model is judged by what the map will say: with the map's windows and overlap
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from cobertes.accuracy.blocks import BlockMatrices, block_scores
 from cobertes.accuracy.boundaries import NOT_KNOWN
+from cobertes.accuracy.calibration import PIXELS, LogitSample, calibrate
 from cobertes.accuracy.confusion import ConfusionMatrix
 from cobertes.accuracy.forest import judge_forest, most_frequent, train_forest
 from cobertes.accuracy.intervals import head_statistics, paired_difference, score_intervals
@@ -35,8 +36,11 @@ from cobertes.tiles.statistics import Statistics
 
 log = logging.getLogger(__name__)
 
+CALIBRATION_WINDOWS = 200
+"""Windows of the validation blocks that a temperature is fitted to where test blocks judge."""
+
 USED_FOR = {
-    "validation": ["choosing the epoch", "lowering the learning rate"],
+    "validation": ["choosing the epoch", "lowering the learning rate", "fitting the temperature of confidences"],
     "test": [],
 }
 """What the blocks of a split served for before they judge."""
@@ -46,12 +50,14 @@ USED_FOR = {
 class Assessment:
     """What was found on the blocks of ``split``: test where there is one, else validation.
 
-    ``judgement`` holds all counts of the model, ``baselines`` their matrices on the same blocks.
+    ``judgement`` holds all counts of the model, ``baselines`` their matrices on the same blocks, ``calibration``
+    what goes into calibration.json.
     """
 
     split: str
     judgement: Judgement
     baselines: dict[str, BlockMatrices]
+    calibration: dict[str, Any]
 
     @property
     def model(self) -> ConfusionMatrix:
@@ -96,6 +102,10 @@ class Assessment:
             "seasons": brief_scores(self.judgement.seasons, self.model.averaged),
             "purity": self.judgement.purity_scores(),
             "boundaries": self.judgement.boundary_scores(),
+            "calibration": {
+                key: self.calibration[key]
+                for key in ("temperature", "expected_calibration_error", "area_under_risk_coverage")
+            },
             "worst_tiles": self.judgement.worst_tiles(),
         }
 
@@ -124,9 +134,12 @@ def assess(
     """
     split = "test" if any(area.windows(HELD_OUT["test"]) for area in ground.split.areas.values()) else "validation"
     letter = HELD_OUT[split]
+    size = window or engine.header.window
+    plan = plan_as_mapped(ground, letter, size, default_overlap(size) if overlap is None else overlap)
+    sample = _sample(plan, seed)
     judgement = judge_model(
-        engine, ground, letter, purity=purity or {}, tile_size=tile_size, window=window, overlap=overlap,
-        batch_size=batch_size, progress=progress,
+        engine, ground, letter, plan, purity=purity or {}, tile_size=tile_size, batch_size=batch_size,
+        sample=sample, progress=progress,
     )  # fmt: skip
     if not judgement.counts.any():
         raise NoTilesError(f"no labelled and observed pixel lies in the {split} blocks: nothing to judge by")
@@ -134,28 +147,47 @@ def assess(
         train_forest(ground, frame, seed=seed, progress=progress), ground, letter, progress=progress
     )
     frequent = most_frequent(judgement.matrices, statistics.class_counts)
-    return Assessment(split, judgement, {"most_frequent": frequent, "random_forest": forest})
+    fitted, judged = sample, None
+    if split == "test":  # nothing is fitted to blocks that are to be free of doubt
+        held_out = HELD_OUT["validation"]
+        others = plan_as_mapped(ground, held_out, size, default_overlap(size) if overlap is None else overlap)
+        others = others[:: max(1, len(others) // CALIBRATION_WINDOWS)]
+        fitted, judged = _sample(others, seed), sample
+        judge_model(
+            engine, ground, held_out, others, purity={}, tile_size=tile_size, batch_size=batch_size,
+            sample=fitted, progress=progress,
+        )  # fmt: skip
+        if not fitted.labels:
+            fitted, judged = sample, None
+    calibration = calibrate(fitted, judged) | {"model": engine.header.training.get("fingerprint")}
+    return Assessment(split, judgement, {"most_frequent": frequent, "random_forest": forest}, calibration)
+
+
+def _sample(plan: Sequence[HeldOut], seed: int) -> LogitSample:
+    pixels = sum(planned.interior.height * planned.interior.width for _, planned in plan)
+    return LogitSample(min(1.0, PIXELS / max(pixels, 1)), seed)
 
 
 def judge_model(
     engine: Engine,
     ground: Ground,
     letter: str,
+    plan: Sequence[HeldOut],
     *,
     purity: Mapping[str, Path],
     tile_size: int,
-    window: int | None = None,
-    overlap: int | None = None,
     batch_size: int = 8,
+    sample: LogitSample | None = None,
     progress: Progress = SILENT,
 ) -> Judgement:
-    """Count what the model's map says on the held-out blocks of a split; arguments as in `assess`."""
-    size = window or engine.header.window
-    plan = plan_as_mapped(ground, letter, size, default_overlap(size) if overlap is None else overlap)
+    """Count what the model says in planned windows of a split's held-out blocks; collect a ``sample`` of logits.
+
+    Other arguments as in `assess`.
+    """
     judgement = Judgement.begin(ground, letter, tile_size)
     with progress.bar(f"judging on {SPLIT_NAMES[letter]}", len(plan), "windows") as advance:
         for batch in read_ahead(plan, _reader(ground, engine.header.inputs, purity), batch_size):
-            _judge(engine, judgement, batch)
+            _judge(engine, judgement, batch, sample)
             advance(len(batch))
     return judgement
 
@@ -184,12 +216,23 @@ def _reader(ground: Ground, inputs: Inputs, purity: Mapping[str, Path]) -> Any:
     return read
 
 
-def _judge(engine: Engine, judgement: Judgement, batch: list[tuple[HeldOut, _Read]]) -> None:
+def _judge(
+    engine: Engine, judgement: Judgement, batch: list[tuple[HeldOut, _Read]], sample: LogitSample | None
+) -> None:
     """Predict a batch of windows and count their interiors."""
     x = torch.from_numpy(np.stack([one.x for _, one in batch]))
-    predicted = _classes(engine.logits(x))
-    for (item, one), mapped in zip(batch, predicted, strict=True):
-        judgement.add(*item, one.labels, mapped, one.purity)
+    logits = engine.logits(x)
+    predicted = _classes(logits)
+    for i, ((area, planned), one) in enumerate(batch):
+        block = judgement.add(area, planned, one.labels, predicted[i], one.purity)
+        if sample is not None:
+            known = np.zeros(one.labels.shape, bool)
+            inside = planned.interior.within(planned.window)
+            known[inside] = one.labels[inside] != IGNORE_INDEX
+            place = list(judgement.tiles).index(area), planned.interior.row, planned.interior.col
+            taken = sample.choose(known, place)
+            chosen = logits[i][:, torch.from_numpy(taken).to(logits.device)].float().cpu().numpy()
+            sample.add(judgement.blocks[block].unit, chosen.T, one.labels[taken])
     if len(engine.header.inputs.seasons) > 1:
         _judge_seasons(engine, judgement, batch, x, predicted)
 

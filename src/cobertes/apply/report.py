@@ -29,6 +29,7 @@ from cobertes.apply.report_accuracy import (
     area_rows,
     block_map,
     block_range,
+    calibration_facts,
     class_rows,
     judgement,
     matrix_rows,
@@ -79,6 +80,7 @@ def write_report(
     labels: Mapping[str, Path],
     rgb: Sequence[str],
     assessment: Mapping[str, Any] | None,
+    calibration: Mapping[str, Any] | None = None,
     history: Sequence[Mapping[str, Any]],
     model: Mapping[str, Any],
     settings: Mapping[str, Any],
@@ -88,7 +90,7 @@ def write_report(
 
     maps, confidence, labels   area name -> raster of class codes, of percent, of class codes; any may be missing
     rgb                        names of the bands shown as red, green and blue
-    assessment                 assessment.json; None where nothing could be judged
+    assessment, calibration    assessment.json, calibration.json; None where nothing could be judged
     history                    the records of metrics.jsonl
     model                      what is known of the model (encoder, parameters, bands, ...; any key may be missing)
     split                      {"block": px, "guard": px, "areas": {name: one string per row of blocks}}, a letter
@@ -122,6 +124,7 @@ def write_report(
         "judgement": judgement(assessment, legend) if assessment else None,
         "classes": class_rows(assessment, legend) if assessment else [],
         "matrix": matrix_rows(assessment["model"]["confusion_matrix"], legend) if assessment else [],
+        "calibration": calibration_facts(calibration) if calibration else None,
         "parts": parts(assessment) if assessment else [],
         "area_rows": area_rows(assessment) if assessment else [],
         "block_map": block_map(assessment, [area.name for area in chosen]) if assessment else {},

@@ -183,3 +183,55 @@ def block_range(assessment: Mapping[str, Any]) -> tuple[float, float]:
     """Lowest and highest overall accuracy of the judged blocks."""
     shares = [one["overall_accuracy"] for one in assessment["block_scores"] if one["pixels"]]
     return min(shares), max(shares)
+
+
+# --- calibration
+
+PLOT = (40.0, 290.0, 12.0, 212.0)
+"""Left, right, top and bottom of a diagram from 0 to 1, in SVG units."""
+
+FEW = 50
+"""Pixels below which a bin of the reliability diagram is not drawn: its accuracy is chance."""
+
+
+def calibration_facts(calibration: Mapping[str, Any]) -> dict[str, Any]:
+    """Temperature, errors, and the two diagrams as SVG paths."""
+    curves = {
+        name: [(one["confidence"], one["accuracy"]) for one in table if one["pixels"] >= FEW]
+        for name, table in calibration["reliability"].items()
+    }
+    risk = [(one["coverage"], one["risk"]) for one in calibration["risk_coverage"]]
+    top = max(0.05, *(value for _, value in risk)) if risk else 1.0
+    return {
+        **{key: calibration[key] for key in ("temperature", "reported_on", "pixels")},
+        "halves": calibration.get("halves"),
+        "error": calibration["expected_calibration_error"],
+        "curves": {
+            name: {"path": _line(points), "dots": _dots(points)} for name, points in curves.items() if points
+        },
+        "said": _said(calibration["reliability"]["after"]),
+        "risk": _line([(x, y / top) for x, y in risk]),
+        "risk_top": top,
+        "half": next((one["risk"] for one in calibration["risk_coverage"] if one["coverage"] >= 0.5), None),
+        "all": calibration["risk_coverage"][-1]["risk"] if risk else None,
+    }
+
+
+def _dots(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    left, right, top, bottom = PLOT
+    return [(round(left + (right - left) * x, 1), round(bottom - (bottom - top) * y, 1)) for x, y in points]
+
+
+def _line(points: Sequence[tuple[float, float]]) -> str:
+    return "M" + "L".join(f"{x} {y}" for x, y in _dots(points)) if points else ""
+
+
+def _said(table: Sequence[Mapping[str, float]]) -> dict[str, float] | None:
+    """Of the pixels that are 75 to 85 % sure: their number, confidence and accuracy; None where they are few."""
+    chosen = [one for one in table if 0.74 < one["from"] < 0.84]
+    pixels = sum(one["pixels"] for one in chosen)
+    if pixels < FEW:
+        return None
+    return {
+        key: sum(one[key] * one["pixels"] for one in chosen) / pixels for key in ("confidence", "accuracy")
+    } | {"pixels": pixels}
