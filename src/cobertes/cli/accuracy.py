@@ -1,4 +1,4 @@
-"""Commands on accuracy: compare-runs."""
+"""Commands on accuracy: compare-runs, sample-accuracy, estimate-accuracy."""
 
 from pathlib import Path
 from typing import Annotated
@@ -46,3 +46,90 @@ def compare_runs(
         write_comparison_page(out, found, settings)
         text += f"\npage: {out}"
     console.answer(text, **found.to_dict(), page=out and str(out))
+
+
+@command(app, "sample-accuracy", "A random sample of a map, to be interpreted in QGIS.")
+def sample_accuracy(
+    console: Console,
+    *,
+    map_file: Annotated[Path, typer.Argument(metavar="MAP", help="A map of class codes.", show_default=False)],
+    out: Annotated[Path, typer.Option("-o", metavar="FILE.gpkg", help="The sample to write.")],
+    points: Annotated[
+        int | None, typer.Option(metavar="N", min=2, help="Points in all. Default: what --standard-error needs.")
+    ] = None,
+    standard_error: Annotated[
+        float, typer.Option(metavar="SHARE", min=1e-4, max=0.5, help="Of the overall accuracy, to be reached.")
+    ] = 0.01,
+    allocation: Annotated[
+        str, typer.Option(metavar="proportional|equal", help="How points are shared out among the strata.")
+    ] = "proportional",
+    minimum: Annotated[int, typer.Option(metavar="N", min=2, help="Points of each stratum, at least.")] = 50,
+    strata: Annotated[
+        Path | None, typer.Option(metavar="RASTER", help="Strata on the map's grid. Default: the map's classes.")
+    ] = None,
+    run: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="A run whose user's accuracies are expected. Default: 0.8.")
+    ] = None,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Another seed draws another sample.")] = 0,
+    overwrite: Overwrite = False,
+) -> None:
+    """Draw a stratified random sample of pixels and write it as a GeoPackage for photo-interpretation.
+
+    In QGIS its form has a list of the classes for the column `reference`; the map's own class is hidden.
+
+    cobertes sample-accuracy map.tif -o sample.gpkg --standard-error 0.01
+    """
+    from cobertes.accuracy.areas import draw_sample
+    from cobertes.errors import SettingsError, did_you_mean
+    from cobertes.files import read_json
+    from cobertes.geo.raster import check_not_input, check_writable
+    from cobertes.stages import RunFolder
+
+    if allocation not in ("proportional", "equal"):
+        near = did_you_mean(allocation, ("proportional", "equal"))
+        raise SettingsError(f"no allocation '{allocation}'.{near}")
+    check_not_input([out], [map_file, *([strata] if strata else [])])
+    check_writable(out, overwrite=overwrite)
+    expected = {}
+    if run is not None:
+        found = read_json(RunFolder(run).assessment)["model"]["classes"].values()
+        expected = {c["name"]: c["users_accuracy"] for c in found if c["users_accuracy"] is not None}
+    drawn = draw_sample(
+        map_file, out, strata_file=strata, points=points, standard_error=None if points else standard_error,
+        allocation="equal" if allocation == "equal" else "proportional", minimum=minimum, expected=expected,
+        seed=seed, progress=console.progress,
+    )  # fmt: skip
+    lines = [f"{'stratum':<32}{'pixels':>16}{'points':>9}"]
+    lines += [f"{name[:31]:<32}{pixels:>16,}{n:>9,}" for name, pixels, n in drawn.strata.values()]
+    lines.append(f"{'all':<32}{'':>16}{drawn.points:>9,}")
+    lines.append(f"expected standard error of the overall accuracy: {drawn.expected_error:.4f}")
+    lines.append(f"Fill in the column 'reference' of {out} in QGIS, then: cobertes estimate-accuracy {out}")
+    console.answer(
+        "\n".join(lines), sample=str(out), points=drawn.points, expected_standard_error=drawn.expected_error,
+        strata={str(code): {"name": a, "pixels": b, "points": n} for code, (a, b, n) in drawn.strata.items()},
+    )  # fmt: skip
+
+
+@command(app, "estimate-accuracy", "Areas and accuracies from an interpreted sample.")
+def estimate_accuracy(
+    console: Console,
+    *,
+    sample: Annotated[
+        Path, typer.Argument(metavar="FILE.gpkg", help="The sample, filled in.", show_default=False)
+    ],
+    map_file: Annotated[
+        Path | None,
+        typer.Option("--map", metavar="MAP", help="Judge this map. Default: the one that the sample is of."),
+    ] = None,
+) -> None:
+    """Estimate the area of each class and the accuracy of a map, with 95 % intervals.
+
+    Areas are those of the ground, corrected for the map's errors (Olofsson et al. 2014); strata need not be the
+    map's classes (Stehman 2014), so a sample can judge any map of the same ground.
+
+    cobertes estimate-accuracy sample.gpkg
+    """
+    from cobertes.accuracy.areas import estimate_areas
+
+    found = estimate_areas(sample, map_file, console.progress)
+    console.answer(found.describe(), **found.to_dict())

@@ -1,0 +1,195 @@
+"""The sample as a GeoPackage that a person fills in with QGIS, and read back.
+
+layer ``sample``    a square per point, the pixel's outline: ``reference`` (to be filled in), ``comment``;
+                    ``stratum``, ``mapped``, which the form hides: who sees the map's class sees it everywhere
+table ``strata``    code, name, pixels and points of each stratum
+table ``classes``   code, name and colour: the value list of ``reference``
+"""
+
+import sqlite3
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from xml.sax.saxutils import quoteattr
+
+import geopandas as gpd
+import numpy as np
+import pandas as pd
+import pyogrio
+from numpy.typing import NDArray
+from pyogrio.errors import DataLayerError, DataSourceError
+from shapely.geometry import Polygon
+
+from cobertes.accuracy.sampling import CodedMap
+from cobertes.errors import InputFileError, LegendError, StorageError, did_you_mean
+from cobertes.files import replacing
+
+LAYER = "sample"
+CANNOT_TELL = -1
+"""Value of ``reference`` for a place that shows no class to the interpreter; such points are left out."""
+
+COLUMNS = ("point", "reference", "comment", "stratum", "mapped")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A sample that was read back.
+
+    points   code of the stratum, of the map and of the reference (NaN: not yet) of every point, with its place
+    strata   code -> (name, pixels);  classes  code -> name;  crs of the places
+    """
+
+    points: gpd.GeoDataFrame
+    strata: dict[int, tuple[str, int]]
+    classes: dict[int, str]
+
+
+def write_sample(
+    path: Path,
+    coded: CodedMap,
+    places: NDArray[np.int64],
+    stratum: NDArray[np.int64],
+    mapped: NDArray[np.int64],
+    strata: Mapping[int, tuple[str, int]],
+    classes: Sequence[int],
+    *,
+    seed: int = 0,
+) -> None:
+    """Write a sample for interpretation; the order of the points is random, so that it tells nothing.
+
+    places           (n, 2) row, column on the map's grid
+    stratum, mapped  (n,) codes
+    strata           code -> (name, pixels)
+    classes          codes that the interpreter can choose
+    Raises StorageError where it can't be written.
+    """
+    order = np.random.default_rng((seed, 1)).permutation(len(places))
+    frame = gpd.GeoDataFrame(
+        {
+            "point": np.arange(1, len(order) + 1),
+            "reference": pd.array([None] * len(order), dtype="Int32"),
+            "comment": pd.array([None] * len(order), dtype="string"),
+            "stratum": stratum[order].astype(np.int32),
+            "mapped": mapped[order].astype(np.int32),
+        },
+        geometry=[_square(coded, row, col) for row, col in places[order]],
+        crs=None if coded.grid.crs is None else coded.grid.crs.proj,
+    )
+    points = {code: int((stratum == code).sum()) for code in strata}
+    tables = {
+        "strata": pd.DataFrame(
+            [(code, name, pixels, points[code]) for code, (name, pixels) in strata.items()],
+            columns=["code", "name", "pixels", "points"],
+        ),
+        "classes": pd.DataFrame(
+            [(code, coded.name(code), coded.colours.get(code, "#808080")) for code in classes],
+            columns=["code", "name", "colour"],
+        ),
+    }
+    with replacing(path) as temporary:
+        whole = temporary.with_suffix(".gpkg")
+        try:
+            pyogrio.write_dataframe(frame, whole, layer=LAYER, driver="GPKG")
+            for name, table in tables.items():
+                pyogrio.write_dataframe(table, whole, layer=name, driver="GPKG", append=False)
+            add_style(whole, LAYER, sample_style({code: coded.name(code) for code in classes}))
+            whole.rename(temporary)
+        except (sqlite3.Error, RuntimeError) as error:
+            raise StorageError(f"can't write {path}: {error}. Is the disk full?") from error
+        finally:
+            whole.unlink(missing_ok=True)
+
+
+def _square(coded: CodedMap, row: int, col: int) -> Polygon:
+    corners = [(col, row), (col + 1, row), (col + 1, row + 1), (col, row + 1)]
+    return Polygon([coded.grid.affine * (float(x), float(y)) for x, y in corners])
+
+
+def sample_style(classes: Mapping[int, str]) -> str:
+    """QGIS's style of the layer: outlines, those still to do in orange; a form with a value list."""
+    choices = [(name, code) for code, name in classes.items()] + [("cannot tell", CANNOT_TELL)]
+    listed = "".join(
+        f'<Option type="Map"><Option name={quoteattr(name)} value="{code}" type="QString"/></Option>'
+        for name, code in choices
+    )
+    value_map = f'<Option type="Map"><Option name="map" type="List">{listed}</Option></Option>'
+    hidden = "".join(
+        f'<field name="{name}"><editWidget type="Hidden"><config><Option/></config></editWidget></field>'
+        for name in ("stratum", "mapped")
+    )
+    states = (("to do", "230,110,0,255"), ("done", "0,114,178,255"))
+    categories = "".join(
+        f'<category value="{state}" label="{state}" symbol="{i}" render="true"/>'
+        for i, (state, _) in enumerate(states)
+    )
+    symbols = "".join(
+        f'<symbol name="{i}" type="fill" alpha="1"><layer class="SimpleFill" enabled="1">'
+        f'<prop k="style" v="no"/><prop k="outline_color" v="{colour}"/><prop k="outline_width" v="0.5"/>'
+        f'<prop k="outline_style" v="solid"/></layer></symbol>'
+        for i, (_, colour) in enumerate(states)
+    )
+    attribute = quoteattr("CASE WHEN \"reference\" IS NULL THEN 'to do' ELSE 'done' END")
+    return (
+        "<!DOCTYPE qgis PUBLIC 'http://mrcc.com/qgis.dtd' 'SYSTEM'><qgis version=\"3.22\" "
+        'styleCategories="Symbology|Fields|Forms">'
+        f'<renderer-v2 type="categorizedSymbol" attr={attribute}><categories>{categories}</categories>'
+        f"<symbols>{symbols}</symbols></renderer-v2>"
+        f'<fieldConfiguration><field name="reference"><editWidget type="ValueMap"><config>{value_map}</config>'
+        f"</editWidget></field>{hidden}</fieldConfiguration></qgis>"
+    )
+
+
+def add_style(path: Path, layer: str, style: str) -> None:
+    """Put a style into the table in which QGIS looks for that of a layer of a GeoPackage."""
+    with sqlite3.connect(path) as base:
+        base.execute(
+            "CREATE TABLE layer_styles (id INTEGER PRIMARY KEY AUTOINCREMENT, f_table_catalog TEXT, "
+            "f_table_schema TEXT, f_table_name TEXT, f_geometry_column TEXT, styleName TEXT, styleQML TEXT, "
+            "styleSLD TEXT, useAsDefault BOOLEAN, description TEXT, owner TEXT, ui TEXT, "
+            "update_time DATETIME DEFAULT CURRENT_TIMESTAMP)"
+        )
+        base.execute(
+            "INSERT INTO gpkg_contents (table_name, data_type, identifier) VALUES "
+            "('layer_styles', 'attributes', 'layer_styles')"
+        )
+        base.execute(
+            "INSERT INTO layer_styles (f_table_catalog, f_table_schema, f_table_name, f_geometry_column, "
+            "styleName, styleQML, useAsDefault, description) VALUES ('', '', ?, 'geom', 'cobertes', ?, 1, "
+            "'made by cobertes')",
+            (layer, style),
+        )
+    base.close()
+
+
+def read_sample(path: Path) -> Sample:
+    """A sample, filled in as far as it is. Raises InputFileError, and LegendError for a code that is no class."""
+    if not path.is_file():
+        raise InputFileError(f"no file at {path}. `cobertes sample-accuracy MAP -o FILE.gpkg` makes one.")
+    try:
+        points = pyogrio.read_dataframe(path, layer=LAYER)
+        strata, classes = (pyogrio.read_dataframe(path, layer=name) for name in ("strata", "classes"))
+        known = {int(r.code): (str(r.name), int(r.pixels)) for r in _rows(strata)}
+        names = {int(r.code): str(r.name) for r in _rows(classes)}
+    except (DataSourceError, DataLayerError, AttributeError, ValueError) as error:
+        raise InputFileError(
+            f"{path} is no sample of `cobertes sample-accuracy`, with layers sample, strata and classes: {error}"
+        ) from error
+    for column in ("reference", "stratum", "mapped"):
+        if column not in points.columns:
+            raise InputFileError(f"{path}: no column '{column}'.{did_you_mean(column, points.columns)}")
+    reference = pd.to_numeric(points["reference"], errors="coerce")
+    odd = points["reference"].notna() & (reference.isna() | ~reference.isin([*names, CANNOT_TELL]))
+    if odd.any():
+        value = points.loc[odd, "reference"].iloc[0]
+        listed = ", ".join(f"{code} {name}" for code, name in names.items())
+        raise LegendError(f"{path}: a point's reference is '{value}', none of the classes: {listed}")
+    strays = set(points["stratum"].dropna().astype(int)) - set(known)
+    if strays or points["stratum"].isna().any():
+        raise InputFileError(f"{path}: a point belongs to no stratum. Points must not be added by hand.")
+    return Sample(points.assign(reference=reference), known, names)
+
+
+def _rows(table: Any) -> Any:
+    """Rows of a table as named tuples; ``name`` is a column here, not the index."""
+    return table[[c for c in ("code", "name", "pixels") if c in table.columns]].itertuples(index=False)

@@ -1,0 +1,285 @@
+"""Samples drawn from maps and read back: the design that was asked for, a form that QGIS fills, areas that are right."""
+
+import json
+import sqlite3
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pyogrio
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from cobertes.accuracy import sampling
+from cobertes.accuracy.sampling import _ranks, count_codes, draw_pixels, open_map, values_at
+from cobertes.cli.main import app
+from cobertes.geo.raster import Categories, RasterKind, new_raster
+from rasters import grid_at, write_raster
+
+NAMES = {3: "Forest", 5: "Bare & dry", 12: "Water"}
+COLOURS = {3: "#33cc33", 5: "#ff9632", 12: "#0000dc"}
+SHAPE = 120, 150
+QGIS = Path("/usr/bin/python3")
+
+
+def write_map(path, codes):
+    with new_raster(
+        path, grid_at(*codes.shape), RasterKind("uint8", ("class",), 0, Categories(NAMES, COLOURS))
+    ) as p:
+        p[0] = codes
+    return path
+
+
+@pytest.fixture(scope="module")
+def maps(tmp_path_factory):
+    """A map with errors, the truth, and strata that are not its classes."""
+    folder, rng = tmp_path_factory.mktemp("maps"), np.random.default_rng(0)
+    truth = rng.choice([3, 5, 12], SHAPE, p=[0.7, 0.25, 0.05]).astype(np.uint8)
+    codes = np.where(rng.random(SHAPE) < 0.8, truth, rng.choice([3, 5, 12], SHAPE)).astype(np.uint8)
+    codes[:10] = 0
+    write_map(folder / "map.tif", codes)
+    write_map(folder / "other.tif", np.where(codes == 0, 0, truth).astype(np.uint8))
+    strata = np.where(codes == 0, 0, 1 + (np.indices(SHAPE)[1] > 100)).astype(np.uint8)
+    write_raster(folder / "strata.tif", strata, grid_at(*SHAPE), nodata=0)
+    return folder, codes, truth
+
+
+def invoke(*arguments, code=0):
+    shown = CliRunner().invoke(app, [*map(str, arguments)])
+    assert shown.exit_code == code, shown.output
+    return shown
+
+
+def fill_in(path, truth, *, skip=0, unclear=0):
+    """What an interpreter does who sees the truth."""
+    frame = pyogrio.read_dataframe(path, layer="sample")
+    grid = grid_at(*SHAPE)
+    col, row = ~grid.affine * (frame.geometry.centroid.x.to_numpy(), frame.geometry.centroid.y.to_numpy())
+    reference = truth[np.floor(row).astype(int), np.floor(col).astype(int)].astype(int)
+    with sqlite3.connect(path) as base:
+        base.create_function("ST_IsEmpty", 1, lambda g: 0)
+        base.create_function("ST_MinX", 1, lambda g: 0.0)
+        base.create_function("ST_MaxX", 1, lambda g: 0.0)
+        base.create_function("ST_MinY", 1, lambda g: 0.0)
+        base.create_function("ST_MaxY", 1, lambda g: 0.0)
+        for i, (point, code) in enumerate(zip(frame["point"], reference, strict=True)):
+            value = None if i < skip else -1 if i < skip + unclear else int(code)
+            base.execute("UPDATE sample SET reference = ? WHERE point = ?", (value, int(point)))
+    base.close()
+    return frame
+
+
+# --- drawing -----------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None)
+@given(st.integers(1, 400), st.integers(0, 400), st.integers(0, 99))
+def test_ranks_are_different_ascending_and_within(population, number, seed):
+    number = min(number, population)
+    ranks = _ranks(np.random.default_rng(seed), population, number)
+    assert len(ranks) == number
+    assert (np.diff(ranks) > 0).all()
+    assert number == 0 or 0 <= ranks[0] <= ranks[-1] < population
+
+
+@pytest.mark.parametrize("strip", [16_000_000, 1])
+def test_pixels_are_of_the_class_they_were_drawn_for_whatever_the_strips(maps, monkeypatch, strip):
+    folder, codes, _ = maps
+    monkeypatch.setattr(sampling, "STRIP_PIXELS", strip)
+    coded = open_map(folder / "map.tif")
+    counts = count_codes(coded)
+    assert counts[0] == 0
+    np.testing.assert_array_equal(counts[1:], np.bincount(codes.ravel(), minlength=256)[1:])
+    places, drawn = draw_pixels(coded, counts, {3: 40, 12: 25}, seed=4)
+    np.testing.assert_array_equal(codes[places[:, 0], places[:, 1]], drawn)
+    assert (drawn == 3).sum() == 40
+    assert (drawn == 12).sum() == 25
+    assert len({*map(tuple, places.tolist())}) == 65
+    again, _ = draw_pixels(coded, counts, {3: 40, 12: 25}, seed=4)
+    np.testing.assert_array_equal(places, again)
+
+
+def test_every_pixel_of_a_class_is_drawn_equally_often(tmp_path):
+    codes = np.array([[3, 3, 5, 3], [5, 3, 3, 5], [3, 5, 3, 3]], np.uint8)
+    coded = open_map(write_map(tmp_path / "m.tif", codes))
+    counts, hits = count_codes(coded), np.zeros(codes.shape)
+    for seed in range(1600):
+        places, _ = draw_pixels(coded, counts, {3: 2}, seed=seed)
+        hits[places[:, 0], places[:, 1]] += 1
+    assert hits[codes == 5].sum() == 0
+    assert (abs(hits[codes == 3] - 400) < 80).all()  # four standard deviations
+
+
+def test_values_at_places_are_the_maps_and_nodata_outside(maps):
+    folder, codes, _ = maps
+    coded = open_map(folder / "map.tif")
+    x, y = coded.grid.affine * (np.array([5.5, 149.5, -0.5]), np.array([50.5, 119.5, 3.5]))
+    assert values_at(coded, x, y).tolist() == [codes[50, 5], codes[119, 149], 0]
+
+
+# --- the commands ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--points", "300", "--minimum", "20", "--allocation", "equal"], [100, 100, 100]),
+        (["--points", "300", "--minimum", "40"], None),
+    ],
+)
+def test_a_sample_has_the_design_that_was_asked_for(maps, tmp_path, options, expected):
+    folder, *_ = maps
+    found = json.loads(
+        invoke("sample-accuracy", folder / "map.tif", "-o", tmp_path / "s.gpkg", *options, "--json").stdout
+    )
+    points = [one["points"] for one in found["strata"].values()]
+    assert sum(points) == found["points"] == 300
+    assert [one["name"] for one in found["strata"].values()] == list(NAMES.values())
+    if expected:
+        assert points == expected
+    else:
+        assert min(points) >= 40
+    frame = pyogrio.read_dataframe(tmp_path / "s.gpkg", layer="sample")
+    assert frame["reference"].isna().all()
+    assert frame["stratum"].value_counts().sort_index().tolist() == points
+    assert not frame["stratum"].is_monotonic_increasing  # the order tells nothing
+    assert frame.crs.to_epsg() == 32631
+    assert frame.geometry.area.tolist() == pytest.approx([100] * 300)
+
+
+def test_the_size_reaches_the_standard_error(maps, tmp_path):
+    folder, *_ = maps
+    arguments = [
+        "sample-accuracy",
+        folder / "map.tif",
+        "-o",
+        tmp_path / "s.gpkg",
+        "--standard-error",
+        "0.02",
+        "--json",
+    ]
+    found = json.loads(invoke(*arguments).stdout)
+    assert found["expected_standard_error"] <= 0.0205
+    assert found["points"] < 500
+
+
+def test_an_interpreted_sample_gives_the_areas_of_the_ground(maps, tmp_path):
+    folder, codes, truth = maps
+    sample = tmp_path / "s.gpkg"
+    invoke("sample-accuracy", folder / "map.tif", "-o", sample, "--points", "1500")
+    fill_in(sample, truth, skip=7, unclear=5)
+    found = json.loads(invoke("estimate-accuracy", sample, "--json").stdout)
+    assert (found["points"], found["not_interpreted"], found["cannot_tell"]) == (1488, 7, 5)
+    known = codes > 0
+    assert found["unit"] == "hectares"
+    for code, name in NAMES.items():
+        one = found["classes"][name]
+        low, high = one["area"]["interval"]
+        assert low <= (truth[known] == code).sum() * 0.01 <= high
+        assert high - low < 0.4 * one["area"]["value"]
+        assert one["mapped_area"] == pytest.approx((codes == code).sum() * 0.01)
+    low, high = found["overall_accuracy"]["interval"]
+    assert low <= (codes == truth)[known].mean() <= high
+    # water is mapped far too often: counting pixels would be wrong
+    assert found["classes"]["Water"]["mapped_area"] > found["classes"]["Water"]["area"]["interval"][1]
+    shown = invoke("estimate-accuracy", sample).output
+    assert "7 not interpreted, 5 unclear: left out" in shown
+
+
+def test_strata_need_not_be_the_classes_and_another_map_can_be_judged(maps, tmp_path):
+    folder, codes, truth = maps
+    sample = tmp_path / "s.gpkg"
+    invoke(
+        "sample-accuracy", folder / "map.tif", "-o", sample, "--points", "1200", "--strata", folder / "strata.tif"
+    )
+    frame = fill_in(sample, truth)
+    assert set(frame["stratum"]) == {1, 2}
+    assert set(frame["mapped"]) == set(NAMES)
+    found = json.loads(invoke("estimate-accuracy", sample, "--json").stdout)
+    low, high = found["overall_accuracy"]["interval"]
+    assert low <= (codes == truth)[codes > 0].mean() <= high
+    other = json.loads(invoke("estimate-accuracy", sample, "--map", folder / "other.tif", "--json").stdout)
+    assert other["overall_accuracy"]["value"] == 1
+    assert other["classes"]["Forest"]["mapped_area"] == pytest.approx(((truth == 3) & (codes > 0)).sum() * 0.01)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--points", "20"], "20 points are too few for 3 strata"),
+        (["--allocation", "eqaul"], "Did you mean 'equal'"),
+        (["--strata", "SMALL"], "Bring the strata onto the map's grid"),
+    ],
+)
+def test_what_cannot_be_drawn_is_said(maps, tmp_path, arguments, message):
+    folder, *_ = maps
+    small = write_raster(tmp_path / "small.tif", np.ones((5, 5), np.uint8), grid_at(5, 5), nodata=0)
+    given_ = [small if a == "SMALL" else a for a in arguments]
+    shown = invoke("sample-accuracy", folder / "map.tif", "-o", tmp_path / "s.gpkg", *given_, code=2)
+    assert message in " ".join(shown.output.split())
+    assert not (tmp_path / "s.gpkg").exists()
+
+
+def test_what_was_filled_in_wrongly_is_said(maps, tmp_path):
+    folder, _, truth = maps
+    sample = tmp_path / "s.gpkg"
+    invoke("sample-accuracy", folder / "map.tif", "-o", sample, "--points", "200")
+    assert "no point has a reference class yet" in invoke("estimate-accuracy", sample, code=2).output
+    fill_in(sample, np.full(SHAPE, 77))
+    shown = " ".join(invoke("estimate-accuracy", sample, code=2).output.split())
+    assert "a point's reference is '77', none of the classes: 3 Forest, 5 Bare & dry, 12 Water" in shown
+    fill_in(sample, truth, skip=199)
+    assert "too few interpreted points in" in invoke("estimate-accuracy", sample, code=2).output
+    assert "no sample of" in " ".join(invoke("estimate-accuracy", folder / "map.tif", code=2).output.split())
+    exists = invoke("sample-accuracy", folder / "map.tif", "-o", sample, code=2)
+    assert "--overwrite" in exists.output
+
+
+def test_a_map_of_something_else_is_refused(tmp_path):
+    path = write_raster(tmp_path / "m.tif", np.ones((5, 5), np.float32), grid_at(5, 5))
+    assert (
+        "one band of uint8 class codes"
+        in invoke("sample-accuracy", path, "-o", tmp_path / "s.gpkg", code=2).output
+    )
+
+
+FORM = """
+import sys
+from qgis.core import QgsApplication, QgsVectorLayer
+QgsApplication.setPrefixPath("/usr", True)
+app = QgsApplication([], False); app.initQgis()
+layer = QgsVectorLayer(sys.argv[1] + "|layername=sample", "sample", "ogr")
+assert layer.isValid()
+message, loaded = layer.loadDefaultStyle()
+field = layer.fields().indexFromName("reference")
+setup = layer.editorWidgetSetup(field)
+choices = {k: v for one in setup.config()["map"] for k, v in one.items()}
+hidden = [layer.editorWidgetSetup(layer.fields().indexFromName(n)).type() for n in ("stratum", "mapped")]
+layer.startEditing()
+feature = next(layer.getFeatures())
+assert layer.changeAttributeValue(feature.id(), field, 12)
+assert layer.commitChanges(), layer.commitErrors()
+print(loaded, setup.type(), choices, hidden, layer.renderer().type(), len(layer.renderer().categories()))
+"""
+
+
+def test_qgis_shows_a_form_with_the_classes_and_saves_what_is_filled_in(maps, tmp_path):
+    probe = [QGIS, "-c", "import qgis.core"]
+    has_qgis = QGIS.exists() and subprocess.run(probe, capture_output=True, check=False).returncode == 0
+    if not has_qgis:
+        pytest.skip("needs Debian's python3-qgis")
+    folder, *_ = maps
+    sample = tmp_path / "s.gpkg"
+    invoke("sample-accuracy", folder / "map.tif", "-o", sample, "--points", "200")
+    environment = {"QT_QPA_PLATFORM": "offscreen", "HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}
+    done = subprocess.run(
+        [QGIS, "-c", FORM, sample], capture_output=True, text=True, timeout=120, check=False, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split("\n")[0] == (
+        "True ValueMap {'Forest': '3', 'Bare & dry': '5', 'Water': '12', 'cannot tell': '-1'} "
+        "['Hidden', 'Hidden'] categorizedSymbol 2"
+    )
+    assert pyogrio.read_dataframe(sample, layer="sample")["reference"].dropna().tolist() == [12]
