@@ -36,6 +36,7 @@ ALLOWED = {
     "project": {"errors", "geo", "labels", "settings", "sources", "tiles"},
     "propose": {"errors", "files", "geo", "labels", "project", "settings", "sources", "tiles"},
     "stages": {
+        "errors",
         "files",
         "fingerprint",
         "progress",

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cobertes.errors import InputFileError
 from cobertes.files import read_json, write_json
 from cobertes.fingerprint import fingerprint, stamp
 from cobertes.geo.area import Area
@@ -29,6 +30,7 @@ from cobertes.tiles.store import make_store
 
 if TYPE_CHECKING:
     from cobertes.learn.estimate import Estimate
+    from cobertes.accuracy.map_audit import AuditedArea
 
 LEARNING_SECTIONS = (
     "legend",
@@ -389,6 +391,25 @@ def evaluate(project: Project, files: RunFolder, progress: Progress = SILENT) ->
         f"mIoU {assessment.model.miou:.3f} (forest {forest.miou:.3f}), overall accuracy "
         f"{assessment.model.overall_accuracy:.3f} (forest {forest.overall_accuracy:.3f}) on {assessment.split}"
     )
+
+
+def audited_areas(project: Project, files: RunFolder) -> list["AuditedArea"]:
+    """What `audit_maps` compares: of each area map, labels and confidence, and what confidences are worth.
+
+    Raises InputFileError where an area has no map or no labels yet.
+    """
+    from cobertes.accuracy.map_audit import AuditedArea, is_calibrated
+
+    known = read_json(files.calibration)["reliability"] if files.calibration.exists() else {}
+    areas = []
+    for area in project.areas:
+        name = area.name
+        for path in (files.map(name), files.confidence(name), files.labels(name)):
+            if not path.exists():
+                raise InputFileError(f"no file at {path}: run all stages first, `cobertes run PROJECT`")
+        table = known.get("after" if is_calibrated(files.confidence(name)) else "before", [])
+        areas.append(AuditedArea(name, files.map(name), files.labels(name), files.confidence(name), table))
+    return areas
 
 
 def model_file(project: Project, files: RunFolder) -> Path:

@@ -6,7 +6,6 @@ table ``strata``    code, name, pixels and points of each stratum
 table ``classes``   code, name and colour: the value list of ``reference``
 """
 
-import sqlite3
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +20,9 @@ from numpy.typing import NDArray
 from pyogrio.errors import DataLayerError, DataSourceError
 from shapely.geometry import Polygon
 
+from cobertes.accuracy.geopackage import write_geopackage
 from cobertes.accuracy.sampling import CodedMap
-from cobertes.errors import InputFileError, LegendError, StorageError, did_you_mean
-from cobertes.files import replacing
+from cobertes.errors import InputFileError, LegendError, did_you_mean
 
 LAYER = "sample"
 CANNOT_TELL = -1
@@ -87,18 +86,8 @@ def write_sample(
             columns=["code", "name", "colour"],
         ),
     }
-    with replacing(path) as temporary:
-        whole = temporary.with_suffix(".gpkg")
-        try:
-            pyogrio.write_dataframe(frame, whole, layer=LAYER, driver="GPKG")
-            for name, table in tables.items():
-                pyogrio.write_dataframe(table, whole, layer=name, driver="GPKG", append=False)
-            add_style(whole, LAYER, sample_style({code: coded.name(code) for code in classes}))
-            whole.rename(temporary)
-        except (sqlite3.Error, RuntimeError) as error:
-            raise StorageError(f"can't write {path}: {error}. Is the disk full?") from error
-        finally:
-            whole.unlink(missing_ok=True)
+    style = sample_style({code: coded.name(code) for code in classes})
+    write_geopackage(path, {LAYER: frame, **tables}, {LAYER: style})
 
 
 def _square(coded: CodedMap, row: int, col: int) -> Polygon:
@@ -138,28 +127,6 @@ def sample_style(classes: Mapping[int, str]) -> str:
         f'<fieldConfiguration><field name="reference"><editWidget type="ValueMap"><config>{value_map}</config>'
         f"</editWidget></field>{hidden}</fieldConfiguration></qgis>"
     )
-
-
-def add_style(path: Path, layer: str, style: str) -> None:
-    """Put a style into the table in which QGIS looks for that of a layer of a GeoPackage."""
-    with sqlite3.connect(path) as base:
-        base.execute(
-            "CREATE TABLE layer_styles (id INTEGER PRIMARY KEY AUTOINCREMENT, f_table_catalog TEXT, "
-            "f_table_schema TEXT, f_table_name TEXT, f_geometry_column TEXT, styleName TEXT, styleQML TEXT, "
-            "styleSLD TEXT, useAsDefault BOOLEAN, description TEXT, owner TEXT, ui TEXT, "
-            "update_time DATETIME DEFAULT CURRENT_TIMESTAMP)"
-        )
-        base.execute(
-            "INSERT INTO gpkg_contents (table_name, data_type, identifier) VALUES "
-            "('layer_styles', 'attributes', 'layer_styles')"
-        )
-        base.execute(
-            "INSERT INTO layer_styles (f_table_catalog, f_table_schema, f_table_name, f_geometry_column, "
-            "styleName, styleQML, useAsDefault, description) VALUES ('', '', ?, 'geom', 'cobertes', ?, 1, "
-            "'made by cobertes')",
-            (layer, style),
-        )
-    base.close()
 
 
 def read_sample(path: Path) -> Sample:

@@ -247,6 +247,10 @@ def _judge_seasons(
     """Count by season: what each says alone where a model takes them one by one, else by what was observed."""
     inputs = engine.header.inputs
     bands = len(inputs.bands)
+    if inputs.mode == "stack":
+        for (item, one), mapped in zip(batch, predicted, strict=True):
+            every = np.all([*one.seen.values()], axis=0)
+            _add_season(judgement, "all seasons", item, one, mapped, every)
     for number, season in enumerate(inputs.seasons):
         if inputs.mode == "separate":
             alone = torch.zeros_like(x)
@@ -261,9 +265,6 @@ def _judge_seasons(
             _add_season(
                 judgement, f"{season} alone", item, one, mapped, one.seen[season] & ~np.any(others, axis=0)
             )
-            if number == 0:
-                every = np.all([*one.seen.values()], axis=0)
-                _add_season(judgement, "all seasons", item, one, mapped, every)
 
 
 def _add_season(

@@ -5,6 +5,7 @@ intervals, blocks or groups gives a report without them.
 """
 
 from collections.abc import Mapping, Sequence
+from math import ceil
 from typing import Any
 
 import matplotlib
@@ -201,7 +202,7 @@ def calibration_facts(calibration: Mapping[str, Any]) -> dict[str, Any]:
         for name, table in calibration["reliability"].items()
     }
     risk = [(one["coverage"], one["risk"]) for one in calibration["risk_coverage"]]
-    top = max(0.05, *(value for _, value in risk)) if risk else 1.0
+    top = max(0.05, ceil(20 * max(value for _, value in risk)) / 20)  # five even steps of whole percents
     return {
         **{key: calibration[key] for key in ("temperature", "reported_on", "pixels")},
         "halves": calibration.get("halves"),
@@ -213,7 +214,7 @@ def calibration_facts(calibration: Mapping[str, Any]) -> dict[str, Any]:
         "risk": _line([(x, y / top) for x, y in risk]),
         "risk_top": top,
         "half": next((one["risk"] for one in calibration["risk_coverage"] if one["coverage"] >= 0.5), None),
-        "all": calibration["risk_coverage"][-1]["risk"] if risk else None,
+        "all": risk[-1][1],
     }
 
 

@@ -1,4 +1,4 @@
-"""Commands on accuracy: compare-runs, sample-accuracy, estimate-accuracy."""
+"""Commands on accuracy: compare-runs, sample-accuracy, estimate-accuracy, audit-map."""
 
 from pathlib import Path
 from typing import Annotated
@@ -133,3 +133,44 @@ def estimate_accuracy(
 
     found = estimate_areas(sample, map_file, console.progress)
     console.answer(found.describe(), **found.to_dict())
+
+
+@command(app, "audit-map", "Where map and reference map disagree: changes, or errors.")
+def audit_map(
+    console: Console,
+    *,
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run's folder.", show_default=False)],
+    out: Annotated[Path, typer.Option("-o", metavar="FILE.gpkg", help="The patches to write.")],
+    min_confidence: Annotated[
+        float, typer.Option(metavar="SHARE", min=0, max=1, help="Calibrated confidence that a pixel needs.")
+    ] = 0.7,
+    top: Annotated[int, typer.Option(metavar="N", min=1, help="Patches at most.")] = 1000,
+    overwrite: Overwrite = False,
+) -> None:
+    """Rank connected patches where the map is sure of another class than the reference map.
+
+    They are candidates for change since the reference map was made, or for errors in it.
+
+    cobertes audit-map runs/catalonia -o patches.gpkg
+    """
+    import logging
+
+    from cobertes.accuracy import map_audit
+    from cobertes.geo.raster import check_writable
+    from cobertes.run import open_run
+    from cobertes.stages import audited_areas
+
+    check_writable(out, overwrite=overwrite)
+    project, files = open_run(run)
+    areas = audited_areas(project, files)
+    if not all(area.table for area in areas):
+        logging.getLogger("cobertes").warning(
+            "no calibration.json in %s: confidences are taken as they are. The evaluate stage makes it.", run
+        )
+    patches = map_audit.audit_maps(
+        areas, project.legend, min_confidence=min_confidence, top=top, progress=console.progress
+    )
+    map_audit.write_patches(patches, project.legend, out, overwrite=overwrite)
+    text = f"{map_audit.describe_patches(patches, project.legend)}\n{out}"
+    ground = [patch.hectares for patch in patches if patch.hectares is not None]
+    console.answer(text, patches=len(patches), hectares=sum(ground) if ground else None, geopackage=str(out))

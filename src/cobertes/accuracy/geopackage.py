@@ -1,0 +1,56 @@
+"""GeoPackages that QGIS opens styled: layers and tables in one file, whole or not at all."""
+
+import sqlite3
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pyogrio
+from pyogrio.errors import DataSourceError
+
+from cobertes.errors import StorageError
+from cobertes.files import replacing
+
+
+def write_geopackage(path: Path, layers: Mapping[str, Any], styles: Mapping[str, str]) -> None:
+    """Write frames as layers, those without geometry as tables; ``styles`` by layer are QML for QGIS.
+
+    Raises StorageError where it can't be written; what was there before is then as it was.
+    """
+    with replacing(path) as temporary:
+        whole = temporary.with_suffix(".gpkg")
+        try:
+            for name, frame in layers.items():
+                kind = "Polygon" if hasattr(frame, "geometry") else None
+                with warnings.catch_warnings():  # places without CRS are supported
+                    warnings.filterwarnings("ignore", "'crs' was not provided")
+                    pyogrio.write_dataframe(frame, whole, layer=name, driver="GPKG", geometry_type=kind)
+            with sqlite3.connect(whole) as base:
+                _add_styles(base, styles)
+            base.close()
+            whole.rename(temporary)
+        except (sqlite3.Error, DataSourceError, RuntimeError) as error:
+            raise StorageError(f"can't write {path}: {error}. Is the disk full?") from error
+        finally:
+            whole.unlink(missing_ok=True)
+
+
+def _add_styles(base: sqlite3.Connection, styles: Mapping[str, str]) -> None:
+    """The table in which QGIS looks for the default style of a layer."""
+    base.execute(
+        "CREATE TABLE layer_styles (id INTEGER PRIMARY KEY AUTOINCREMENT, f_table_catalog TEXT, "
+        "f_table_schema TEXT, f_table_name TEXT, f_geometry_column TEXT, styleName TEXT, styleQML TEXT, "
+        "styleSLD TEXT, useAsDefault BOOLEAN, description TEXT, owner TEXT, ui TEXT, "
+        "update_time DATETIME DEFAULT CURRENT_TIMESTAMP)"
+    )
+    base.execute(
+        "INSERT INTO gpkg_contents (table_name, data_type, identifier) VALUES "
+        "('layer_styles', 'attributes', 'layer_styles')"
+    )
+    base.executemany(
+        "INSERT INTO layer_styles (f_table_catalog, f_table_schema, f_table_name, f_geometry_column, "
+        "styleName, styleQML, useAsDefault, description) VALUES ('', '', ?, 'geom', 'cobertes', ?, 1, "
+        "'made by cobertes')",
+        list(styles.items()),
+    )

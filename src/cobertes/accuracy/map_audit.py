@@ -1,0 +1,257 @@
+"""Where a confident map and the reference map disagree: candidates for change since, or for errors in it.
+
+    patches <-- map_audit
+
+A patch is connected ground where the labels say one class and the map, surely enough, one other. Along every
+boundary map and labels differ by a pixel; so patches are ranked by the ground of their *core*, the pixels all
+whose neighbours belong to the patch too, times their mean confidence.
+"""
+
+import heapq
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import geopandas as gpd
+import numpy as np
+import pandas as pd
+import rasterio
+from numpy.typing import NDArray
+from odc.geo.geobox import GeoBox
+from rasterio.features import shapes
+from scipy.ndimage import label
+from shapely.geometry import shape
+from shapely.geometry.base import BaseGeometry
+
+from cobertes.accuracy.calibration import calibrated
+from cobertes.accuracy.geopackage import write_geopackage
+from cobertes.accuracy.patches import (
+    BOTTOM,
+    CONFIDENCE,
+    CORE,
+    KIND,
+    LEFT,
+    NONE,
+    PIXELS,
+    RIGHT,
+    SEED_COL,
+    SEED_ROW,
+    TOP,
+    PatchFollower,
+    core_of,
+    overlapping,
+)
+from cobertes.errors import GridMismatchError
+from cobertes.geo.grid import describe, grid_of, open_raster, pixel_hectares, same_grid
+from cobertes.geo.raster import check_writable
+from cobertes.geo.windows import Window
+from cobertes.labels.legend import IGNORE_INDEX, Legend
+from cobertes.progress import SILENT, Progress
+
+STRIP_PIXELS = 8_000_000
+"""Pixels that are read at once: 266 rows of a map 30,000 px wide."""
+
+LAYER = "patches"
+
+
+@dataclass(frozen=True)
+class AuditedArea:
+    """An area's files on one grid: codes of map and labels, confidence in percent.
+
+    table   of `reliability`: what confidences are worth; empty where they are taken as they are
+    """
+
+    name: str
+    predicted: Path
+    labels: Path
+    confidence: Path
+    table: Sequence[Mapping[str, float]] = ()
+
+
+@dataclass(frozen=True)
+class Patch:
+    """A candidate: class indices of labels and map, mean calibrated confidence (0 to 1), ground, outline.
+
+    pixels    (n, 2) row, column;  ``core`` of them have all their neighbours in the patch
+    hectares  None without a projected CRS
+    """
+
+    area: str
+    reference: int
+    predicted: int
+    confidence: float
+    core: int
+    pixels: NDArray[np.int64]
+    hectares: float | None
+    outline: BaseGeometry
+    grid: GeoBox
+
+    @property
+    def score(self) -> float:
+        """By which patches are ranked."""
+        return self.core * self.confidence
+
+
+def is_calibrated(confidence: Path) -> bool:
+    """Whether a raster of confidence was made with a temperature: its tag ``temperature`` says so."""
+    with open_raster(confidence) as file:
+        return "temperature" in file.tags()
+
+
+def audit_maps(
+    areas: Sequence[AuditedArea],
+    legend: Legend,
+    *,
+    min_confidence: float = 0.7,
+    top: int = 1000,
+    progress: Progress = SILENT,
+) -> list[Patch]:
+    """The ``top`` patches over all areas, the strongest candidate first.
+
+    min_confidence   calibrated confidence of a pixel, 0 to 1, below which it disagrees with nothing
+    Raises InputFileError, and GridMismatchError where an area's files lie on different grids.
+    """
+    best: list[tuple[float, int, AuditedArea, NDArray[np.int64]]] = []
+    ticket = count()  # of two patches of one score the first stays
+    for area in areas:
+        for found in _follow(area, legend, min_confidence, progress):
+            scores = found[:, CORE] * (found[:, CONFIDENCE] / found[:, PIXELS])
+            for score, patch in zip(scores.tolist(), found, strict=True):
+                if score > 0 and (len(best) < top or score > best[0][0]):
+                    entry = (score, -next(ticket), area, patch.copy())
+                    (heapq.heappush if len(best) < top else heapq.heapreplace)(best, entry)
+    ranked = sorted(best, key=lambda one: (-one[0], -one[1]))
+    return [_outlined(area, patch, legend, min_confidence) for _, _, area, patch in ranked]
+
+
+def _follow(
+    area: AuditedArea, legend: Legend, min_confidence: float, progress: Progress
+) -> Iterator[NDArray[np.int64]]:
+    """The complete patches of an area, strip by strip."""
+    with rasterio.Env(GDAL_NUM_THREADS="ALL_CPUS", GDAL_CACHEMAX=128 << 20), open_raster(area.predicted) as file:
+        grid, (height, width) = grid_of(file), file.shape
+        for path in (area.labels, area.confidence):
+            with open_raster(path) as other:
+                if not same_grid(grid, grid_of(other)):
+                    raise GridMismatchError(
+                        f"{path} is {describe(grid_of(other))}, but {area.predicted} is {describe(grid)}. "
+                        f"Predict the whole scene that the labels lie on."
+                    )
+        follower = PatchFollower(width)
+        rows = max(64, STRIP_PIXELS // width)
+        with progress.bar(f"audit: {area.name}", height * width / 1e6, "Mpx") as advance:
+            for start, stop, first, last in overlapping(height, rows):
+                kinds, confidence = _kinds(area, Window(start, 0, stop - start, width), legend, min_confidence)
+                inside = slice(first - start, last - start)
+                core = core_of(kinds)
+                yield follower.add(kinds[inside], core[inside], confidence[inside])
+                advance((last - first) * width / 1e6)
+        yield follower.finish()
+
+
+def _kinds(
+    area: AuditedArea, window: Window, legend: Legend, min_confidence: float
+) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
+    """Kind of each pixel (reference * K + predicted where they differ, else NONE), and calibrated confidence."""
+    index, place = legend.index_table(), rasterio.windows.Window.from_slices(*window.slices)
+    layers = []
+    for path in (area.labels, area.predicted, area.confidence):
+        with open_raster(path) as file:
+            layers.append(file.read(1, window=place))
+    reference, predicted = index[layers[0]], index[layers[1]]
+    confidence = calibrated(layers[2], [dict(one) for one in area.table]) if area.table else layers[2]
+    sure = (confidence >= round(100 * min_confidence)) & (confidence <= 100)
+    differs = sure & (reference != predicted) & (reference != IGNORE_INDEX) & (predicted != IGNORE_INDEX)
+    kinds = np.where(differs, reference.astype(np.int32) * len(legend) + predicted, NONE).astype(np.int32)
+    return kinds, confidence
+
+
+def _outlined(area: AuditedArea, patch: NDArray[np.int64], legend: Legend, min_confidence: float) -> Patch:
+    """The patch with its pixels and outline, read again from its box."""
+    window = Window(
+        int(patch[TOP]), int(patch[LEFT]), int(patch[BOTTOM] - patch[TOP]), int(patch[RIGHT] - patch[LEFT])
+    )
+    kinds, _ = _kinds(area, window, legend, min_confidence)
+    numbers, _ = label(kinds == patch[KIND])
+    mask = numbers == numbers[patch[SEED_ROW] - window.row, patch[SEED_COL] - window.col]
+    with open_raster(area.predicted) as file:
+        grid = grid_of(file)
+    place = grid.affine * grid.affine.translation(window.col, window.row)
+    outlines = [shape(one) for one, value in shapes(mask.astype(np.uint8), mask=mask, transform=place) if value]
+    reference, predicted = divmod(int(patch[KIND]), len(legend))
+    hectares = pixel_hectares(grid)
+    return Patch(
+        area=area.name, reference=reference, predicted=predicted,
+        confidence=float(patch[CONFIDENCE] / patch[PIXELS] / 100), core=int(patch[CORE]),
+        pixels=np.argwhere(mask) + np.array([window.row, window.col]),
+        hectares=None if hectares is None else float(patch[PIXELS]) * hectares,
+        outline=outlines[0], grid=grid,
+    )  # fmt: skip
+
+
+def write_patches(patches: Sequence[Patch], legend: Legend, out: Path, *, overwrite: bool = False) -> None:
+    """Write patches for QGIS, with rank, both classes, ground and confidence, in the map's class colours.
+
+    Areas of different CRS are brought to EPSG:4326. Raises OutputExistsError, StorageError.
+    """
+    check_writable(out, overwrite=overwrite)
+    systems = {str(patch.grid.crs): patch.grid.crs for patch in patches}
+    table = pd.DataFrame(
+        {
+            "rank": np.arange(1, len(patches) + 1),
+            "area": [p.area for p in patches],
+            "reference": [int(legend.classes[p.reference].code) for p in patches],
+            "reference_name": [legend.classes[p.reference].name for p in patches],
+            "predicted": [int(legend.classes[p.predicted].code) for p in patches],
+            "predicted_name": [legend.classes[p.predicted].name for p in patches],
+            "pixels": [len(p.pixels) for p in patches],
+            "hectares": [np.nan if p.hectares is None else p.hectares for p in patches],
+            "confidence": [round(p.confidence, 4) for p in patches],
+            "score": [round(p.score, 2) for p in patches],
+        }
+    )
+    crs = next(iter(systems.values()), None)
+    outlines: Any = [p.outline for p in patches]
+    if len(systems) > 1 and None not in systems.values():
+        crs = None
+        moved = [gpd.GeoSeries([p.outline], crs=p.grid.crs.proj).to_crs(4326).iloc[0] for p in patches]
+        frame = gpd.GeoDataFrame(table, geometry=moved, crs=4326)
+    else:
+        frame = gpd.GeoDataFrame(table, geometry=outlines, crs=None if crs is None else crs.proj)
+    write_geopackage(out, {LAYER: frame}, {LAYER: _style(legend)})
+
+
+def _style(legend: Legend) -> str:
+    """QGIS's style of the layer: each patch in the colour of the class that the map names."""
+    categories, symbols = "", ""
+    for i, land in enumerate(legend.classes):
+        name = land.name.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
+        colour = ",".join(str(int(land.colour[at : at + 2], 16)) for at in (1, 3, 5))
+        categories += f'<category value="{land.code}" label="{name}" symbol="{i}" render="true"/>'
+        symbols += (
+            f'<symbol name="{i}" type="fill" alpha="1"><layer class="SimpleFill" enabled="1">'
+            f'<prop k="color" v="{colour},120"/><prop k="style" v="solid"/>'
+            f'<prop k="outline_color" v="0,0,0,255"/><prop k="outline_width" v="0.4"/></layer></symbol>'
+        )
+    return (
+        "<!DOCTYPE qgis PUBLIC 'http://mrcc.com/qgis.dtd' 'SYSTEM'><qgis version=\"3.22\" "
+        'styleCategories="Symbology"><renderer-v2 type="categorizedSymbol" attr="predicted">'
+        f"<categories>{categories}</categories><symbols>{symbols}</symbols></renderer-v2></qgis>"
+    )
+
+
+def describe_patches(patches: Sequence[Patch], legend: Legend, shown: int = 10) -> str:
+    """The strongest candidates as a table for a terminal, and how often each pair of classes occurs."""
+    if not patches:
+        return "no patch: the map agrees with the reference map wherever it is sure"
+    lines = [
+        f"{len(patches)} patches, the strongest first",
+        f"{'rank':>4}{'hectares':>10}{'sure':>7}  reference -> map",
+    ]
+    for rank, patch in enumerate(patches[:shown], start=1):
+        ground = f"{patch.hectares:.2f}" if patch.hectares is not None else f"{len(patch.pixels)} px"
+        pair = f"{legend.classes[patch.reference].name} -> {legend.classes[patch.predicted].name}"
+        lines.append(f"{rank:>4}{ground:>10}{patch.confidence:>7.0%}  {pair}")
+    return "\n".join(lines)
