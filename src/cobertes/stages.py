@@ -29,8 +29,8 @@ from cobertes.tiles.statistics import Statistics
 from cobertes.tiles.store import make_store
 
 if TYPE_CHECKING:
-    from cobertes.learn.estimate import Estimate
     from cobertes.accuracy.map_audit import AuditedArea
+    from cobertes.learn.estimate import Estimate
 
 LEARNING_SECTIONS = (
     "legend",
