@@ -101,7 +101,7 @@ CHANGES = [
     (5, 5, 6, 6, 200, 90),  # core of 16 px
     (30, 10, 1, 40, 30, 99),  # a sliver: no core
     (20, 50, 10, 10, 30, 60),  # not sure
-    (40, 40, 8, 8, 30, 80),  # core of 36
+    (40, 40, 8, 8, 30, 85),  # core of 36
     (50, 70, 8, 10, 200, 99),  # half of it on ground without labels: 8 x 5, core 6 x 3
 ]
 
@@ -111,11 +111,12 @@ def test_patches_are_ranked_by_their_core_and_confidence(tmp_path, monkeypatch, 
     monkeypatch.setattr(map_audit, "STRIP_PIXELS", strip)
     patches = audit_maps([an_area(tmp_path / "a", CHANGES)], LEGEND, min_confidence=0.7)
     assert [(p.core, round(p.confidence, 2), p.predicted) for p in patches] == [
-        (36, 0.8, 2),
         (18, 0.99, 1),
+        (36, 0.85, 2),
         (16, 0.9, 1),
     ]
-    first = patches[0]
+    assert [patch.score for patch in patches] == pytest.approx([18 * 99, 36 * 0.85 / 0.15, 16 * 9])
+    first = patches[1]
     assert (first.area, first.reference, first.hectares) == ("one", 0, pytest.approx(0.64))
     assert {*map(tuple, first.pixels.tolist())} == {(r, c) for r in range(40, 48) for c in range(40, 48)}
     left, bottom, right, top = first.outline.bounds
@@ -150,10 +151,10 @@ def test_the_geopackage_holds_classes_ground_and_confidence(tmp_path):
     frame = pyogrio.read_dataframe(tmp_path / "p.gpkg", layer="patches")
     assert frame["rank"].tolist() == [1, 2, 3]
     assert frame["reference_name"].tolist() == ["Class & 10"] * 3
-    assert frame["predicted"].tolist() == [30, 200, 200]
-    assert frame["hectares"].tolist() == pytest.approx([0.64, 0.4, 0.36])
-    assert frame["confidence"].tolist() == pytest.approx([0.8, 0.99, 0.9])
-    assert frame.geometry.area.tolist() == pytest.approx([6400, 4000, 3600])
+    assert frame["predicted"].tolist() == [200, 30, 200]
+    assert frame["hectares"].tolist() == pytest.approx([0.4, 0.64, 0.36])
+    assert frame["confidence"].tolist() == pytest.approx([0.99, 0.85, 0.9])
+    assert frame.geometry.area.tolist() == pytest.approx([4000, 6400, 3600])
     assert frame.crs.to_epsg() == 32631
     assert "0.64" in describe_patches(patches, LEGEND)
     write_patches([], LEGEND, tmp_path / "none.gpkg")

@@ -4,7 +4,8 @@
 
 A patch is connected ground where the labels say one class and the map, surely enough, one other. Along every
 boundary map and labels differ by a pixel; so patches are ranked by the ground of their *core*, the pixels all
-whose neighbours belong to the patch too, times their mean confidence.
+whose neighbours belong to the patch too, times the odds c / (1 - c) of their mean confidence c: a patch of 95 %
+counts as much as one four times as large of 83 %.
 """
 
 import heapq
@@ -53,6 +54,8 @@ from cobertes.progress import SILENT, Progress
 STRIP_PIXELS = 8_000_000
 """Pixels that are read at once: 266 rows of a map 30,000 px wide."""
 
+SUREST = 0.99
+
 LAYER = "patches"
 
 
@@ -91,13 +94,18 @@ class Patch:
     @property
     def score(self) -> float:
         """By which patches are ranked."""
-        return self.core * self.confidence
+        return self.core * odds(self.confidence)
 
 
 def is_calibrated(confidence: Path) -> bool:
     """Whether a raster of confidence was made with a temperature: its tag ``temperature`` says so."""
     with open_raster(confidence) as file:
         return "temperature" in file.tags()
+
+
+def odds(confidence: Any) -> Any:
+    """Of being right; for a confidence over 0.99 those of 0.99, since percents are no finer."""
+    return confidence / (1 - np.minimum(confidence, SUREST))
 
 
 def audit_maps(
@@ -117,7 +125,7 @@ def audit_maps(
     ticket = count()  # of two patches of one score the first stays
     for area in areas:
         for found in _follow(area, legend, min_confidence, progress):
-            scores = found[:, CORE] * (found[:, CONFIDENCE] / found[:, PIXELS])
+            scores = found[:, CORE] * odds(found[:, CONFIDENCE] / found[:, PIXELS] / 100)
             for score, patch in zip(scores.tolist(), found, strict=True):
                 if score > 0 and (len(best) < top or score > best[0][0]):
                     entry = (score, -next(ticket), area, patch.copy())
