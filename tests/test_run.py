@@ -346,3 +346,15 @@ def test_a_plan_says_where_the_run_would_stop(copy):
     step = next(step for step in run_of(copy / "project.toml").plan() if step.stage == "train")
     assert step.runs
     assert step.why == "its settings or inputs changed: it will stop, use --run NEW or --from train"
+
+
+def test_where_test_blocks_judge_the_temperature_is_fitted_to_validation_blocks(tmp_path):
+    write_ground(tmp_path, size=192)
+    project = write_project(tmp_path, split="test = 0.2\nblock = 48", train="minutes = 0.05")
+    run_of(project).run()
+    assessment = json.loads((tmp_path / "run" / "assessment.json").read_text())
+    assert (assessment["split"], assessment["used_for"]) == ("test", [])
+    calibration = json.loads((tmp_path / "run" / "calibration.json").read_text())
+    assert (calibration["fitted_on"], calibration["reported_on"]) == ("validation", "test")
+    assert calibration["temperature"] > 0
+    assert "served for nothing but this judgement" in (tmp_path / "run" / "report.html").read_text()

@@ -244,22 +244,22 @@ def _judge_seasons(
     x: Tensor,
     predicted: NDArray[np.uint8],
 ) -> None:
-    """Count by season: what each says alone where a model takes them one by one, else by what was observed."""
+    """Count by season: what each says alone where a model can do with one, else by what was observed."""
     inputs = engine.header.inputs
-    bands = len(inputs.bands)
-    if inputs.mode == "stack":
+    bands, one_will_do = len(inputs.bands), inputs.mode != "stack"
+    if not one_will_do:
         for (item, one), mapped in zip(batch, predicted, strict=True):
             every = np.all([*one.seen.values()], axis=0)
             _add_season(judgement, "all seasons", item, one, mapped, every)
     for number, season in enumerate(inputs.seasons):
-        if inputs.mode == "separate":
+        if one_will_do:
             alone = torch.zeros_like(x)
             channels = slice(number * bands, (number + 1) * bands)
             alone[:, channels] = x[:, channels]
             predicted = _classes(engine.logits(alone))
         for (item, one), mapped in zip(batch, predicted, strict=True):
             others = [valid for name, valid in one.seen.items() if name != season]
-            if inputs.mode == "separate":
+            if one_will_do:
                 _add_season(judgement, season, item, one, mapped, one.seen[season])
                 continue
             _add_season(
