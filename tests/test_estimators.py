@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from cobertes.accuracy.estimators import allocate, estimate, sample_size
@@ -131,6 +131,7 @@ def test_the_sample_size_of_olofsson():
     st.integers(0, 60),
     st.booleans(),
 )
+@example(pixels=[1, 6], points=7, minimum=4, equal=True)
 def test_allocations_sum_up_keep_the_minimum_and_never_exceed_a_stratum(pixels, points, minimum, equal):
     pixels = np.array(pixels)
     least = np.minimum(max(minimum, 2), pixels)

@@ -175,8 +175,8 @@ def allocate(pixels: NDArray[Any], points: int, *, equal: bool = False, minimum:
             wanted = given
             break
     whole = np.floor(wanted + 1e-9).astype(np.int64)
-    room = np.flatnonzero(whole < pixels)
-    rest = max(0, min(points - int(whole.sum()), len(room)))
-    order = room[np.argsort(-(wanted - whole)[room], kind="stable")]
-    whole[order[:rest]] += 1
+    while (rest := points - int(whole.sum())) > 0 and (whole < pixels).any():
+        room = np.flatnonzero(whole < pixels)
+        order = room[np.argsort(-(wanted - whole)[room], kind="stable")]
+        whole[order[:rest]] += 1
     return whole

@@ -131,7 +131,7 @@ def parts(assessment: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Tables of scores by part of the ground: purity, boundaries, seasons; those that are known."""
     found = []
     purity, boundaries = assessment.get("purity"), assessment.get("boundaries")
-    if purity:
+    if purity and purity["groups"]["mixed"]["pixels"]:  # a map as coarse as the scene knows of no mixed pixel
         found.append({
             "kind": "purity", "title": "Pure and mixed pixels", "mean": known(purity.get("mean")),
             "rows": _part_rows({name: one for name, one in purity["groups"].items() if name != "mixed"}),
