@@ -41,7 +41,9 @@ def train(project, script, run, processes, gradients):
     """`cobertes run --only train` by some processes; returns what it told."""
     environment = dict(os.environ, OMP_NUM_THREADS="1")
     launch = (
-        ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "--"] if processes > 1 else []
+        ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "--"]
+        if processes > 1
+        else []
     )
     command = [sys.executable, *launch, script, "run", project, "--run", run, "--only", "train", gradients]
     done = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True, check=False)
