@@ -14,7 +14,7 @@ import matplotlib.pyplot as plt
 
 from cobertes.apply import pictures
 from cobertes.project import load_project
-from cobertes.stages import RunFolder
+from cobertes.runfolder import RunFolder
 
 LONGEST = 560
 

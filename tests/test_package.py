@@ -35,7 +35,11 @@ ALLOWED = {
     "sources": {"errors", "geo", "settings"},
     "project": {"errors", "geo", "labels", "settings", "sources", "tiles"},
     "propose": {"errors", "files", "geo", "labels", "project", "settings", "sources", "tiles"},
+    "runfolder": {"settings"},
+    "freshness": {"files", "fingerprint", "geo", "learn", "project", "runfolder", "settings", "tiles"},
     "stages": {
+        "freshness",
+        "runfolder",
         "errors",
         "files",
         "fingerprint",
@@ -50,7 +54,18 @@ ALLOWED = {
         "settings",
         "sources",
     },
-    "run": {"errors", "files", "fingerprint", "progress", "geo", "apply", "project", "stages"},
+    "run": {
+        "errors",
+        "files",
+        "fingerprint",
+        "progress",
+        "geo",
+        "apply",
+        "project",
+        "stages",
+        "freshness",
+        "runfolder",
+    },
     "__main__": {"cli"},
 }
 WITHOUT_TORCH = {"geo", "labels", "tiles", "accuracy", "sources", "project", "propose", "synthetic", "cli"}

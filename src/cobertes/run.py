@@ -27,19 +27,19 @@ from cobertes.apply.report import toml_text
 from cobertes.errors import InputFileError, SettingsError, did_you_mean
 from cobertes.files import read_json, write_json, write_text
 from cobertes.fingerprint import changed_keys, fingerprint, stamp
-from cobertes.geo.grid import describe
-from cobertes.progress import SILENT, Progress
-from cobertes.project import Project, load_project
-from cobertes.stages import (
-    RunFolder,
+from cobertes.freshness import (
     learning_settings,
-    model_file,
     observed_fingerprint,
     scene_stamps,
     stamps,
     trained_fingerprint,
     training_fingerprint,
 )
+from cobertes.geo.grid import describe
+from cobertes.progress import SILENT, Progress
+from cobertes.project import Project, load_project
+from cobertes.runfolder import RunFolder
+from cobertes.stages import model_file
 
 STAGES = ("labels", "tiles", "train", "evaluate", "predict", "report")
 

@@ -5,22 +5,19 @@
 A stage never calls the next one. Each returns a line for people that says what came out.
 """
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cobertes.errors import InputFileError
 from cobertes.files import read_json, write_json
-from cobertes.fingerprint import fingerprint, stamp
-from cobertes.geo.area import Area
-from cobertes.geo.grid import describe, source_files
+from cobertes.freshness import observed_fingerprint, training_fingerprint
 from cobertes.labels.aggregate import make_labels
 from cobertes.labels.weights import Weighting
 from cobertes.progress import SILENT, Progress
 from cobertes.project import Project
-from cobertes.settings import WEIGHTS, TrainSettings
+from cobertes.runfolder import RunFolder
 from cobertes.sources import resolve
 from cobertes.tiles.ground import Ground
 from cobertes.tiles.index import build_index, load_index, save_index
@@ -32,196 +29,8 @@ if TYPE_CHECKING:
     from cobertes.accuracy.map_audit import AuditedArea
     from cobertes.learn.estimate import Estimate
 
-LEARNING_SECTIONS = (
-    "legend",
-    "bands",
-    "scene-nodata",
-    "labels",
-    "tiles",
-    "split",
-    "model",
-    "train",
-    "augmentation",
-)
-"""Settings that decide what a model learns."""
-
-NOT_LEARNT = {"labels": {"memory"}, "tiles": {"store", "store-gb"}, "train": {"device", "precision"}}
-"""Keys of those sections that say how to compute, not what."""
-
 WORST_SIDE = 256
 """Side of the squares of which the report shows the worst, in pixels, where tiles are not smaller."""
-
-
-@dataclass(frozen=True)
-class RunFolder:
-    """Where a run keeps its files."""
-
-    path: Path
-
-    def labels(self, area: str) -> Path:
-        """Labels of an area."""
-        return self.path / "labels" / f"{area}.tif"
-
-    def fractions(self, area: str) -> Path:
-        """Share of each class in each pixel, percent; where they are learnt from."""
-        return self.path / "labels" / f"{area}.fractions.tif"
-
-    def purity(self, area: str) -> Path:
-        """Share of each pixel that its label covers, percent."""
-        return self.path / "labels" / f"{area}.purity.tif"
-
-    def shares(self, area: str, settings: TrainSettings) -> Path | None:
-        """What is learnt from beside the labels: fractions, or the purity."""
-        if settings.targets == "fractions":
-            return self.fractions(area)
-        return self.purity(area) if settings.purity_weight else None
-
-    def map(self, area: str) -> Path:
-        """Predicted map of an area."""
-        return self.path / "maps" / f"{area}.tif"
-
-    def confidence(self, area: str) -> Path:
-        """Confidence of the predicted map of an area."""
-        return self.path / "maps" / f"{area}.confidence.tif"
-
-    @property
-    def project(self) -> Path:
-        """The settings, defaults included."""
-        return self.path / "project.toml"
-
-    @property
-    def tiles(self) -> Path:
-        """The tile index."""
-        return self.path / "tiles.parquet"
-
-    @property
-    def observations(self) -> Path:
-        """What the scenes showed in each tile, whatever rules and split make of it."""
-        return self.path / "observations.npz"
-
-    @property
-    def store(self) -> Path:
-        """Labelled ground that is copied for fast reading; may be deleted when training is over."""
-        return self.path / "store"
-
-    @property
-    def statistics(self) -> Path:
-        """Mean and deviation per band, class counts."""
-        return self.path / "statistics.json"
-
-    @property
-    def split(self) -> Path:
-        """A letter per block."""
-        return self.path / "split.json"
-
-    @property
-    def checkpoints(self) -> list[Path]:
-        """What an interrupted training goes on from: the last one, and the one before."""
-        return [self.path / "checkpoints" / name for name in ("last.ckpt", "previous.ckpt")]
-
-    @property
-    def model(self) -> Path:
-        """The trained model."""
-        return self.path / "model.safetensors"
-
-    @property
-    def metrics(self) -> Path:
-        """A line per epoch."""
-        return self.path / "metrics.jsonl"
-
-    @property
-    def assessment(self) -> Path:
-        """Scores of the model and its baselines."""
-        return self.path / "assessment.json"
-
-    @property
-    def confusion(self) -> Path:
-        """The model's confusion matrix."""
-        return self.path / "confusion.csv"
-
-    @property
-    def blocks(self) -> Path:
-        """Confusion matrices by held-out block, of the model and its baselines."""
-        return self.path / "blocks.json"
-
-    @property
-    def calibration(self) -> Path:
-        """The temperature that makes confidences true, and how true they are."""
-        return self.path / "calibration.json"
-
-    @property
-    def report(self) -> Path:
-        """The report."""
-        return self.path / "report.html"
-
-    @property
-    def stages(self) -> Path:
-        """What each stage was made from."""
-        return self.path / "stages.json"
-
-
-def learning_settings(project: Project) -> dict[str, Any]:
-    """The settings that decide what a model learns, as plain values."""
-    settings = project.settings.model_dump(by_alias=True, mode="json")
-    learning = {}
-    for name in LEARNING_SECTIONS:
-        section = settings[name]
-        if isinstance(section, float) and not math.isfinite(section):
-            section = str(section)  # JSON has no NaN, and NaN would differ from itself on the next run
-        skipped = NOT_LEARNT.get(name, set())
-        learning[name] = {k: v for k, v in section.items() if k not in skipped} if skipped else section
-    return learning
-
-
-OBSERVING = (
-    "size", "overlap", "cloud-codes", "snow-codes", "reflectance-scale", "reflectance-offset", "unreadable",
-)  # fmt: skip
-"""Keys of ``[tiles]`` that decide what is measured; the others only what is made of it."""
-
-
-def stamps(path: str | Path) -> list[Any]:
-    """Of a raster and, where it is a VRT, of the files that it is made of."""
-    return [stamp(file) for file in source_files(str(path))]
-
-
-def scene_stamps(area: Area) -> list[Any]:
-    """Of every file of an area's scenes."""
-    return [stamps(path) for scene in area.scenes.values() for path in scene.files]
-
-
-def observed_fingerprint(project: Project, files: RunFolder) -> str:
-    """Of the scenes, masks and labels of the tiles, and of how they are measured."""
-    settings = learning_settings(project)
-    return fingerprint(
-        [(area.name, list(area.scenes), describe(area.grid)) for area in project.areas],
-        [scene_stamps(area) for area in project.areas],
-        [{season: stamp(path) for season, path in area.masks.items()} for area in project.areas],
-        [stamp(files.labels(area.name)) for area in project.areas],
-        [land.key for land in project.legend.classes],
-        settings["bands"],
-        settings["scene-nodata"],
-        {key: settings["tiles"][key] for key in OBSERVING},
-    )
-
-
-def training_fingerprint(project: Project, files: RunFolder) -> str:
-    """Of the content of index, split and statistics: labels made again to the same end change nothing."""
-    frame = load_index(files.tiles)
-    columns = ["area", "row", "col", "height", "width", "split", "keep", "reason"]
-    rows = frame[columns].to_dict("list") | {"counts": [list(map(int, c)) for c in frame["counts"]]}
-    learning = learning_settings(project)
-    learnt = [learning[section] for section in ("bands", "model", "train", "augmentation")]
-    learnt.append([(land.code, land.key) for land in project.legend.classes])
-    if project.weights not in WEIGHTS:
-        learnt.append([stamp(project.weights)])
-    return fingerprint(rows, read_json(files.statistics), read_json(files.split), learnt)
-
-
-def trained_fingerprint(model: Path) -> str:
-    """What a model file says of the data and settings it was trained on."""
-    from cobertes.learn.modelfile import read_header
-
-    return str(read_header(model).training.get("fingerprint", ""))
 
 
 def label(project: Project, files: RunFolder, progress: Progress = SILENT) -> str:

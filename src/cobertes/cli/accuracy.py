@@ -32,7 +32,7 @@ def compare_runs(
     """
     from cobertes.accuracy.runs import compare_runs, describe_comparison, read_settings, run_names
     from cobertes.geo.raster import check_writable
-    from cobertes.stages import RunFolder
+    from cobertes.runfolder import RunFolder
 
     if out is not None:
         check_writable(out, overwrite=overwrite)
@@ -83,7 +83,7 @@ def sample_accuracy(
     from cobertes.errors import SettingsError, did_you_mean
     from cobertes.files import read_json
     from cobertes.geo.raster import check_not_input, check_writable
-    from cobertes.stages import RunFolder
+    from cobertes.runfolder import RunFolder
 
     if allocation not in ("proportional", "equal"):
         near = did_you_mean(allocation, ("proportional", "equal"))

@@ -33,7 +33,7 @@ def show_tiles(
     """
     from cobertes.files import read_json
     from cobertes.geo.raster import check_writable
-    from cobertes.stages import RunFolder
+    from cobertes.runfolder import RunFolder
     from cobertes.tiles.index import load_index
     from cobertes.tiles.show import describe_summary, draw_tiles, summarise, write_geopackage
 
