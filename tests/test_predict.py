@@ -13,7 +13,8 @@ import rasterio
 import torch
 
 from cobertes.apply.engine import open_engine
-from cobertes.apply.predict import NO_CONFIDENCE, predict_map
+from cobertes.apply.predict import predict_map
+from cobertes.apply.products import NO_CONFIDENCE
 from cobertes.errors import (
     BandMismatchError,
     GridMismatchError,
@@ -40,7 +41,8 @@ def scene_of(folder, shape=(70, 90), *, values=None, name="scene.tif", grid=None
 
 
 def files(folder):
-    return sorted(path.name for path in folder.rglob("*"))
+    """All but what an interrupted map goes on from."""
+    return sorted(path.name for path in folder.rglob("*") if ".partial" not in str(path))
 
 
 # --- what the map says -------------------------------------------------------------------------------------
@@ -213,16 +215,12 @@ def test_the_fp32_engine_says_what_plain_torch_says(tmp_path):
     header = header_of()
     save_model(tmp_path / "m.safetensors", UNet(header.network).state_dict(), header)
     plain, _ = load_model(tmp_path / "m.safetensors")
-    engine = open_engine(tmp_path / "m.safetensors", device="cpu", precision="fp32")
+    engine = open_engine(tmp_path / "m.safetensors", device="cpu", precision="fp32", engine="torch")
     assert engine.how == "torch on cpu in fp32 (as set)"
     x = np.random.default_rng(0).normal(size=(2, 2, 30, 45)).astype(np.float32)
     with torch.no_grad():
         expected = plain(torch.from_numpy(x))
     torch.testing.assert_close(engine.logits(torch.from_numpy(x)), expected, rtol=1e-4, atol=1e-5)
-    index, confidence = engine.classify(x)
-    assert (index.dtype, confidence.dtype) == (np.uint8, np.uint8)
-    np.testing.assert_array_equal(index, expected.argmax(1).numpy())
-    assert np.abs(confidence - 100 * expected.softmax(1).amax(1).numpy()).max() <= 0.51
 
 
 def test_a_map_is_what_the_network_says_window_by_window(tmp_path):
@@ -433,7 +431,7 @@ def test_a_disk_that_fills_up_half_way_leaves_the_old_map(tmp_path, small_disk, 
             others.write_bytes(bytes(max(0, state.f_bavail * state.f_frsize - left)))
         return torch.from_numpy(rng.normal(size=(len(x), 10, *x.shape[2:])).astype(np.float32))
 
-    with pytest.raises(StorageError, match=r"can't write .*map\.tif: .*"):
+    with pytest.raises(StorageError, match=r"can't write .*map\.tif"):
         predict_map(engine_of(logits), scene_of(tmp_path, (700, 1000)), out, overwrite=True, window=512)
     assert out.read_text() == "old"
     assert files(small_disk) == ["map.tif", "others"]

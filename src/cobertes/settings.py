@@ -284,8 +284,12 @@ class PredictSettings(Section):
     """Side of a prediction window in pixels; by default the model's own."""
     overlap: Annotated[int, Field(ge=0)] | None = None
     """Pixels that neighbouring windows share; by default a quarter of the window."""
+    blend: Literal["interior", "cosine", "gaussian"] = "interior"
+    """How neighbouring windows share pixels: each from one of them, or fading from one into the other."""
     batch_size: Pixels = 8
     """Windows computed together."""
+    engine: Literal["auto", "torch", "openvino", "onnx"] = "auto"
+    """What computes; ``auto``: OpenVINO on processors where it is installed, else PyTorch."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to compute."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"

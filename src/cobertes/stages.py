@@ -176,7 +176,7 @@ def evaluate(project: Project, files: RunFolder, progress: Progress = SILENT) ->
     from cobertes.apply.evaluate import assess
 
     settings, ground = project.settings.predict, open_ground(project, files)
-    engine = open_engine(files.model, device=settings.device, precision=settings.precision)
+    engine = open_engine(files.model, device=settings.device, precision=settings.precision, engine=settings.engine)
     names = [area.name for area in project.areas]
     assessment = assess(
         engine,
@@ -237,7 +237,9 @@ def predict(project: Project, files: RunFolder, progress: Progress = SILENT) -> 
     from cobertes.apply.predict import predict_map
 
     settings = project.settings.predict
-    engine = open_engine(model_file(project, files), device=settings.device, precision=settings.precision)
+    engine = open_engine(
+        model_file(project, files), device=settings.device, precision=settings.precision, engine=settings.engine
+    )
     pixels = seconds = 0.0
     for area in project.areas:
         made = predict_map(
@@ -247,8 +249,10 @@ def predict(project: Project, files: RunFolder, progress: Progress = SILENT) -> 
             confidence=files.confidence(area.name),
             window=settings.window,
             overlap=settings.overlap,
+            blend=settings.blend,
             batch_size=settings.batch_size,
             memory=settings.memory,
+            resume="if-same",
             overwrite=True,
             progress=progress,
         )

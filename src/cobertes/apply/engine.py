@@ -1,10 +1,12 @@
 """Inference engines: a trained model behind one function, whatever runs it.
 
-There is one so far, PyTorch on CPU, CUDA or MPS through Fabric.
+runtimes (torch, OpenVINO, ONNX Runtime) <-- engine (choice, seasons, views, ensembles) <-- predict, evaluate
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,50 +14,145 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cobertes.errors import SettingsError, did_you_mean
-from cobertes.learn.device import inference_precision, start
-from cobertes.learn.infer import each_season
+from cobertes.apply.runtimes import TORCH, choose, open_runtime
+from cobertes.errors import InputFileError, ModelFileError, SettingsError, did_you_mean
+from cobertes.fingerprint import fingerprint, stamp
+from cobertes.geo.scene import Scene
+from cobertes.geo.windows import Window
+from cobertes.learn.infer import Forward, each_season
 from cobertes.learn.modelfile import ModelHeader, load_model, model_path
 
-PERCENT = 100
-PRECISIONS = ("auto", "fp32", "bf16")
+log = logging.getLogger(__name__)
+
+CALIBRATION = "calibration.json"
+
+VIEWS = {"none": (0,), "flips": (0, 2, 4, 6), "turns": tuple(range(8))}
+"""Test-time augmentation: mirror images (4 views), and all of the square's symmetries (8), as turns of
+`learn.inputs.turned`."""
+
+
+Reader = Callable[[Mapping[str, Scene], Window], tuple[NDArray[np.float32], NDArray[np.bool_]]]
 
 
 @dataclass(frozen=True)
 class Engine:
-    """A model ready to run: its ``header``, its ``logits`` function, and how it runs in words."""
+    """A model ready to run.
+
+    logits       channels (B, C, H, W) float32 -> (B, K, H, W), on whatever device
+    how          what runs it and why, in words
+    identity     changes with the model's file: an interrupted map goes on with the same model only
+    temperature  logits are divided by it before they become probabilities; classes do not change
+    """
 
     header: ModelHeader
     logits: Callable[[Tensor], Tensor]
     how: str
+    identity: str = ""
+    temperature: float = 1.0
+    reads: Reader | None = None
+    """How it reads a window, where not as its header's inputs do."""
 
-    def classify(self, x: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        """Class index and confidence in percent, both (B, H, W) uint8, of channels (B, C, H, W)."""
-        probabilities = self.logits(torch.from_numpy(x)).float().softmax(dim=1)
-        confidence, index = probabilities.max(dim=1)
-        percent = (confidence * PERCENT).round().to(torch.uint8)
-        return index.to(torch.uint8).cpu().numpy(), percent.cpu().numpy()
+    def read(self, scenes: Mapping[str, Scene], window: Window) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """Channels (C, H, W) of a window, and where at least one season was observed (H, W)."""
+        return (self.reads or self.header.inputs.read)(scenes, window)
 
 
-def open_engine(path: Path, *, device: str = "auto", precision: str = "auto") -> Engine:
+def open_engine(
+    path: Path,
+    *,
+    device: str = "auto",
+    precision: str = "auto",
+    engine: str = "auto",
+    views: str = "none",
+) -> Engine:
     """Load a ``model.safetensors``, or that of a run's folder.
 
-    device, precision  as in the settings: auto, cpu, cuda, mps; auto, fp32, bf16
+    device, precision  as in the settings: auto, cpu, cuda, mps; auto, fp32, bf16, int8
+    engine             auto, torch, openvino, onnx
+    views              none, flips, turns: the mean over mirrored and turned versions of each window
+    A ``calibration.json`` beside the model gives the temperature.
     Raises InputFileError, ModelFileError, SettingsError.
     """
-    if precision not in PRECISIONS:
-        raise SettingsError(f"no precision '{precision}'.{did_you_mean(precision, PRECISIONS)}")
-    model, header = load_model(model_path(path))
-    chosen, reason = inference_precision(precision, device)
-    fabric = start(device, chosen)
-    # channels last is the fastest layout of convolutions, on CPUs with bf16 units and on CUDA alike
-    model = fabric.setup_module(model.to(memory_format=torch.channels_last)).eval()
+    if views not in VIEWS:
+        raise SettingsError(f"no views '{views}'.{did_you_mean(views, VIEWS)}")
+    path = model_path(path)
+    model, header = load_model(path)
+    choice = choose(engine, device, precision)
+    forward, where = open_runtime(choice, model, header, path)
+    logits = several_views(each_season(forward, header.inputs), VIEWS[views])
+    how = f"{where} ({choice.reason})" + ("" if views == "none" else f", mean of {len(VIEWS[views])} views")
+    # in another number of threads, torch may differ in the last digit
+    identity = fingerprint(header.to_json(), stamp(path), torch.get_num_threads() if choice.engine == TORCH else 0)
+    return Engine(header, logits, how, identity, read_temperature(path.parent / CALIBRATION))
+
+
+def read_temperature(path: Path) -> float:
+    """Of ``calibration.json``; 1 where there is none. Raises InputFileError where it is damaged."""
+    try:
+        value = float(json.loads(path.read_text(encoding="utf-8"))["temperature"])
+    except FileNotFoundError:
+        return 1.0
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise InputFileError(f"{path} holds no temperature: {error!r}. Delete it or evaluate again.") from error
+    if not 0 < value < float("inf"):
+        raise InputFileError(f"{path}: the temperature is {value:g}, it must be more than 0.")
+    return value
+
+
+def several_views(forward: Forward, turns: Sequence[int]) -> Forward:
+    """The logarithm of the mean probability over turned versions of square windows."""
+    if len(turns) == 1:
+        return forward
+
+    def averaged(x: Tensor) -> Tensor:
+        total = torch.zeros(())
+        for turn in turns:
+            seen = x.flip(3) if turn >= 4 else x
+            seen = torch.rot90(seen, turn % 4, (2, 3)).contiguous(memory_format=torch.channels_last)
+            share = torch.rot90(forward(seen).float().softmax(dim=1), -(turn % 4), (2, 3))
+            share = share.flip(3) if turn >= 4 else share
+            total = total.to(share) + share
+        return (total / len(turns)).clamp(min=1e-9).log()
+
+    return averaged
+
+
+def ensemble(engines: Sequence[Engine]) -> Engine:
+    """Several models as one: the mean of their probabilities, each with its own temperature.
+
+    They must agree on classes, bands, seasons, resolution and window; each brings its own normalisation.
+    Raises ModelFileError where they do not.
+    """
+    first, *others = engines
+    if not others:
+        return first
+    for other in others:
+        for what, mine, theirs in (
+            ("classes", first.header.legend.codes.tolist(), other.header.legend.codes.tolist()),
+            ("seasons", list(first.header.inputs.seasons), list(other.header.inputs.seasons)),
+            ("bands", list(first.header.inputs.bands), list(other.header.inputs.bands)),
+            ("pixels of", first.header.resolution, other.header.resolution),
+        ):
+            if mine != theirs:
+                raise ModelFileError(f"models of an ensemble must agree, but one has {what} {mine}, one {theirs}")
+    inputs = [one.header.inputs for one in engines]
+    width = len(inputs[0].seasons) * len(inputs[0].bands)
+
+    def read(scenes: Mapping[str, Scene], window: Window) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        observed = {season: scene.read_pixels(window) for season, scene in scenes.items()}
+        valid = np.any([seen for _, seen in observed.values()], axis=0)
+        channels = [one.encode(observed).transpose(1, 2, 0) for one in inputs]
+        return np.concatenate(channels, axis=2).transpose(2, 0, 1), valid
 
     def logits(x: Tensor) -> Tensor:
-        with torch.inference_mode():
-            result: Tensor = model(x.to(fabric.device, memory_format=torch.channels_last))
-            return result
+        total = torch.zeros(())
+        for one, part in zip(engines, torch.split(x, width, dim=1), strict=True):
+            answer = one.logits(part.contiguous(memory_format=torch.channels_last)).float().cpu()
+            total = total.to(answer) + (answer / one.temperature).softmax(dim=1)
+        return (total / len(engines)).clamp(min=1e-9).log()
 
-    return Engine(
-        header, each_season(logits, header.inputs), f"torch on {fabric.device.type} in {chosen} ({reason})"
-    )
+    how = f"mean of {len(engines)} models: {'; '.join(dict.fromkeys(one.how for one in engines))}"
+    return replace(
+        first, logits=logits, how=how, identity=fingerprint(*(one.identity for one in engines)), temperature=1.0,
+        reads=read,
+    )  # fmt: skip

@@ -107,11 +107,14 @@ class _Bars:
             yield lambda amount: progress.advance(task, amount)
 
 
-def class_table(legend: "Legend", counts: dict[int, int]) -> str:
-    """Pixels and share of each class, nodata last."""
+def class_table(legend: "Legend", counts: dict[int, int], hectares: dict[int, float] | None = None) -> str:
+    """Pixels, hectares where they are known, and share of each class, nodata last."""
     names = {c.code: c.name for c in legend.classes} | {legend.nodata: "nodata"}
     total = max(sum(counts.values()), 1)
-    rows = [
-        f"{code:>4}  {counts[code]:>14,}  {counts[code] / total:>7.2%}  {name}" for code, name in names.items()
-    ]
-    return "\n".join([f"{'code':>4}  {'pixels':>14}  {'share':>7}  class", *rows])
+    head, rows = f"{'code':>4}  {'pixels':>14}  {'share':>7}  class", []
+    for code, name in names.items():
+        rows.append(f"{code:>4}  {counts[code]:>14,}  {counts[code] / total:>7.2%}  {name}")
+    if hectares:
+        head = f"{'hectares':>14}  {head}"
+        rows = [f"{hectares[code]:>14,.2f}  {row}" for code, row in zip(names, rows, strict=True)]
+    return "\n".join([head, *rows])

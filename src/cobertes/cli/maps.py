@@ -1,4 +1,4 @@
-"""Commands on trained models: predict."""
+"""Commands on trained models: predict, export."""
 
 from pathlib import Path
 from typing import Annotated
@@ -8,6 +8,9 @@ import typer
 from cobertes.cli.app import app
 from cobertes.cli.console import Console, class_table
 from cobertes.cli.options import Overwrite, command
+
+DEFAULT_BLEND = "interior"
+"""That of `predict_map`, whose module is too heavy for a help text; a test compares them."""
 
 
 @command(app, "predict", "Map a scene with a trained model.")
@@ -21,53 +24,145 @@ def predict(
     ],
     out: Annotated[Path, typer.Option("-o", metavar="FILE", help="The map to write.")],
     confidence: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Also write the confidence, percent.")
+        Path | None, typer.Option(metavar="FILE", help="Probability of the mapped class, percent.")
     ] = None,
+    probabilities: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Probability of every class, percent, a band each.")
+    ] = None,
+    entropy: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="How unsure the model is, percent of the maximum.")
+    ] = None,
+    second: Annotated[Path | None, typer.Option(metavar="FILE", help="The second most probable class.")] = None,
+    stac: Annotated[
+        Path | None, typer.Option(metavar="FILE.json", help="A STAC item that describes the map.")
+    ] = None,
+    also: Annotated[
+        list[Path] | None, typer.Option(metavar="MODEL", help="Another model to average with; may be repeated.")
+    ] = None,
+    views: Annotated[
+        str,
+        typer.Option(metavar="none|flips|turns", help="Average over 4 mirrored or 8 turned views of a window."),
+    ] = "none",
     window: Annotated[
         int | None, typer.Option(metavar="PIXELS", min=16, help="Default: that of training.")
     ] = None,
     overlap: Annotated[
         int | None, typer.Option(metavar="PIXELS", min=0, help="Default: a quarter window.")
     ] = None,
+    blend: Annotated[
+        str, typer.Option(metavar="interior|cosine|gaussian", help="How neighbouring windows share pixels.")
+    ] = DEFAULT_BLEND,
     bounds: Annotated[
         str | None, typer.Option(metavar="W,S,E,N", help="Only this part, in the scene's CRS.")
     ] = None,
+    clip: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Only inside these polygons, or where this raster has data."),
+    ] = None,
+    engine: Annotated[str, typer.Option(metavar="auto|torch|openvino|onnx", help="What computes.")] = "auto",
     device: Annotated[str, typer.Option(metavar="auto|cpu|cuda|mps", help="Where to compute.")] = "auto",
-    precision: Annotated[str, typer.Option(metavar="auto|fp32|bf16", help="How to compute.")] = "auto",
+    precision: Annotated[str, typer.Option(metavar="auto|fp32|bf16|int8", help="How to compute.")] = "auto",
+    batch: Annotated[int, typer.Option(metavar="N", min=1, help="Windows computed together.")] = 8,
     memory: Annotated[int, typer.Option(metavar="MB", help="Peak memory of the process.")] = 3500,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted call stopped.")] = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Map a whole scene with a trained model, in bounded memory.
 
+    Seasons are read as the model was trained. The map is the same whatever the memory, and however often it was
+    interrupted. int8 is made from a run's training tiles the first time it is asked for.
+
     cobertes predict runs/catalonia april=s2_april.tif august=s2_august.tif -o map.tif --confidence confidence.tif
     """
-    from cobertes.apply.engine import open_engine
+    from cobertes.apply.engine import ensemble, open_engine
     from cobertes.apply.predict import predict_map
     from cobertes.geo.raster import check_not_input, check_writable
     from cobertes.learn.modelfile import model_path
     from cobertes.sources import open_scenes
 
-    check_not_input((out, confidence), [model_path(model)])
-    check_writable(out, overwrite=overwrite)
-    engine = open_engine(model, device=device, precision=precision)
-    console.say(f"engine: {engine.how}")
+    models = [model, *(also or [])]
+    check_not_input((out, confidence, probabilities, entropy, second, stac), map(model_path, models))
+    if not resume:
+        check_writable(out, overwrite=overwrite)
+    if stac is not None:
+        check_writable(stac, overwrite=overwrite or resume)
+    for one in models if precision == "int8" else ():
+        _quantize(one, console)
+    running = ensemble(
+        [open_engine(one, device=device, precision=precision, engine=engine, views=views) for one in models]
+    )
+    console.say(f"engine: {running.how}")
     made = predict_map(
-        engine,
-        open_scenes(scenes, engine.header.inputs.bands, engine.header.scene_nodata),
+        running,
+        open_scenes(scenes, running.header.inputs.bands, running.header.scene_nodata),
         out,
         confidence=confidence,
+        probabilities=probabilities,
+        entropy=entropy,
+        second=second,
+        stac=stac,
         window=window,
         overlap=overlap,
+        blend=blend,
+        batch_size=batch,
         bounds=_bounds(bounds),
+        clip=clip,
         memory=memory,
+        resume="yes" if resume else "no",
         overwrite=overwrite,
         progress=console.progress,
     )
     speed = f"{made.mpx_per_second:.2f} Mpx/s, {made.windows} windows, {made.skipped} empty ones skipped"
-    table = class_table(engine.header.legend, made.counts)
+    table = class_table(running.header.legend, made.counts, made.hectares)
     console.answer(
-        f"{out}: {speed}\n{table}", map=str(out), counts=made.counts, windows=made.windows, skipped=made.skipped
+        f"{out}: {speed}\n{table}",
+        map=str(out),
+        engine=running.how,
+        counts=made.counts,
+        hectares=made.hectares,
+        windows=made.windows,
+        skipped=made.skipped,
     )
+
+
+def _quantize(model: Path, console: Console) -> None:
+    """Make the int8 version of a run's model, where there is none."""
+    from cobertes.apply.quantize import quantize_model
+    from cobertes.apply.runtimes import is_quantized
+    from cobertes.run import open_run
+    from cobertes.stages import open_ground
+
+    if not is_quantized(model) and model.is_dir():
+        project, files = open_run(model)
+        quantize_model(files.model, open_ground(project, files), progress=console.progress)
+
+
+@command(app, "export", "Write a model for other programs.")
+def export(
+    console: Console,
+    *,
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A model.safetensors, or a run's folder.")],
+    out: Annotated[Path, typer.Option("-o", metavar="FILE.onnx", help="The file to write.")],
+    window: Annotated[
+        int | None, typer.Option(metavar="PIXELS", min=16, help="Side of the windows. Default: that of training.")
+    ] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Write a model as ONNX: pixel values of the bands in, probabilities of the classes out.
+
+    Normalisation and softmax are inside. Names of bands and classes, codes and colours are in the file's metadata.
+
+    cobertes export runs/catalonia -o catalonia.onnx
+    """
+    from cobertes.apply.export import export_onnx
+    from cobertes.geo.raster import check_not_input, check_writable
+    from cobertes.learn.modelfile import model_path
+
+    path = model_path(model)
+    check_not_input([out], [path])
+    check_writable(out, overwrite=overwrite)
+    size = export_onnx(path, out, window)
+    console.answer(f"{out}: windows of {size} x {size} px, any batch", onnx=str(out), window=size)
 
 
 def _bounds(text: str | None) -> tuple[float, float, float, float] | None:

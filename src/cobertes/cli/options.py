@@ -2,6 +2,8 @@
 
 import inspect
 import os
+import signal
+import threading
 import traceback
 from collections.abc import Callable
 from functools import wraps
@@ -44,12 +46,17 @@ def command(app: typer.Typer, name: str, short: str) -> Callable[[Callable[..., 
                 console.fail(message)
                 raise typer.Exit(code)
 
+            if threading.current_thread() is threading.main_thread():  # a batch system's way to say stop
+                signal.signal(signal.SIGTERM, signal.default_int_handler)
             try:
                 function(console, **values)
             except CobertesError as error:
                 stop(str(error), USER_CAN_MEND)
             except KeyboardInterrupt:
-                stop("interrupted; nothing is half-written. `cobertes run` goes on from there.", INTERRUPTED)
+                stop(
+                    "interrupted; nothing is half-written. `cobertes run` and --resume go on from there.",
+                    INTERRUPTED,
+                )
             except Exception as error:  # the last resort: what it is, and where to learn more
                 what = f"unexpected {type(error).__name__}: {error}"
                 stop(f"{what}. Run it again with --debug and report that.", UNEXPECTED)

@@ -8,17 +8,26 @@ What a pass adds up (counts of codes) is kept with the windows it was added from
 """
 
 import json
+import logging
+import shutil
 import threading
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cobertes.errors import InputFileError, SettingsError
+from cobertes.errors import CobertesError, InputFileError, SettingsError, StorageError
 from cobertes.files import write_json
+from cobertes.geo.raster import RAW, check_writable, partial_folder
+
+log = logging.getLogger(__name__)
+
+LEDGER = "ledger.json"
+
+Resume = Literal["no", "yes", "if-same"]
 
 SECONDS = 15.0
 """Between two entries, at least: what is lost at most when a pass is killed. Syncing takes the disk's time."""
@@ -30,10 +39,18 @@ class Ledger:
     made_from  fingerprint of inputs, settings and window plan: rows of another pass are never mixed in
     sums       (n,) int64 arrays by name; `enter` adds to them
     notes      whatever else the pass must find again
+    same       in words, what has to be the same to go on
     """
 
-    def __init__(self, path: Path, made_from: str, windows: int, sums: Mapping[str, int]) -> None:
-        self.path, self.made_from, self.windows = path, made_from, windows
+    def __init__(
+        self,
+        path: Path,
+        made_from: str,
+        windows: int,
+        sums: Mapping[str, int],
+        same: str = "inputs, settings or --memory",
+    ) -> None:
+        self.path, self.made_from, self.windows, self.same = path, made_from, windows, same
         self.done: set[int] = set()
         self.sums: dict[str, NDArray[np.int64]] = {name: np.zeros(size, np.int64) for name, size in sums.items()}
         self.notes: dict[str, Any] = {}
@@ -61,8 +78,8 @@ class Ledger:
             ) from error
         if not same:
             raise SettingsError(
-                f"{self.path.parent} was begun with other inputs, settings or --memory. Give the same to go on, "
-                f"or leave --resume out to start anew."
+                f"{self.path.parent} was begun with other {self.same}. Give the same to go on, or "
+                f"leave --resume out to start anew."
             )
         self.done, self.sums, self.notes = done, sums, notes
 
@@ -102,6 +119,45 @@ class Ledger:
                 "notes": self.notes,
             }
         for pixels in files:
+            if not Path(str(pixels.filename)).exists():  # a removed file can still be written, and is lost
+                raise StorageError(f"{self.path.parent.parent} was removed or emptied while it was written to")
             pixels.flush()
         write_json(self.path, state)
         self._saved = time.monotonic()
+
+
+def take_up(ledger: Ledger, paths: Mapping[str, Path], resume: Resume, *, overwrite: bool) -> list[str]:
+    """Load what an interrupted pass left, or clear it away; returns the outputs that are still to be made.
+
+    An output that got its name before the pass was interrupted has no raw file any more.
+    """
+    missing = list(paths)
+    if resume != "no" and ledger.path.exists():
+        try:
+            ledger.load()
+            missing = [name for name, path in paths.items() if (partial_folder(path) / RAW).exists()]
+            named = [paths[name] for name in paths if name not in missing]
+            if named and not (ledger.complete and all(path.exists() for path in named)):
+                raise SettingsError(
+                    f"the unfinished {', '.join(map(str, named))} is gone, so the pass can't go on. "
+                    f"Leave --resume out to start anew."
+                )
+            log.info("going on from %d of %d windows", len(ledger.done), ledger.windows)
+        except CobertesError:
+            if resume == "yes":
+                raise
+            ledger.clear()
+            missing = list(paths)
+    elif resume == "yes":
+        log.info("no interrupted pass to go on from: starting anew")
+    for name in missing:
+        check_writable(paths[name], overwrite=overwrite)
+    if not ledger.done:
+        discard(paths)
+    return missing
+
+
+def discard(paths: Mapping[str, Path]) -> None:
+    """Delete the unfinished files of outputs."""
+    for path in paths.values():
+        shutil.rmtree(partial_folder(path), ignore_errors=True)

@@ -100,7 +100,8 @@ def new_raster(
     The array starts at zero and lives on disk (a ``np.memmap``). If the block raises, nothing stays behind.
 
     resumable   take up the pixels that an interrupted pass left in `partial_folder`, and leave them there when
-                interrupted or when the disk is full; whoever asks for it knows which of them are written
+                interrupted, when a disk fails or the unexpected happens, but not after a mistake of the user's;
+                whoever asks for it knows which of them are written
     Raises OutputExistsError, StorageError (disk full, no permission).
     """
     check_writable(path, overwrite=overwrite)
@@ -124,14 +125,14 @@ def new_raster(
             os.replace(style, style_path(path))
         os.replace(partial / path.name, path)
     except OSError as error:
-        keep = resumable and (isinstance(error, StorageError) or error.errno in STORAGE_ERRORS)
+        keep = resumable
         if isinstance(error, CobertesError) or error.errno not in STORAGE_ERRORS:
             raise
         raise StorageError(
             f"can't write {path}: {error.strerror}. Free some space or choose another folder."
         ) from error
     except BaseException as error:
-        keep = resumable and not isinstance(error, Exception)
+        keep = resumable and not isinstance(error, CobertesError)
         raise
     finally:
         if not keep:

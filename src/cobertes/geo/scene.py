@@ -145,6 +145,29 @@ class Scene:
             valid[inside.within(window)] = valid_where(part, self.nodata)
         return pixels, valid
 
+    def is_stored(self, window: Window) -> bool:
+        """Whether anything is stored in a window inside the scene: False only where it is empty for certain.
+
+        A sparse GeoTIFF leaves out the storage blocks of ground that was not observed; no pixel is read for this.
+        """
+        if self.resampling != "bilinear":
+            return True
+        return any(self._file_stores(path, window) for path in self.files)
+
+    def _file_stores(self, path: str, window: Window) -> bool:
+        dataset = self._dataset(path)
+        if dataset.driver != "GTiff" or (dataset.nodata != self.nodata and self.nodata not in (None, 0)):
+            return True  # a block that is left out holds the file's nodata, or 0
+        height, width = dataset.block_shapes[0]
+        together = dataset.tags(ns="IMAGE_STRUCTURE").get("INTERLEAVE") == "PIXEL"
+        indexes = [1] if together else [band.index for band in self.bands if band.path == path]
+        return any(
+            dataset.get_tag_item(f"BLOCK_OFFSET_{col}_{row}", "TIFF", bidx=index)
+            for index in indexes
+            for row in range(window.row // height, (window.row_stop - 1) // height + 1)
+            for col in range(window.col // width, (window.col_stop - 1) // width + 1)
+        )
+
     @property
     def mapped(self) -> Mapped | None:
         """The scene's one file as it lies on disk, where that can be read without decoding."""

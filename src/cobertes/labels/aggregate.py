@@ -8,7 +8,6 @@ settled here; `streaming` does it.
 """
 
 import logging
-import shutil
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -20,11 +19,11 @@ import rasterio
 from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 
-from cobertes.errors import CobertesError, LegendError, SettingsError, UnknownCodesError, did_you_mean
+from cobertes.errors import LegendError, SettingsError, UnknownCodesError, did_you_mean
 from cobertes.fingerprint import fingerprint, stamp
 from cobertes.geo.grid import crs_name, grid_of, open_raster, same_crs
-from cobertes.geo.ledger import Ledger
-from cobertes.geo.raster import RAW, RasterKind, check_writable, new_raster, partial_folder
+from cobertes.geo.ledger import LEDGER, Ledger, Resume, discard, take_up
+from cobertes.geo.raster import RasterKind, new_raster, partial_folder
 from cobertes.geo.windows import Window
 from cobertes.labels.kernels import NO_SHARE
 from cobertes.labels.legend import CODES, Legend
@@ -38,10 +37,6 @@ log = logging.getLogger(__name__)
 
 BLENDING = ("average", "bilinear", "cubic", "cubicspline", "gauss", "lanczos", "mean", "rms", "sum")
 """Resampling methods that compute with values; codes are names, not values."""
-
-LEDGER = "ledger.json"
-
-Resume = Literal["no", "yes", "if-same"]
 
 
 @dataclass(frozen=True)
@@ -135,7 +130,7 @@ def make_labels(
         {name: str(path.resolve()) for name, path in paths.items()}, len(windows), windows[0].shape,
     )  # fmt: skip
     ledger = Ledger(partial_folder(out) / LEDGER, made_from, len(windows), {"seen": CODES, "written": CODES})
-    missing = _take_up(ledger, paths, resume, overwrite=overwrite)
+    missing = take_up(ledger, paths, resume, overwrite=overwrite)
     try:
         with ExitStack() as files:
             files.enter_context(rasterio.Env(GDAL_CACHEMAX=budget.cache))  # in bytes
@@ -154,7 +149,7 @@ def make_labels(
                 raise UnknownCodesError(_unknown_message(reference, unknown_counts, int(seen.sum()), legend))
     except BaseException:
         if not ledger.path.exists():
-            _discard(paths)
+            discard(paths)
         else:
             log.warning(
                 "finished rows are kept in %s: the same command goes on from there (`cobertes labels`: --resume)",
@@ -166,42 +161,6 @@ def make_labels(
     return LabelReport(
         counts, source_counts, unknown_counts, placement.ratio, how, ledger.notes.get("weights", {})
     )
-
-
-def _take_up(ledger: Ledger, paths: Mapping[str, Path], resume: Resume, *, overwrite: bool) -> list[str]:
-    """Load what an interrupted pass left, or clear it away; returns the outputs that are still to be made.
-
-    An output that got its name before the pass was interrupted has no raw file any more.
-    """
-    missing = list(paths)
-    if resume != "no" and ledger.path.exists():
-        try:
-            ledger.load()
-            missing = [name for name, path in paths.items() if (partial_folder(path) / RAW).exists()]
-            named = [paths[name] for name in paths if name not in missing]
-            if named and not (ledger.complete and all(path.exists() for path in named)):
-                raise SettingsError(
-                    f"the unfinished {', '.join(map(str, named))} is gone, so the pass can't go on. "
-                    f"Leave --resume out to start anew."
-                )
-            log.info("going on from %d of %d windows", len(ledger.done), ledger.windows)
-        except CobertesError:
-            if resume == "yes":
-                raise
-            ledger.clear()
-            missing = list(paths)
-    elif resume == "yes":
-        log.info("no interrupted pass to go on from: starting anew")
-    for name in missing:
-        check_writable(paths[name], overwrite=overwrite)
-    if not ledger.done:
-        _discard(paths)
-    return missing
-
-
-def _discard(paths: Mapping[str, Path]) -> None:
-    for path in paths.values():
-        shutil.rmtree(partial_folder(path), ignore_errors=True)
 
 
 def _weights(

@@ -165,10 +165,14 @@ class Inputs:
         observed = {season: scenes[season].read_pixels(window) for season in self.seasons if season in scenes}
         return self.encode(observed), seen_in_any(observed)
 
-    def check(self, scenes: Mapping[str, Scene]) -> None:
-        """Raise BandMismatchError or SettingsError where scenes do not have these seasons and bands."""
+    def check(self, scenes: Mapping[str, Scene], *, drops_seasons: bool = False) -> None:
+        """Raise BandMismatchError or SettingsError where scenes do not have these seasons and bands.
+
+        drops_seasons  whether a model of stacked seasons has learnt to do without one of them
+        """
         missing = [season for season in self.seasons if season not in scenes]
-        if missing and (self.mode == "stack" or len(missing) == len(self.seasons)):
+        needs_all = self.mode == "stack" and not drops_seasons
+        if missing and (needs_all or len(missing) == len(self.seasons)):
             raise SettingsError(
                 f"the model needs a scene of season '{missing[0]}', found {', '.join(scenes)}."
                 f"{did_you_mean(missing[0], scenes)}"

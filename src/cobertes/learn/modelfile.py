@@ -89,9 +89,15 @@ class ModelHeader:
             data.get("scene_nodata"),
         )
 
+    @property
+    def drops_seasons(self) -> bool:
+        """Whether it was trained with seasons dropped now and then, and so can do without one."""
+        drops = self.training.get("augmentation", {}).get("season-dropout", {}).get("probability", 0)
+        return bool(drops > 0)
+
     def check_scenes(self, scenes: Mapping[str, Scene]) -> None:
         """Raise where scenes are not what the model was trained on: seasons, bands, size of a pixel."""
-        self.inputs.check(scenes)
+        self.inputs.check(scenes, drops_seasons=self.drops_seasons)
         grid = next(iter(scenes.values())).grid
         if self.resolution is None or grid.crs is None:
             return

@@ -1,0 +1,63 @@
+"""A model for other programs: one ONNX file with all that using it takes."""
+
+import json
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from cobertes.apply.runtimes import need, to_onnx
+from cobertes.files import replacing
+from cobertes.learn.infer import each_season
+from cobertes.learn.inputs import CLIP, Inputs
+from cobertes.learn.modelfile import load_model
+
+
+class _FromPixels(nn.Module):
+    """Normalisation, network and softmax: pixel values (B, seasons * bands, H, W) -> probabilities.
+
+    A season whose bands are all 0 or not a number was not observed there.
+    """
+
+    def __init__(self, network: nn.Module, inputs: Inputs) -> None:
+        super().__init__()
+        self.network, self.bands = network, len(inputs.bands)
+        self.forward_all = each_season(network, inputs)
+        self.mean = torch.tensor(inputs.mean, dtype=torch.float32).reshape(1, -1, 1, 1)
+        self.scale = torch.tensor(1 / inputs.std, dtype=torch.float32).reshape(1, -1, 1, 1)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Probabilities (B, K, H, W) of pixel values (B, C, H, W) float32."""
+        normal = ((pixels - self.mean) * self.scale).clamp(-CLIP, CLIP)
+        parts = []
+        for values, x in zip(torch.split(pixels, self.bands, 1), torch.split(normal, self.bands, 1), strict=True):
+            seen = (values != 0).any(dim=1, keepdim=True) & torch.isfinite(values).all(dim=1, keepdim=True)
+            parts.append(torch.where(seen, x, torch.zeros_like(x)))
+        return self.forward_all(torch.cat(parts, dim=1)).softmax(dim=1)
+
+
+def export_onnx(model: Path, out: Path, window: int | None = None) -> int:
+    """Write ``pixels`` (B, seasons * bands, S, S) float32 -> ``probabilities`` (B, K, S, S); returns S.
+
+    The metadata hold bands (season:band), classes (code, key, name, colour) and resolution, as JSON.
+    Raises SettingsError where onnx is not installed, ModelFileError, InputFileError, StorageError.
+    """
+    onnx = need("onnx", "export")
+    network, header = load_model(model)
+    size = window or header.window
+    inputs = header.inputs
+    whole = _FromPixels(network, inputs).eval()
+    shape = (len(inputs.seasons) * len(inputs.bands), size, size)
+    made = onnx.load_from_string(to_onnx(whole, shape, ("pixels", "probabilities")))
+    onnx.helper.set_model_props(
+        made,
+        {
+            "bands": json.dumps([f"{season}:{band}" for season in inputs.seasons for band in inputs.bands]),
+            "classes": json.dumps(header.legend.to_dict()["class"], ensure_ascii=False),
+            "resolution": json.dumps(header.resolution),
+            "producer": "cobertes",
+        },
+    )
+    with replacing(out) as temporary:
+        temporary.write_bytes(made.SerializeToString())
+    return size

@@ -1,0 +1,81 @@
+"""A network in 8-bit numbers: calibrated on training ground, refused where it costs accuracy.
+
+training windows ─> NNCF ─> int8 network ─> judged on the validation blocks, beside the fp32 one
+                                └─ model.int8.xml, .bin, .json beside the model, where it loses no more than 0.005
+"""
+
+import logging
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cobertes.apply.runtimes import Shape, need, openvino_forward, quantized_identity, quantized_path, to_openvino
+from cobertes.errors import ModelFileError, SettingsError
+from cobertes.files import write_json
+from cobertes.learn.infer import each_season, judge, plan_blocks
+from cobertes.learn.modelfile import ModelHeader, load_model, model_path
+from cobertes.progress import SILENT, Progress
+from cobertes.tiles.ground import Ground
+from cobertes.tiles.split import TRAIN, VALIDATION
+
+log = logging.getLogger(__name__)
+
+MOST_LOST = 0.005
+"""Of mIoU on the validation blocks."""
+
+CALIBRATION_WINDOWS = 128
+
+
+def quantize_model(
+    path: Path, ground: Ground, *, batch_size: int = 8, progress: Progress = SILENT
+) -> dict[str, float]:
+    """Make the int8 version of a model, on the ground that it was trained on; returns both mIoUs.
+
+    Raises ModelFileError where it loses more than 0.005 of mIoU; nothing is written then.
+    """
+    nncf, ov = need("nncf", "openvino"), need("openvino", "openvino")
+    path = model_path(path)
+    model, header = load_model(path)
+    shape = (header.inputs.channels, header.window, header.window)
+    network = to_openvino(model, shape)
+    network.reshape([1, header.window, header.window, header.inputs.channels])
+    windows = list(_training_windows(ground, header))
+    if not windows:
+        raise SettingsError("no training window to calibrate int8 on")
+    small = nncf.quantize(network, nncf.Dataset(windows), subset_size=len(windows))
+    scores = {}
+    plan = plan_blocks(ground, VALIDATION, header.window, header.window // 4)
+    for name, made in (("fp32", network), ("int8", small)):
+        forward = each_season(openvino_forward(partial(_as_is, made), name), header.inputs)
+        with progress.bar(f"judging {name}", len(plan), "windows") as advance:
+            matrix, _ = judge(forward, header.inputs, ground, plan, batch_size, advance)
+        scores[name] = float(matrix.miou)
+    if not scores["fp32"] - scores["int8"] <= MOST_LOST:
+        raise ModelFileError(
+            f"int8 would lose too much: mIoU {scores['int8']:.4f} on the validation blocks, {scores['fp32']:.4f} "
+            f"in fp32, and {MOST_LOST} is the most that may be lost. Use --precision bf16 or fp32."
+        )
+    xml = quantized_path(path)
+    ov.save_model(small, xml, compress_to_fp16=False)
+    write_json(xml.with_suffix(".json"), {"model": quantized_identity(path, header), "miou": scores})
+    log.info("int8: mIoU %.4f on the validation blocks, %.4f in fp32", scores["int8"], scores["fp32"])
+    return scores
+
+
+def _as_is(network: Any, shape: Shape) -> Any:
+    return network
+
+
+def _training_windows(ground: Ground, header: ModelHeader) -> Iterator[NDArray[np.float32]]:
+    """(1, H, W, C) each, of training ground spread over all areas."""
+    plan = plan_blocks(ground, TRAIN, header.window, 0)
+    step = max(1, len(plan) // CALIBRATION_WINDOWS)
+    for name, planned in plan[::step][:CALIBRATION_WINDOWS]:
+        observed, _ = ground.read_pixels(name, planned.window)
+        x = header.inputs.encode(observed).transpose(1, 2, 0)
+        for part in np.split(x, x.shape[2] // header.inputs.channels, axis=2):
+            yield np.ascontiguousarray(part[None])

@@ -1,0 +1,78 @@
+"""The part of a scene that is wanted: inside polygons, or where a raster knows something."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import geopandas as gpd
+import numpy as np
+import shapely
+from numpy.typing import NDArray
+from odc.geo.geobox import GeoBox
+from pyogrio.errors import DataSourceError
+from rasterio.features import geometry_mask
+
+from cobertes.errors import GridMismatchError, InputFileError
+from cobertes.geo.grid import bounds_window, crop, open_raster, whole
+from cobertes.geo.scene import BandSource, Scene
+from cobertes.geo.windows import Window
+
+RASTERS = (".tif", ".tiff", ".vrt", ".img", ".jp2")
+
+
+@dataclass(frozen=True)
+class Clip:
+    """``region`` is the rectangle around it; ``inside`` gives (height, width) bool of a window."""
+
+    region: Window
+    inside: Callable[[Window], NDArray[np.bool_]]
+
+
+def open_clip(path: Path, grid: GeoBox) -> Clip:
+    """Polygons of any vector file, in any CRS; or a raster of any grid, wanted where it is not nodata (or not 0).
+
+    A pixel is inside a polygon where its centre is.
+    Raises InputFileError, GridMismatchError.
+    """
+    return _raster(path, grid) if path.suffix.lower() in RASTERS else _polygons(path, grid)
+
+
+def _polygons(path: Path, grid: GeoBox) -> Clip:
+    if not path.exists():
+        raise InputFileError(f"no file at {path}. A clip is a vector file of polygons, or a raster.")
+    try:
+        found = gpd.read_file(path)
+    except (DataSourceError, OSError, ValueError) as error:
+        raise InputFileError(f"can't read {path}: {error}") from error
+    if not isinstance(found, gpd.GeoDataFrame) or found.geometry.is_empty.all():
+        raise InputFileError(f"{path} holds no polygons. Use a GeoPackage, GeoJSON or shapefile.")
+    if (found.crs is None) != (grid.crs is None):
+        lacking = path if found.crs is None else "the scene"
+        raise GridMismatchError(f"{path} can't be placed on the scene: {lacking} has no CRS.")
+    if grid.crs is not None:
+        found = found.to_crs(str(grid.crs))
+    shapes = np.array([shape for shape in found.geometry.make_valid() if shape is not None and not shape.is_empty])
+    tree = shapely.STRtree(shapes)
+    region = bounds_window(grid, tuple(shapely.total_bounds(shapes).tolist()))
+
+    def inside(window: Window) -> NDArray[np.bool_]:
+        part = crop(grid, window)
+        corners = [
+            part.affine * corner for corner in ((0, 0), (part.width, 0), window.shape[::-1], (0, part.height))
+        ]
+        near = shapes[tree.query(shapely.Polygon(corners))]
+        if not len(near):
+            return np.zeros(window.shape, bool)
+        mask: NDArray[np.bool_] = geometry_mask(near, window.shape, part.affine, invert=True)
+        return mask
+
+    return Clip(region, inside)
+
+
+def _raster(path: Path, grid: GeoBox) -> Clip:
+    with open_raster(path) as dataset:
+        if (dataset.crs is None) != (grid.crs is None):
+            lacking = path if dataset.crs is None else "the scene"
+            raise GridMismatchError(f"{path} can't be placed on the scene: {lacking} has no CRS.")
+        scene = Scene((BandSource("clip", str(path), 1),), grid, dataset.dtypes[0], dataset.nodata, "nearest")
+    return Clip(whole(grid), lambda window: scene.read(window)[1])
