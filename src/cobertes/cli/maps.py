@@ -122,6 +122,7 @@ def predict(
         hectares=made.hectares,
         windows=made.windows,
         skipped=made.skipped,
+        seconds=made.seconds,
     )
 
 
