@@ -226,6 +226,25 @@ def memory(options: argparse.Namespace) -> None:
         print(f"| {rows} | {blend} | {found['net']:.2f} | {peak:,.0f} |", flush=True)
 
 
+def miou_of(run: Path, codes: np.ndarray) -> float:
+    """Of a map of the run's only area, on its validation blocks."""
+    from cobertes.accuracy.confusion import ConfusionMatrix
+    from cobertes.run import open_run
+    from cobertes.stages import open_ground
+
+    project, files = open_run(run)
+    ground = open_ground(project, files)
+    ((name, split),) = ground.split.areas.items()
+    with rasterio.open(files.labels(name)) as file:
+        labels = file.read(1)
+    index, matrix = ground.legend.index_table(), ConfusionMatrix.empty(len(ground.legend))
+    for part in split.rectangles("v"):
+        predicted = np.minimum(index[codes[part.slices]], len(ground.legend) - 1)
+        seen = np.where(codes[part.slices] == ground.legend.nodata, 255, index[labels[part.slices]])
+        matrix += ConfusionMatrix.of(seen.astype(np.uint8), predicted, len(ground.legend))
+    return float(matrix.miou)
+
+
 def seams(options: argparse.Namespace) -> None:
     """Two maps of the same ground, the second from a scene that begins some pixels later."""
     from cobertes.apply.engine import open_engine
@@ -257,7 +276,7 @@ def seams(options: argparse.Namespace) -> None:
         moved.append(f"{season}={path}" if season else str(path))
     size, edge = header.window, 2 * header.window
     print(f"\nwindow {size} px, grids moved by {down} and {right} px\n")
-    print("| blend | overlap | differing pixels | seconds |\n|---|---|---|---|")
+    print("| blend | overlap | differing pixels | mIoU, validation | seconds |\n|---|---|---|---|---|")
     for blend, overlap in product(("interior", "cosine", "gaussian"), (0, size // 8, size // 4, size // 2)):
         if overlap == 0 and blend != "interior":
             continue
@@ -277,7 +296,8 @@ def seams(options: argparse.Namespace) -> None:
             with rasterio.open(options.out / "seams.tif") as file:
                 maps.append(file.read(1))
         a, b = maps[0][down:, right:][edge:-edge, edge:-edge], maps[1][edge:-edge, edge:-edge]
-        print(f"| {blend} | {overlap} | {(a != b).mean():.3%} | {seconds:.1f} |", flush=True)
+        score = f"{miou_of(options.run, maps[0]):.4f}" if options.labelled else ""
+        print(f"| {blend} | {overlap} | {(a != b).mean():.3%} | {score} | {seconds:.1f} |", flush=True)
         np.save(options.out / f"seams-{blend}-{overlap}.npy", np.stack([a, b]))
 
 
