@@ -250,7 +250,7 @@ def seams(options: argparse.Namespace) -> None:
     from cobertes.apply.engine import open_engine
     from cobertes.apply.predict import predict_map
     from cobertes.learn.modelfile import read_header
-    from cobertes.project import open_scenes
+    from cobertes.sources import open_scenes
 
     header = read_header(options.run)
     engine = open_engine(options.run, precision="fp32")
@@ -275,9 +275,10 @@ def seams(options: argparse.Namespace) -> None:
                 out.set_band_description(i, name)
         moved.append(f"{season}={path}" if season else str(path))
     size, edge = header.window, 2 * header.window
+    default = (0, size // 8, size // 4, size // 2)
     print(f"\nwindow {size} px, grids moved by {down} and {right} px\n")
     print("| blend | overlap | differing pixels | mIoU, validation | seconds |\n|---|---|---|---|---|")
-    for blend, overlap in product(("interior", "cosine", "gaussian"), (0, size // 8, size // 4, size // 2)):
+    for blend, overlap in product(("interior", "cosine", "gaussian"), options.overlaps or default):
         if overlap == 0 and blend != "interior":
             continue
         maps, seconds = [], 0.0
@@ -299,6 +300,44 @@ def seams(options: argparse.Namespace) -> None:
         score = f"{miou_of(options.run, maps[0]):.4f}" if options.labelled else ""
         print(f"| {blend} | {overlap} | {(a != b).mean():.3%} | {score} | {seconds:.1f} |", flush=True)
         np.save(options.out / f"seams-{blend}-{overlap}.npy", np.stack([a, b]))
+    draw_seams(options.out, options.run, options.out / "seams.png")
+
+
+def draw_seams(folder: Path, run: Path, picture: Path) -> None:
+    """Maps and the pixels that differ between two window grids, at the place where most of them do."""
+    import matplotlib.pyplot as plt
+    from matplotlib.colors import ListedColormap
+
+    from cobertes.learn.modelfile import read_header
+
+    header = read_header(run)
+    colours = np.zeros((256, 3))
+    for land in header.legend.classes:
+        colours[land.code] = [int(land.colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    size = header.window
+    shown = [("interior", 0), ("interior", size // 4), ("cosine", size // 4), ("interior", size // 2)]
+    found = [(name, np.load(folder / f"seams-{name[0]}-{name[1]}.npy")) for name in shown]
+    side = 4 * size
+    first = found[0][1]
+    worst = max(
+        product(range(0, first.shape[1] - side, size), range(0, first.shape[2] - side, size)),
+        key=lambda at: int((first[0] != first[1])[at[0] : at[0] + side, at[1] : at[1] + side].sum()),
+    )
+    part = slice(worst[0], worst[0] + side), slice(worst[1], worst[1] + side)
+    figure, axes = plt.subplots(2, len(found), figsize=(3 * len(found), 6.4), layout="constrained")
+    for (above, below), ((blend, overlap), pair) in zip(axes.T, found, strict=True):
+        a, b = pair[:, *part]
+        above.imshow(colours[a], interpolation="nearest")
+        above.set_title(f"{blend}, overlap {overlap} px", fontsize=9)
+        below.imshow(a != b, cmap=ListedColormap(["#f4f4f4", "#c2185b"]), interpolation="nearest", vmin=0, vmax=1)
+        below.set_title(f"{(pair[0] != pair[1]).mean():.2%} of the map differ", fontsize=9)
+        for axis in (above, below):
+            axis.set_xticks([])
+            axis.set_yticks([])
+    figure.suptitle(
+        f"Above: the map. Below: pixels that change when the grid of {size} px windows is moved", fontsize=10
+    )
+    figure.savefig(picture, dpi=110)
 
 
 def parity(options: argparse.Namespace) -> None:
@@ -309,8 +348,8 @@ def parity(options: argparse.Namespace) -> None:
     from cobertes.apply.runtimes import is_quantized
     from cobertes.errors import CobertesError
     from cobertes.learn.infer import judge, plan_as_mapped
-    from cobertes.project import open_scenes
     from cobertes.run import open_run
+    from cobertes.sources import open_scenes
     from cobertes.stages import open_ground
 
     project, files = open_run(options.run)
