@@ -275,10 +275,11 @@ def seams(options: argparse.Namespace) -> None:
                 out.set_band_description(i, name)
         moved.append(f"{season}={path}" if season else str(path))
     size, edge = header.window, 2 * header.window
-    default = (0, size // 8, size // 4, size // 2)
     print(f"\nwindow {size} px, grids moved by {down} and {right} px\n")
     print("| blend | overlap | differing pixels | mIoU, validation | seconds |\n|---|---|---|---|---|")
-    for blend, overlap in product(("interior", "cosine", "gaussian"), options.overlaps or default):
+    for blend, overlap in product(
+        ("interior", "cosine", "gaussian"), options.overlaps or (0, size // 8, size // 4, size // 2)
+    ):
         if overlap == 0 and blend != "interior":
             continue
         maps, seconds = [], 0.0
@@ -410,6 +411,10 @@ def main() -> None:
     parser.add_argument(
         "--offset", nargs=2, type=int, default=(37, 53), help="pixels between the two window grids"
     )
+    parser.add_argument(
+        "--overlaps", nargs="+", type=int, help="for seams; default: 0, an eighth, a quarter, half"
+    )
+    parser.add_argument("--labelled", action="store_true", help="the scenes are those of the run: score the maps")
     parser.add_argument("--bare", nargs=3, help=argparse.SUPPRESS)
     parser.add_argument("--eager", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
