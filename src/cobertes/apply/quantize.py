@@ -5,7 +5,9 @@ training windows ─> NNCF ─> int8 network ─> judged on the validation block
 """
 
 import logging
+import sys
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -46,7 +48,8 @@ def quantize_model(
     windows = list(_training_windows(ground, header))
     if not windows:
         raise SettingsError("no training window to calibrate int8 on")
-    small = nncf.quantize(network, nncf.Dataset(windows), subset_size=len(windows))
+    with redirect_stdout(sys.stderr):  # its bars would stand in the way of --json
+        small = nncf.quantize(network, nncf.Dataset(windows), subset_size=len(windows))
     scores = {}
     plan = plan_blocks(ground, VALIDATION, header.window, header.window // 4)
     for name, made in (("fp32", network), ("int8", small)):
