@@ -3,7 +3,6 @@
 runtimes (torch, OpenVINO, ONNX Runtime) <-- engine (choice, seasons, views, ensembles) <-- predict, evaluate
 """
 
-import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,8 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cobertes.accuracy.calibration import read_calibration
 from cobertes.apply.runtimes import TORCH, choose, open_runtime
-from cobertes.errors import InputFileError, ModelFileError, SettingsError, did_you_mean
+from cobertes.errors import ModelFileError, SettingsError, did_you_mean
 from cobertes.fingerprint import fingerprint, stamp
 from cobertes.geo.scene import Scene
 from cobertes.geo.windows import Window
@@ -70,7 +70,7 @@ def open_engine(
     device, precision  as in the settings: auto, cpu, cuda, mps; auto, fp32, bf16, int8
     engine             auto, torch, openvino, onnx
     views              none, flips, turns: the mean over mirrored and turned versions of each window
-    A ``calibration.json`` beside the model gives the temperature.
+    A ``calibration.json`` beside the model, made for it, gives the temperature.
     Raises InputFileError, ModelFileError, SettingsError.
     """
     if views not in VIEWS:
@@ -83,20 +83,8 @@ def open_engine(
     how = f"{where} ({choice.reason})" + ("" if views == "none" else f", mean of {len(VIEWS[views])} views")
     # in another number of threads, torch may differ in the last digit
     identity = fingerprint(header.to_json(), stamp(path), torch.get_num_threads() if choice.engine == TORCH else 0)
-    return Engine(header, logits, how, identity, read_temperature(path.parent / CALIBRATION))
-
-
-def read_temperature(path: Path) -> float:
-    """Of ``calibration.json``; 1 where there is none. Raises InputFileError where it is damaged."""
-    try:
-        value = float(json.loads(path.read_text(encoding="utf-8"))["temperature"])
-    except FileNotFoundError:
-        return 1.0
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise InputFileError(f"{path} holds no temperature: {error!r}. Delete it or evaluate again.") from error
-    if not 0 < value < float("inf"):
-        raise InputFileError(f"{path}: the temperature is {value:g}, it must be more than 0.")
-    return value
+    temperature = read_calibration(path.parent / CALIBRATION, header.training.get("fingerprint"))
+    return Engine(header, logits, how, identity, temperature or 1.0)
 
 
 def several_views(forward: Forward, turns: Sequence[int]) -> Forward:

@@ -170,6 +170,9 @@ def predict_map(
     missing = take_up(ledger, paths, resume, overwrite=overwrite)
     part, legend = crop(grid, region), engine.header.legend
     kinds = {name: kind_of(name, legend) for name in missing}
+    if engine.temperature != 1:  # says that probabilities are calibrated
+        for kind in kinds.values():
+            kind.tags["temperature"] = f"{engine.temperature:.6g}"
     try:
         with ExitStack() as files:
             files.enter_context(rasterio.Env(GDAL_CACHEMAX=budget.cache))
