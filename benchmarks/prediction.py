@@ -136,7 +136,7 @@ def eager(scene: Path, encoder: str) -> dict[str, float]:
         filename_glob = scene.name
 
     dataset = Image(str(scene.parent))
-    sampler = GridGeoSampler(dataset, size=WINDOW * 10.0, stride=(WINDOW - OVERLAP) * 10.0)
+    sampler = GridGeoSampler(dataset, size=WINDOW, stride=WINDOW - OVERLAP)  # in pixels
     model = smp.Unet(encoder, encoder_weights=None, in_channels=BANDS, classes=CLASSES).eval()
     mean, std = torch.full((1, BANDS, 1, 1), 2000.0), torch.full((1, BANDS, 1, 1), 1100.0)
     out, windows, begin = None, 0, time.perf_counter()
