@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from cobertes import stages
+from cobertes.accuracy.calibration import read_calibration
 from cobertes.apply.report import toml_text
 from cobertes.errors import InputFileError, SettingsError, did_you_mean
 from cobertes.files import read_json, write_json, write_text
@@ -219,7 +220,8 @@ class Run:
             case "predict":
                 model = stamp(model_file(self.project, files))
                 reading = learning["bands"], learning["scene-nodata"]
-                return fingerprint(model, grids, scenes, reading, settings["predict"])
+                temperature = read_calibration(files.calibration)
+                return fingerprint(model, grids, scenes, reading, settings["predict"], temperature)
             case _:
                 inputs = [files.assessment, files.metrics, *self._outputs("predict")]
                 return fingerprint(settings, self.project.rgb, labels, [stamp(path) for path in inputs])
