@@ -68,6 +68,7 @@ ALLOWED = {
         "sources",
     },
     "run": {
+        "accuracy",
         "errors",
         "files",
         "fingerprint",
