@@ -204,6 +204,9 @@ def test_an_ensemble_is_the_mean_of_its_models_each_with_its_own_normalisation(t
     made = predict_map(both, scenes, tmp_path / "map.tif")
     assert made.counts[0] == 4 * 32
     assert ensemble(engines[:1]) is engines[0]
+    warmer = ensemble([engines[0], replace(engines[1], temperature=1.5)])
+    assert warmer.identity != both.identity  # its classes may be others
+    assert [header.inputs for header in both.members] == [engine.header.inputs for engine in engines]
     with pytest.raises(
         ModelFileError, match=r"must agree, but one has bands \['band1', 'band2'\], one \['band1'\]"
     ):

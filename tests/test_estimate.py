@@ -13,7 +13,7 @@ from cobertes.settings import TrainSettings
 NETWORK = UNetSettings(4, 3, "scratch", 4, 2)
 
 KNOWN = Estimate(
-    "unet", "resnet50", 32_500_000, "cpu", "bf16", "bf16 runs at 2.10 x fp32 here", 300, 12, 2900, 242, 700, 100, None,
+    "unet", "resnet50", 32_500_000, "cpu", "bf16", "bf16 runs at 2.10 x fp32 here", 300, 12, 2900, 242, 700, 1.0, 100, None,
     step_seconds=2.0, validation_seconds=0.5, memory_bytes=6_400_000_000, disk_bytes=1_300_000_000,
 )  # fmt: skip
 
@@ -30,6 +30,13 @@ def test_steps_are_measured_on_the_network_itself(minutes):
     assert found.seconds == pytest.approx(min(7 * found.epoch_seconds, 60 if minutes else 1e9))
     assert found.memory_bytes > 100e6
     assert found.to_dict()["seconds"] == found.seconds
+
+
+def test_validation_counts_as_often_as_it_is_done():
+    one = replace(KNOWN, validations=2 / 5)  # two seasons by themselves, every five epochs
+    assert one.epoch_seconds == pytest.approx(242 * 2.0 + 0.4 * 59 * 0.5)
+    train = TrainSettings(validate_every=5, batch_size=4, precision="fp32", device="cpu")
+    assert estimate_training(NETWORK, train, window=16, windows=8, held_out=4, passes=2).validations == 0.4
 
 
 def test_it_is_told_in_the_units_people_use():

@@ -106,6 +106,18 @@ def test_a_focal_loss_without_gamma_is_the_cross_entropy():
     assert float(one) == pytest.approx(float(other), rel=1e-6)
 
 
+def test_smoothing_brings_no_absent_class_into_the_dice_loss():
+    logits = torch.zeros(1, CLASSES, 4, 4)
+    target = torch.ones(1, 4, 4, dtype=torch.int64)
+    found = []
+    for smoothing in (0.0, 0.2):
+        total, weight = Loss({"dice": 1.0}, smoothing=smoothing)(logits, target)
+        q = (1 - smoothing) + smoothing / CLASSES
+        found.append(float(total / weight))
+        assert found[-1] == pytest.approx(1 - 2 * 0.25 * q / (0.25 + q), rel=1e-5)
+    assert found[0] != found[1]
+
+
 def test_smoothing_spreads_a_share_of_every_label():
     logits, target = example()
     p, q = pixels_of(logits, target)

@@ -17,6 +17,7 @@ import geopandas as gpd
 import numpy as np
 import pytest
 import rasterio
+import shapely
 import torch
 from shapely.geometry import Polygon, box
 
@@ -26,6 +27,7 @@ from cobertes.apply.mapping import ahead, batches, read_in_order
 from cobertes.apply.predict import predict_map
 from cobertes.errors import CobertesError, GridMismatchError, InputFileError, SettingsError, StorageError
 from cobertes.geo import ledger
+from cobertes.geo.clip import open_clip
 from cobertes.geo.scene import Scene, open_scene
 from cobertes.learn.unet import UNet
 from engines import TENS, engine_of, header_of, reads_coordinates
@@ -370,6 +372,19 @@ def test_the_time_of_an_item_comes_from_the_scenes_names(tmp_path):
 
 
 # --- what goes wrong ---------------------------------------------------------------------------------------
+
+
+def test_numbers_that_are_no_date_are_passed_over(tmp_path):
+    from cobertes.apply.stac import _times
+
+    assert _times([str(tmp_path / "s2_20180431_20180430.tif")])[0] == "2018-04-30T00:00:00Z"
+
+
+def test_a_clip_without_a_polygon_is_told(tmp_path, scene):
+    points = gpd.GeoDataFrame(geometry=[shapely.Point(500_050, 4_599_950), None], crs="EPSG:32631")
+    points.to_file(tmp_path / "points.gpkg")
+    with pytest.raises(InputFileError, match=r"points\.gpkg holds no polygons"):
+        open_clip(tmp_path / "points.gpkg", next(iter(scene.values())).grid)
 
 
 def test_a_read_error_in_the_middle_is_told_and_can_be_resumed(tmp_path, scene):

@@ -103,6 +103,25 @@ def test_three_colours_go_to_the_bands_nearest_to_them(tmp_path):
     assert "slope the mean of all" in told
 
 
+def test_three_bands_take_their_colours_by_name_in_whatever_order(tmp_path):
+    source = timm.create_model("resnet18")
+    save_file(source.state_dict(), tmp_path / "rgb.safetensors")
+    model = network(channels=3)
+    load_pretrained(model, str(tmp_path / "rgb.safetensors"), ("blue", "green", "nir"))
+    red, green, blue = (source.conv1.weight[:, i] for i in range(3))
+    for number, expected in enumerate((blue, green, red)):
+        torch.testing.assert_close(model.encoder.backbone.conv1.weight[:, number], expected)
+
+
+def test_as_many_channels_as_the_network_s_own_are_taken_as_they_are(tmp_path):
+    source = timm.create_model("resnet18", in_chans=7)
+    save_file(source.state_dict(), tmp_path / "own.safetensors")
+    model = network(channels=7)
+    told = load_pretrained(model, str(tmp_path / "own.safetensors"), tuple("abcdefg"))
+    assert torch.equal(model.encoder.backbone.conv1.weight, source.conv1.weight)
+    assert "7 channels as they are" in told
+
+
 def test_the_sum_over_channels_keeps_its_size(tmp_path):
     source = timm.create_model("resnet18", in_chans=13)
     with torch.no_grad():

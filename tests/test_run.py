@@ -186,6 +186,37 @@ def test_a_model_can_learn_from_the_shares_of_classes(tmp_path):
     assert run.run(only="labels") == []
 
 
+def test_shares_of_other_labels_are_not_learnt_from(tmp_path):
+    write_ground(tmp_path)
+    with_shares = write_project(tmp_path, train='targets = "fractions"').read_text()
+    project = tmp_path / "project.toml"
+    run_of(project).run(only="labels")
+    files = run_of(project).files
+    (area,) = load_project(project).areas
+    assert files.fractions(area.name).exists()
+    project.write_text(with_shares.replace('targets = "fractions"', ""))
+    assert run_of(project).run(only="labels") == ["labels"]
+    assert not files.fractions(area.name).exists()
+    project.write_text(with_shares)
+    assert run_of(project).run(only="labels") == ["labels"]
+    assert files.fractions(area.name).exists()
+
+
+@pytest.mark.parametrize(("table", "line", "first"), [("tiles", "drop-single-class = true", "tiles"), ("split", "seed = 5", "tiles"),
+                                                      ("train", "zoom = 0.1", "train")])  # fmt: skip
+def test_the_way_out_names_the_first_stage_that_changes(copy, table, line, first):
+    project = write_project(copy, **{table: line})
+    with pytest.raises(SettingsError, match=rf"--run NEW, or --from {first}, which keeps"):
+        run_of(project).run()
+    if first == "tiles":
+        with pytest.raises(SettingsError, match="the tiles stage is not up to date .*Use --from tiles"):
+            run_of(project).run(start="train")
+
+
+def test_a_map_does_not_depend_on_the_memory_it_was_made_in(copy):
+    assert runs(write_project(copy, predict="memory = 2000")) == []
+
+
 def test_changed_learning_settings_stop_before_anything_is_touched(copy):
     run_of(copy / "project.toml").run()
     write_project(copy, train="learning-rate = 0.01")

@@ -482,6 +482,17 @@ def test_brightness_and_contrast_are_shared_by_the_bands_of_a_season():
             assert season.offset[0] != 0
 
 
+def test_a_probability_alone_keeps_the_variation_s_own_strength():
+    said = AugmentationSettings.model_validate(
+        {"season-dropout": {"probability": 0.2}, "jitter": {"probability": 0.5}}
+    )
+    assert said.season_dropout == Chance(probability=0.2, strength=1.0)
+    assert said.jitter == Chance(probability=0.5, strength=0.05)
+    assert AugmentationSettings.model_validate({"noise": {"strength": 0.1}}).noise == Chance(strength=0.1)
+    draws = [draw_variation(np.random.default_rng(n), said, 2, 3, 16) for n in range(500)]
+    assert 0.14 < np.mean([any(not season.seen for season in one.seasons) for one in draws]) < 0.26
+
+
 def test_probability_is_the_share_of_samples():
     settings = AugmentationSettings(
         jitter=Chance(probability=0.3, strength=0.1), season_dropout=Chance(probability=0.2, strength=1),

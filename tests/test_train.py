@@ -18,6 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from cobertes.accuracy.confusion import ConfusionMatrix
 from cobertes.errors import SettingsError, StorageError, TrainingError
 from cobertes.learn import device, train
+from cobertes.learn.checkpoints import save_checkpoint
 from cobertes.learn.device import choose_precision, start
 from cobertes.learn.history import best_epoch, read_history, stands_still, time_is_up
 from cobertes.learn.infer import judge, plan_blocks
@@ -237,8 +238,12 @@ def test_training_stops_where_nothing_gets_better(project, tmp_path):
     assert header.training["epochs"] < 10
     assert header.training["best_epoch"] == header.training["epochs"] - 2
     history = [{"epoch": n, "miou": score} for n, score in enumerate((0.1, math.nan, 0.3, math.nan, math.nan), 1)]
-    assert stands_still(history, TrainSettings(stop_after=2))
+    assert not stands_still(history, TrainSettings(stop_after=2))
     assert not stands_still(history, TrainSettings(stop_after=3))
+    assert not stands_still(history[:5], TrainSettings(stop_after=1))  # nothing was validated since
+    later = [*history, {"epoch": 6, "miou": 0.2}]
+    assert stands_still(later, TrainSettings(stop_after=3))
+    assert not stands_still([{"epoch": 1, "miou": math.nan}] * 9, TrainSettings(stop_after=1))
     assert not stands_still(history, TrainSettings())
 
 
@@ -253,6 +258,26 @@ def test_validation_may_be_done_every_few_epochs_and_is_done_in_the_last(project
             assert math.isnan(one["miou"])
             assert math.isnan(one["validation_loss"])
             assert one["loss"] == other["loss"]
+
+
+def test_a_training_that_minutes_end_is_validated_at_its_end(project, tmp_path, monkeypatch):
+    ticks = count()
+    monkeypatch.setattr(train, "time", SimpleNamespace(monotonic=lambda: 0.1 * next(ticks)))
+    header = train_model(plan_of(project, epochs=1000, validate_every=1000, minutes=0.2), tmp_path)
+    history = read_history(tmp_path / "metrics.jsonl")
+    assert [math.isnan(record["miou"]) for record in history] == [True] * (len(history) - 1) + [False]
+    assert header.training["validation_miou"] == history[-1]["miou"]
+
+
+def test_a_checkpoint_that_torch_can_not_write_is_a_storage_error(tmp_path, monkeypatch):
+    def fails(*arguments, **options):
+        raise RuntimeError("[enforce fail at inline_container.cc] . unexpected pos 640 vs 534")
+
+    (tmp_path / "last.ckpt").write_bytes(b"old")
+    monkeypatch.setattr(torch, "save", fails)
+    with pytest.raises(StorageError, match=r"can't write .*last\.ckpt"):
+        save_checkpoint(tmp_path, {"history": []})
+    assert (tmp_path / "last.ckpt").read_bytes() == b"old"
 
 
 def test_accumulated_batches_give_the_gradient_of_one_large_batch(project, tmp_path, monkeypatch):
@@ -292,8 +317,13 @@ def test_gradients_are_clipped_to_their_norm(project, tmp_path, monkeypatch):
 def test_a_frozen_backbone_stays_as_it_is_until_its_epoch(project, tmp_path):
     model = {"encoder": "resnet18", "decoder": [8]}
     states = {}
+
+    def frozen_for(first, **options):  # random weights are refused in a project, but tell as much
+        plan = plan_of(project, model=model, samples=12, averaging=0.0, **options)
+        return replace(plan, settings=plan.settings.model_copy(update={"freeze_encoder": first}))
+
     for frozen in (0, 1):
-        plan = plan_of(project, model=model, epochs=1, samples=12, freeze_encoder=frozen, averaging=0.0)
+        plan = frozen_for(frozen, epochs=1)
         train_model(plan, tmp_path / str(frozen))
         states[frozen] = load_model(tmp_path / str(frozen))[0].state_dict()
     torch.manual_seed(0)
@@ -302,12 +332,12 @@ def test_a_frozen_backbone_stays_as_it_is_until_its_epoch(project, tmp_path):
         part = "encoder.backbone" in name
         assert torch.equal(states[1][name], value) is part, name
         assert part is False or not torch.equal(states[0][name], value) or "num_batches" in name or value.ndim == 0
-    plan = plan_of(project, model=model, epochs=2, samples=12, freeze_encoder=1, averaging=0.0)
-    train_model(plan, tmp_path / "then")
+    train_model(frozen_for(1, epochs=2), tmp_path / "then")
     after = load_model(tmp_path / "then")[0].state_dict()
     assert not torch.equal(after["encoder.backbone.conv1.weight"], first["encoder.backbone.conv1.weight"])
-    with pytest.raises(SettingsError, match="a scratch encoder has learnt nothing yet"):
-        plan_of(project, freeze_encoder=1)
+    for other in (SCRATCH, model):
+        with pytest.raises(SettingsError, match="one with random weights has learnt nothing yet"):
+            plan_of(project, model=other, freeze_encoder=1)
 
 
 @pytest.mark.parametrize("options", [{"targets": "fractions"}, {"purity_weight": True},

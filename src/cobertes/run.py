@@ -15,7 +15,7 @@ settings and of the files it reads) is the one in stages.json and its outputs ar
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import chain, count
@@ -43,6 +43,9 @@ from cobertes.runfolder import RunFolder
 from cobertes.stages import model_file
 
 STAGES = ("labels", "tiles", "train", "evaluate", "predict", "report")
+
+MADE_BY = {"labels": {"legend", "bands", "scene-nodata", "labels"}, "tiles": {"tiles", "split"}}
+"""The first stage that sections of the settings change, where it is not training."""
 
 HEAD = "# The settings of this run, defaults included."
 
@@ -130,6 +133,8 @@ class Run:
         retrain = start is not None and "train" in selected
         if not retrain and {"labels", "tiles", "train"} & set(selected):
             self._require_same_learning()
+        if selected[0] == "train":
+            self._require_fresh(("labels", "tiles"))
         self._require_own_folder()
         if self.leads:
             write_text(self.files.project, self._resolved())
@@ -142,9 +147,10 @@ class Run:
             if start is not None:  # what is kept from an earlier time is not trusted either
                 self._forget(stage)
             with self._old_model_kept(retrain) if stage == "train" else nullcontext():
+                made_from = self._fingerprint(stage)  # before: what changes meanwhile is not in what is made
                 made = self._make(stage)
             if self.leads:
-                self._note(stage)
+                self._note(stage, made_from)
             self.tell(stage, made)
             ran.append(stage)
         return ran
@@ -196,12 +202,13 @@ class Run:
         scenes = [scene_stamps(area) for area in areas]
         grids = [(area.name, list(area.scenes), describe(area.grid)) for area in areas]
         labels = [stamp(files.labels(area.name)) for area in areas]
+        how = {key: value for key, value in settings["predict"].items() if key != "memory"}
         match stage:
             case "labels":
                 legend = self.project.legend.to_dict()
                 tables = [self.project.table(area).tolist() for area in areas]
                 maps = [stamps(str(area.reference)) for area in areas]
-                return fingerprint(grids, maps, legend, tables, learning["labels"])
+                return fingerprint(grids, maps, legend, tables, learning["labels"], learning["train"]["targets"])
             case "tiles":
                 groups = [area.group for area in areas]
                 polygons = self.project.polygons
@@ -216,12 +223,13 @@ class Run:
             case "train":
                 return training_fingerprint(self.project, files) if files.tiles.exists() else ""
             case "evaluate":
-                return fingerprint(stamp(files.model), stamp(files.tiles), labels, settings["predict"])
+                return fingerprint(stamp(files.model), stamp(files.tiles), labels, how)
             case "predict":
                 model = stamp(model_file(self.project, files))
                 reading = learning["bands"], learning["scene-nodata"]
-                temperature = read_calibration(files.calibration)
-                return fingerprint(model, grids, scenes, reading, settings["predict"], temperature)
+                named = model_file(self.project, files)
+                temperature = read_calibration(named.parent / files.calibration.name, trained_fingerprint(named))
+                return fingerprint(model, grids, scenes, reading, how, temperature)
             case _:
                 inputs = [files.assessment, files.metrics, *self._outputs("predict")]
                 return fingerprint(settings, self.project.rgb, labels, [stamp(path) for path in inputs])
@@ -247,8 +255,8 @@ class Run:
         noted: dict[str, Any] = read_json(self.files.stages) if self.files.stages.exists() else {}
         return noted
 
-    def _note(self, stage: str) -> None:
-        entry: dict[str, Any] = {"fingerprint": self._fingerprint(stage)}
+    def _note(self, stage: str, made_from: str) -> None:
+        entry: dict[str, Any] = {"fingerprint": made_from}
         if stage == "train":
             entry["settings"] = self.learning
         write_json(self.files.stages, self._noted() | {stage: entry})
@@ -261,7 +269,20 @@ class Run:
             return
         changed = changed_keys(trained, self.learning)
         if changed:
-            raise SettingsError(self._never_replaced(f"with other settings ({', '.join(changed[:4])})"))
+            why = f"with other settings ({', '.join(changed[:4])})"
+            sections = {key.split(".")[0] for key in changed}
+            first = next((stage for stage, names in MADE_BY.items() if sections & names), "train")
+            raise SettingsError(self._never_replaced(why, first))
+
+    def _require_fresh(self, stages: Sequence[str]) -> None:
+        """Raise SettingsError where one of the stages has left what its settings and inputs no longer say."""
+        for stage in stages:
+            fresh, why = self._state(stage)
+            if not fresh and all(path.exists() for path in self._outputs(stage)):
+                raise SettingsError(
+                    f"the {stage} stage is not up to date ({why}): training would learn from what it left. Use "
+                    f"--from {stage}."
+                )
 
     @contextmanager
     def _old_model_kept(self, retrain: bool) -> Iterator[None]:
@@ -282,10 +303,10 @@ class Run:
             if not self.files.model.exists() and not any(path.exists() for path in self.files.checkpoints):
                 kept.rename(self.files.model)
 
-    def _never_replaced(self, why: str) -> str:
+    def _never_replaced(self, why: str, first: str = "train") -> str:
         return (
             f"{self.files.model} was trained {why}, and a trained model is never replaced. Use --run NEW, or "
-            f"--from train, which keeps the old model as {self._kept_name().name}."
+            f"--from {first}, which keeps the old model as {self._kept_name().name}."
         )
 
     def _kept_name(self) -> Path:

@@ -4,9 +4,9 @@ In TOML the keys have dashes (``drop-only``), here underscores. Unknown keys are
 until `cobertes.project` resolves them beside the TOML file.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Pixels = Annotated[int, Field(ge=1)]
@@ -198,7 +198,7 @@ class TrainSettings(Section):
     plateau_factor: Annotated[float, Field(gt=0, lt=1)] = 0.5
     """The learning rate is multiplied by it when the validation loss no longer falls."""
     plateau_patience: Annotated[int, Field(ge=0)] = 3
-    """Epochs without a lower validation loss that are waited for."""
+    """Validations without a lower loss that are waited for."""
     warm_up: Annotated[float, Field(ge=0, lt=1)] = 0.05
     """Share of the training in which ``cosine`` rises to its learning rate."""
     stop_after: Pixels | None = None
@@ -273,6 +273,19 @@ class AugmentationSettings(Section):
     """A season that is not seen, where there are several; only its probability counts."""
     cut_out: Chance = Chance()
     """A square of a season that is not seen; the strength is its side as a share of the window's."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _only_what_is_said(cls, data: Any) -> Any:
+        """A table that names a probability alone keeps the variation's own strength, and the other way round."""
+        if not isinstance(data, dict):
+            return data
+        kept = {}
+        for name, field in cls.model_fields.items():
+            for key in (name, field.alias):
+                if isinstance(field.default, Chance) and isinstance(data.get(key), dict):
+                    kept[key] = field.default.model_dump(by_alias=True) | data[key]
+        return data | kept
 
 
 class PredictSettings(Section):

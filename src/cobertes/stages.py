@@ -37,7 +37,10 @@ def label(project: Project, files: RunFolder, progress: Progress = SILENT) -> st
     """Bring every area's reference map onto its scene's grid."""
     settings = project.settings.labels
     hows, counts = set(), 0
+    shared = project.settings.train.targets == "fractions"
     for area in project.areas:
+        if not shared:  # those of other labels must not be taken for these
+            files.fractions(area.name).unlink(missing_ok=True)
         made = make_labels(
             Path(str(area.reference)),
             area.grid,
@@ -50,7 +53,7 @@ def label(project: Project, files: RunFolder, progress: Progress = SILENT) -> st
             unknown=settings.unknown,
             memory=settings.memory,
             purity=files.purity(area.name),
-            fractions=files.fractions(area.name) if project.settings.train.targets == "fractions" else None,
+            fractions=files.fractions(area.name) if shared else None,
             resume="if-same",
             overwrite=True,
             progress=progress,
@@ -140,7 +143,9 @@ def train(
         plan = plan.reading(store)
     header = train_model(plan, files.path, progress=progress, report=on_epoch)
     facts = header.training
-    return f"best of {facts['epochs']} epochs: {facts['best_epoch']}, mIoU {facts['validation_miou']:.3f}"
+    miou = facts["validation_miou"]
+    score = "no held-out label to score it by" if miou is None else f"mIoU {miou:.3f}"
+    return f"best of {facts['epochs']} epochs: {facts['best_epoch']}, {score}"
 
 
 def estimate(project: Project, files: RunFolder) -> "Estimate":
@@ -166,6 +171,7 @@ def estimate(project: Project, files: RunFolder) -> "Estimate":
         window=window,
         windows=settings.train.samples or tiles,
         held_out=max(1, int(held_pixels / window**2)),
+        passes=len(project.seasons) if settings.model.seasons == "separate" else 1,
     )
 
 

@@ -51,6 +51,13 @@ class Engine:
     temperature: float = 1.0
     reads: Reader | None = None
     """How it reads a window, where not as its header's inputs do."""
+    members: tuple[ModelHeader, ...] = ()
+    """Of the models of an ensemble."""
+
+    def check_scenes(self, scenes: Mapping[str, Scene]) -> None:
+        """Raise as `ModelHeader.check_scenes` does, for every model."""
+        for header in self.members or (self.header,):
+            header.check_scenes(scenes)
 
     def read(self, scenes: Mapping[str, Scene], window: Window) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """Channels (C, H, W) of a window, and where at least one season was observed (H, W)."""
@@ -120,6 +127,7 @@ def ensemble(engines: Sequence[Engine]) -> Engine:
             ("seasons", list(first.header.inputs.seasons), list(other.header.inputs.seasons)),
             ("bands", list(first.header.inputs.bands), list(other.header.inputs.bands)),
             ("pixels of", first.header.resolution, other.header.resolution),
+            ("windows of", first.header.window, other.header.window),
         ):
             if mine != theirs:
                 raise ModelFileError(f"models of an ensemble must agree, but one has {what} {mine}, one {theirs}")
@@ -141,6 +149,7 @@ def ensemble(engines: Sequence[Engine]) -> Engine:
 
     how = f"mean of {len(engines)} models: {'; '.join(dict.fromkeys(one.how for one in engines))}"
     return replace(
-        first, logits=logits, how=how, identity=fingerprint(*(one.identity for one in engines)), temperature=1.0,
-        reads=read,
+        first, logits=logits, how=how, temperature=1.0, reads=read,
+        identity=fingerprint(*((one.identity, one.temperature) for one in engines)),
+        members=tuple(one.header for one in engines),
     )  # fmt: skip

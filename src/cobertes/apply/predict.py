@@ -67,7 +67,7 @@ class MapReport:
     counts    pixels per legend code, nodata included
     hectares  the same as areas; empty where the CRS is not projected
     windows   computed, ``skipped`` those without an observation
-    seconds   this time, an interrupted pass before it not counted
+    seconds   this time, an interrupted pass before it not counted; ``mapped`` pixels in that time
     """
 
     counts: dict[int, int]
@@ -75,11 +75,12 @@ class MapReport:
     windows: int
     skipped: int
     seconds: float
+    mapped: int
 
     @property
     def mpx_per_second(self) -> float:
         """Net speed in millions of map pixels per second."""
-        return sum(self.counts.values()) / 1e6 / max(self.seconds, 1e-9)
+        return self.mapped / 1e6 / max(self.seconds, 1e-9)
 
 
 def default_overlap(window: int) -> int:
@@ -96,7 +97,7 @@ def name_seasons(scenes: Mapping[str, Scene], engine: Engine) -> dict[str, Scene
     named = dict(scenes)
     if len(seasons) == 1 and len(named) == 1 and ONLY_SEASON in (*named, *seasons):
         named = {seasons[0]: next(iter(named.values()))}
-    engine.header.check_scenes(named)
+    engine.check_scenes(named)
     missing = [season for season in seasons if season not in named]
     if missing:
         log.info("no scene of season %s: the map is made without it", ", ".join(missing))
@@ -168,6 +169,7 @@ def predict_map(
     ledger = Ledger(partial_folder(out) / LEDGER, made_from, plan.count, sums, "inputs, settings or engine")
     begin = time.monotonic()
     missing = take_up(ledger, paths, resume, overwrite=overwrite)
+    before = int(ledger.sums["written"].sum())
     part, legend = crop(grid, region), engine.header.legend
     kinds = {name: kind_of(name, legend) for name in missing}
     if engine.temperature != 1:  # says that probabilities are calibrated
@@ -206,7 +208,8 @@ def predict_map(
         write_item(stac, part, legend, paths, hectares, engine.how, inputs)
     if not computed:
         log.warning("%s is empty: no valid pixel there. Check the scenes' place and nodata value.", out)
-    return MapReport(counts, hectares, computed, skipped, time.monotonic() - begin)
+    mapped = sum(counts.values()) - before
+    return MapReport(counts, hectares, computed, skipped, time.monotonic() - begin, mapped)
 
 
 def _check_files(written: Sequence[Path], read: Sequence[Path | str]) -> None:

@@ -99,10 +99,12 @@ def _times(sources: Sequence[str]) -> tuple[str, str]:
     """First and last time of the scenes, as STAC writes it."""
     found = []
     for source in sources:
-        match = DATE.search(Path(source).stem)
-        if match:
-            year, month, day = int(match[1]), int(match[2]), int(match[3] or 1)
-            found.append(datetime(year, month, day, tzinfo=UTC))
+        for match in DATE.finditer(Path(source).stem):
+            try:
+                found.append(datetime(int(match[1]), int(match[2]), int(match[3] or 1), tzinfo=UTC))
+            except ValueError:  # 31 April: no date, whatever else it is
+                continue
+            break
     if not found:
         ages = [Path(source).stat().st_mtime for source in sources if Path(source).exists()]
         found = [datetime.fromtimestamp(age, UTC) for age in ages] or [datetime.now(UTC)]

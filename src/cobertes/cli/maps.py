@@ -76,6 +76,7 @@ def predict(
     """
     from cobertes.apply.engine import ensemble, open_engine
     from cobertes.apply.predict import predict_map
+    from cobertes.apply.runtimes import choose
     from cobertes.geo.raster import check_not_input, check_writable
     from cobertes.learn.modelfile import model_path
     from cobertes.sources import open_scenes
@@ -86,6 +87,7 @@ def predict(
         check_writable(out, overwrite=overwrite)
     if stac is not None:
         check_writable(stac, overwrite=overwrite or resume)
+    choose(engine, device, precision)  # before minutes of quantisation
     for one in models if precision == "int8" else ():
         _quantize(one, console)
     running = ensemble(

@@ -44,14 +44,17 @@ def _polygons(path: Path, grid: GeoBox) -> Clip:
         found = gpd.read_file(path)
     except (DataSourceError, OSError, ValueError) as error:
         raise InputFileError(f"can't read {path}: {error}") from error
-    if not isinstance(found, gpd.GeoDataFrame) or found.geometry.is_empty.all():
+    if not isinstance(found, gpd.GeoDataFrame):
         raise InputFileError(f"{path} holds no polygons. Use a GeoPackage, GeoJSON or shapefile.")
     if (found.crs is None) != (grid.crs is None):
         lacking = path if found.crs is None else "the scene"
         raise GridMismatchError(f"{path} can't be placed on the scene: {lacking} has no CRS.")
     if grid.crs is not None:
         found = found.to_crs(str(grid.crs))
-    shapes = np.array([shape for shape in found.geometry.make_valid() if shape is not None and not shape.is_empty])
+    whole_shapes = found.geometry.dropna().make_valid()
+    shapes = np.array([shape for shape in whole_shapes.explode(index_parts=False) if shape.geom_type == "Polygon"])
+    if not len(shapes):
+        raise InputFileError(f"{path} holds no polygons. Use a GeoPackage, GeoJSON or shapefile.")
     tree = shapely.STRtree(shapes)
     region = bounds_window(grid, tuple(shapely.total_bounds(shapes).tolist()))
 

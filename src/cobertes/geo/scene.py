@@ -11,6 +11,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -220,7 +221,7 @@ class Scene:
 
 def seen_in_any(observed: Mapping[str, Observed]) -> NDArray[np.bool_]:
     """(height, width): where at least one season has an observation."""
-    return np.any([valid for _, valid in observed.values()], axis=0)
+    return reduce(np.logical_or, (valid for _, valid in observed.values()))
 
 
 def open_mask(path: str, grid: GeoBox) -> Scene:

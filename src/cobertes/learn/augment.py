@@ -38,6 +38,11 @@ class Variation:
     turn: int
     seasons: tuple[SeasonVariation, ...]
 
+    @property
+    def hides(self) -> bool:
+        """Whether something that was observed is not shown."""
+        return any(not season.seen or season.hole is not None for season in self.seasons)
+
 
 def draw_variation(
     rng: np.random.Generator, settings: AugmentationSettings, seasons: int, bands: int, size: int

@@ -1,6 +1,6 @@
 """What an interrupted training goes on from: ``last.ckpt``, and the one before it in case that is damaged.
 
-last.ckpt                 after every validation: weights, average, optimizer, schedule, history
+last.ckpt                 after every epoch: weights, average, optimizer, schedule, history
 previous.ckpt             the one before
 best.safetensors          the weights of the best epoch so far
 not-finite.safetensors    the batch whose loss was not a number, where that happened
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -28,7 +29,10 @@ def save_checkpoint(folder: Path, state: Mapping[str, Any]) -> None:
     """Write ``last.ckpt``; the one before becomes ``previous.ckpt``. Raises StorageError."""
     last = folder / LAST
     with replacing(last) as temporary:
-        torch.save(dict(state), temporary)
+        try:
+            torch.save(dict(state), temporary)
+        except RuntimeError as error:  # what it makes of a full disk
+            raise OSError(str(error)) from error
         if last.exists():
             last.replace(folder / PREVIOUS)
 
@@ -56,9 +60,12 @@ def load_checkpoint(folder: Path, fingerprint: str) -> dict[str, Any] | None:
     return None
 
 
-def save_batch(folder: Path, x: Tensor, y: Tensor) -> Path:
+def save_batch(folder: Path, x: Tensor, y: Tensor, process: int = 0) -> Path:
     """Keep the batch that a training stopped at, for inspection: channels ``x`` and class indices ``y``."""
-    path = folder / NOT_FINITE
+    path = folder / (f"{process}-{NOT_FINITE}" if process else NOT_FINITE)
     with replacing(path) as temporary:
-        save_file({"x": x.cpu().contiguous(), "y": y.cpu().contiguous()}, temporary)
+        try:
+            save_file({"x": x.cpu().contiguous(), "y": y.cpu().contiguous()}, temporary)
+        except SafetensorError as error:  # a full disk
+            raise OSError(str(error)) from error
     return path

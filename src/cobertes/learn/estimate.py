@@ -25,7 +25,7 @@ STATES = 4
 
 @dataclass(frozen=True)
 class Estimate:
-    """Of a training: measured on this machine, but for ``windows`` and ``held_out``.
+    """Of a training: measured on this machine, but for ``windows``, ``held_out`` and ``validations`` per epoch.
 
     ``windows`` per epoch in ``steps`` of ``batch``, of a side of ``window`` px; ``held_out`` windows per
     validation; ``step_seconds``, ``validation_seconds`` per batch; ``memory_bytes`` of the process at its peak, of
@@ -43,6 +43,7 @@ class Estimate:
     windows: int
     steps: int
     held_out: int
+    validations: float
     epochs: int
     minutes: float | None
     step_seconds: float
@@ -53,7 +54,8 @@ class Estimate:
     @property
     def epoch_seconds(self) -> float:
         """Time of an epoch with its validation."""
-        return self.steps * self.step_seconds + -(-self.held_out // self.batch) * self.validation_seconds
+        judging = -(-self.held_out // self.batch) * self.validation_seconds
+        return self.steps * self.step_seconds + self.validations * judging
 
     @property
     def seconds(self) -> float:
@@ -82,12 +84,13 @@ class Estimate:
 
 
 def estimate_training(
-    network: UNetSettings, train: TrainSettings, *, window: int, windows: int, held_out: int
+    network: UNetSettings, train: TrainSettings, *, window: int, windows: int, held_out: int, passes: int = 1
 ) -> Estimate:
     """Make some steps of a training on random input, and say what all of it will take.
 
     window             side of the largest training window in pixels
     windows, held_out  per epoch and per validation
+    passes             through the network that a held-out window takes: one per season where they are separate
     """
     torch.manual_seed(train.seed)
     model = build_network(network)
@@ -120,7 +123,8 @@ def estimate_training(
     validation_seconds = _fastest(validate, cuda)
     return Estimate(
         network.architecture, network.encoder, parameters, fabric.device.type, precision, reason,
-        window, batch, windows, -(-windows // batch), held_out, train.epochs, train.minutes,
+        window, batch, windows, -(-windows // batch), held_out,
+        passes / train.validate_every, train.epochs, train.minutes,
         step_seconds, validation_seconds, torch.cuda.max_memory_allocated() if cuda else _peak_memory(),
         4 * parameters * (2 * STATES + 2),
     )  # fmt: skip

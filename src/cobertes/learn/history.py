@@ -29,10 +29,11 @@ def time_is_up(history: Sequence[Epoch], settings: TrainSettings, elapsed: float
 
 
 def stands_still(history: Sequence[Epoch], settings: TrainSettings) -> bool:
-    """Whether as many epochs as were allowed have passed since the best one."""
-    if settings.stop_after is None or not history:
+    """Whether as many epochs as were allowed have passed from the best one to the last that was validated."""
+    scored = [record["epoch"] for record in history if not math.isnan(record["miou"])]
+    if settings.stop_after is None or not scored:
         return False
-    return history[-1]["epoch"] - best_epoch(history)["epoch"] >= settings.stop_after
+    return scored[-1] - best_epoch(history)["epoch"] >= settings.stop_after
 
 
 def write_history(path: Path, history: Sequence[Epoch]) -> None:

@@ -54,11 +54,12 @@ class Loss:
         else:
             q = target.permute(0, 2, 3, 1)[valid].to(scores)
             q = q / q.sum(dim=1, keepdim=True)
+        there = q.sum(dim=0) > 0
         importance = torch.ones_like(scores[:, 0]) if weight is None else weight[valid].to(scores)
         if self.smoothing:
             q = (1 - self.smoothing) * q + self.smoothing / q.shape[1]
         classes = scores.new_ones(logits.shape[1]) if self.class_weights is None else self.class_weights.to(scores)
-        pixels = Pixels(scores.log_softmax(dim=1), q, importance, classes)
+        pixels = Pixels(scores.log_softmax(dim=1), q, importance, classes, there)
         total = pixels.weight()
         if not total:  # nothing to learn from, or classes of weight 0 alone
             return scores.sum() * 0, total
@@ -68,12 +69,17 @@ class Loss:
 
 @dataclass(frozen=True)
 class Pixels:
-    """Valid pixels in a row: ``logp`` and targets ``q`` (N, K), ``importance`` (N,), ``classes`` weights (K,)."""
+    """Valid pixels in a row.
+
+    ``logp`` and targets ``q`` (N, K), ``importance`` (N,), weights of ``classes`` (K,), which are ``there`` (K,)
+    before labels are smoothed
+    """
 
     logp: Tensor
     q: Tensor
     importance: Tensor
     classes: Tensor
+    there: Tensor
 
     def weight(self) -> Tensor:
         """What the pixels weigh together."""
@@ -94,8 +100,7 @@ def _focal(pixels: Pixels, gamma: float) -> Tensor:
 def _dice(pixels: Pixels, gamma: float) -> Tensor:
     p, importance = pixels.logp.exp(), pixels.importance[:, None]
     both, either = (p * pixels.q * importance).sum(dim=0), ((p + pixels.q) * importance).sum(dim=0)
-    there = (pixels.q * importance).sum(dim=0) > 0
-    return (1 - 2 * both[there] / either[there]).mean()
+    return (1 - 2 * both[pixels.there] / either[pixels.there]).mean()
 
 
 def _lovasz(pixels: Pixels, gamma: float) -> Tensor:

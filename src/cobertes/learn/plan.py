@@ -100,10 +100,10 @@ def plan_training(
         raise SettingsError(
             'train.targets = "fractions" and train.purity-weight need files of shares: Ground(..., shares=...)'
         )
-    if train.freeze_encoder and model.encoder == SCRATCH:
+    if train.freeze_encoder and (model.encoder == SCRATCH or model.weights == RANDOM):
         raise SettingsError(
-            "train.freeze-encoder keeps a backbone as it is, but a scratch encoder has learnt nothing yet. Set it "
-            "to 0, or take a backbone with pretrained weights (model.encoder, model.weights)."
+            "train.freeze-encoder keeps a backbone as it is, but one with random weights has learnt nothing yet. "
+            "Set it to 0, or take a backbone with pretrained weights (model.encoder, model.weights)."
         )
     inputs = Inputs.of(statistics, model.seasons)
     network = network_settings(model, inputs.bands, inputs.seasons, len(ground.legend))

@@ -73,10 +73,13 @@ def load_pretrained(network: Network, weights: str, bands: Sequence[str]) -> str
     loaded, first, missing = {}, "", []
     for key, value in own.items():
         theirs = source.get(key)
+        if theirs is not None and value.dim() == 4 and not first:  # the first layer
+            if theirs.shape[1] in LAYOUTS or theirs.shape[1] != value.shape[1]:
+                theirs, first = _to_bands(theirs, value.shape[1], bands, name)
+            else:
+                first = f"{value.shape[1]} channels as they are"
         if theirs is not None and theirs.shape == value.shape:
             loaded[key] = theirs
-        elif theirs is not None and value.dim() == 4 and theirs.shape[::2] == value.shape[::2] and not first:
-            loaded[key], first = _to_bands(theirs, value.shape[1], bands, name)
         elif value.is_floating_point():
             missing.append(key)
     if len(missing) > len(own) // 2:
@@ -86,7 +89,7 @@ def load_pretrained(network: Network, weights: str, bands: Sequence[str]) -> str
         )
     backbone.load_state_dict(own | loaded)
     left = f"; left random: {', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''}" if missing else ""
-    return f"{encoder} starts from {name}: {first or 'first layer as it is'}{left}"
+    return f"{encoder} starts from {name}: {first}{left}"
 
 
 def _to_bands(theirs: Tensor, channels: int, bands: Sequence[str], name: str) -> tuple[Tensor, str]:

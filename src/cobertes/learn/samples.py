@@ -319,32 +319,31 @@ def _apply(
 ) -> None:
     """Write the varied sample into ``x`` (H, W, channels) and ``y`` (H, W)."""
     y[:] = turned(labels, variation.turn)
-    seen = np.zeros(y.shape, bool)
-    hidden = False
     bands = len(inputs.bands)
+    left: list[NDArray[np.bool_]] = []  # what each season still shows
     for number, (season, change) in enumerate(zip(observed, variation.seasons, strict=True)):
         pixels, valid = observed[season]
         if not change.seen:
-            valid, hidden = np.zeros_like(valid), True
+            valid = np.zeros_like(valid)
         part = slice(number * bands, (number + 1) * bands)
         inputs.fill(
             x, inputs.seasons.index(season), part.start, (pixels, valid), turn=variation.turn,
             gain=change.gain, offset=change.offset,
         )  # fmt: skip
-        shown = turned(valid, variation.turn)
         if change.noise:
             noise = rng.standard_normal((*y.shape, bands), np.float32)
-            noise *= np.float32(change.noise) * shown[..., None] * (change.gain != 0)
+            noise *= np.float32(change.noise) * turned(valid, variation.turn)[..., None] * (change.gain != 0)
             x[..., part] += noise
         if change.hole is not None:
             row, col, side = change.hole
             x[row : row + side, col : col + side, part] = 0
-            shown = shown.copy()
-            shown[row : row + side, col : col + side] = False
-            hidden = True
-        seen |= shown
-    if hidden:  # what no season shows any more is not asked for
-        y[~seen] = IGNORE_INDEX
+        if variation.hides:
+            shown = turned(valid, variation.turn).copy()
+            if change.hole is not None:
+                shown[row : row + side, col : col + side] = False
+            left.append(shown)
+    if left:  # what no season shows any more is not asked for
+        y[~np.any(left, axis=0)] = IGNORE_INDEX
 
 
 def count_batches(samples: int, batch_size: int) -> int:

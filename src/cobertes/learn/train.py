@@ -60,7 +60,10 @@ def train_model(
                 break
             record = _train_epoch(loop, epoch) | UNKNOWN
             matrix = None
-            if epoch % settings.validate_every == 0 or epoch == settings.epochs:
+            last = epoch == settings.epochs or loop.agree(
+                time_is_up([*history, record | {"elapsed": loop.elapsed()}], settings, loop.elapsed())
+            )
+            if epoch % settings.validate_every == 0 or last:
                 matrix, validation_loss = _validate(loop, held_out)
                 loop.schedule.validated(validation_loss)
                 record |= _scores(matrix, validation_loss)
@@ -189,7 +192,10 @@ class _Loop:
         """Share of the training that has passed: of its epochs or of its minutes, whichever is further."""
         settings = self.plan.settings
         share = epochs / settings.epochs
-        return share if settings.minutes is None else max(share, self.elapsed() / (60 * settings.minutes))
+        if settings.minutes is None:
+            return share
+        # one clock for all processes: with other rates their weights would drift apart
+        return max(share, float(self.fabric.broadcast(self.elapsed())) / (60 * settings.minutes))
 
     @property
     def leads(self) -> bool:
@@ -237,7 +243,7 @@ def _train_epoch(loop: _Loop, epoch: int) -> Epoch:
                 fabric.backward(loss / unit)
                 value = float(loss.detach())
                 if not math.isfinite(value):
-                    kept = save_batch(loop.checkpoints, x, y)
+                    kept = save_batch(loop.checkpoints, x, y, rank)
                 sums += torch.tensor([value, float(pixels), kept is not None])
                 advance(len(x) * processes)
             found, pixels_of_all, bad = add_up(fabric, sums).tolist()

@@ -14,6 +14,7 @@ from cobertes.geo.area import Area
 from cobertes.geo.scene import Observed, Scene, seen_in_any
 from cobertes.geo.validity import valid_where
 from cobertes.geo.windows import Window
+from cobertes.jit import compiled
 from cobertes.labels.legend import IGNORE_INDEX, Legend
 from cobertes.tiles.census import count_bands, read_labels, read_shares
 from cobertes.tiles.split import Split
@@ -80,14 +81,13 @@ class Ground:
             return _nothing((*window.shape, len(scene.bands)), window, scene)
 
     def _labels(self, area: str, window: Window, observed: Mapping[str, Observed]) -> NDArray[np.uint8]:
-        codes = np.full(window.shape, self.legend.nodata, np.uint8)
+        y = np.full(window.shape, IGNORE_INDEX, np.uint8)
         inside = window.clip(self.areas[area].shape)
         if 0 not in inside.shape:
             stored = self._stored(area, LABELS, "", inside)
-            known = read_labels(self.labels[area], inside) if stored is None else stored[..., 0]
-            codes[inside.within(window)] = known
-        y: NDArray[np.uint8] = self.legend.index_table()[codes]
-        y[~seen_in_any(observed)] = IGNORE_INDEX
+            codes = read_labels(self.labels[area], inside) if stored is None else stored[..., 0]
+            part = inside.within(window)
+            _look_up(codes, seen_in_any(observed)[part], self.legend.index_table(), y[part])
         return y
 
     def read_shares(self, area: str, window: Window) -> NDArray[np.uint8]:
@@ -112,6 +112,17 @@ class Ground:
         if self.unreadable == "error":
             raise error
         log.warning("left out: %s", error)
+
+
+@compiled
+def _look_up(
+    codes: NDArray[np.uint8], seen: NDArray[np.bool_], table: NDArray[np.uint8], out: NDArray[np.uint8]
+) -> None:
+    """Class indices of ``codes`` where something was ``seen``; all (height, width)."""
+    for row in range(codes.shape[0]):
+        for col in range(codes.shape[1]):
+            if seen[row, col]:
+                out[row, col] = table[codes[row, col]]
 
 
 def _nothing(shape: tuple[int, ...], window: Window, scene: Scene) -> Observed:

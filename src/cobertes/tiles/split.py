@@ -62,9 +62,10 @@ class AreaSplit:
 
     def allows_training(self, window: Window, guard: int) -> bool:
         """Whether a training window may lie here: its guard band included it touches no other split."""
-        if np.isin(self.touched(window), [VALIDATION, TEST, LEFT_OUT]).any():
+        if not {VALIDATION, TEST, LEFT_OUT}.isdisjoint(self.touched(window).ravel().tolist()):
             return False
-        return guard == 0 or not np.isin(self.touched(window.grow(guard)), [VALIDATION, TEST]).any()
+        near = self.touched(window.grow(guard)).ravel().tolist() if guard else []
+        return {VALIDATION, TEST}.isdisjoint(near)
 
     def windows(self, letter: str) -> list[Window]:
         """The blocks of a split, row by row."""
