@@ -22,6 +22,7 @@ from cobertes.accuracy.intervals import (
     score_intervals,
 )
 from cobertes.accuracy.runs import compare_runs, describe_comparison
+from cobertes.apply.comparison_page import write_comparison_page
 from cobertes.cli.main import app
 from cobertes.errors import SettingsError
 from cobertes.geo.windows import Window
@@ -122,6 +123,21 @@ def test_a_small_steady_gain_is_told_though_the_scores_intervals_overlap():
     assert ends[0][1] > ends[1][0]  # each alone could not tell
     same = paired_difference(first, first, scores.overall_accuracy)
     assert (same.difference, same.low, same.high, same.verdict) == (0, 0, 0, "cannot tell")
+
+
+def test_units_without_a_judged_pixel_tell_nothing():
+    rng = np.random.default_rng(5)
+    first, second = clustered(rng, 6, mean=0.7), clustered(rng, 6, mean=0.9)
+    empty = np.zeros((14, 2, 2), np.int64)
+    padded = [np.concatenate([one, empty]) for one in (first, second)]
+    assert paired_difference(*padded, scores.overall_accuracy) == paired_difference(
+        first, second, scores.overall_accuracy
+    )
+    alone = paired_difference(*(np.concatenate([one[:1], empty]) for one in (first, second)), scores.overall_accuracy)
+    assert alone.difference > 0
+    assert (np.isnan([alone.low, alone.high]).all(), alone.verdict) == (True, "cannot tell")
+    none = paired_difference(empty, empty, scores.overall_accuracy)
+    assert (np.isnan(none.difference), none.verdict) == (True, "cannot tell")
 
 
 def test_differences_that_are_none_are_rarely_called_real():
@@ -226,6 +242,48 @@ def test_one_common_block_gives_scores_without_intervals(tmp_path):
     assert value > 0.5
     assert np.isnan([low, high]).all()
     assert found.differences["b"]["miou"].verdict == "cannot tell"
+
+
+def of_which_b_is_in(blocks, right, rng):
+    """20 blocks; class b in some of the first only, with a share of it ``right``."""
+    counts = three_classes(rng, 20, 0.8)
+    counts[:, 1] = 0
+    counts[:, 0] = counts[:, 0][:, [0, 2, 1]]  # nothing else is taken for b
+    counts[:blocks, 1, 1], counts[:blocks, 1, 0] = right, 1000 - right
+    return counts
+
+
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_a_class_of_one_common_block_has_no_certain_verdict(tmp_path, blocks):
+    a, b = (of_which_b_is_in(blocks, right, np.random.default_rng(0)) for right in (700, 720))
+    found = compare_runs({"a": run_file(tmp_path / "a.json", a), "b": run_file(tmp_path / "b.json", b)})
+    one = found.differences["b"]["iou of b"]
+    assert one.difference == pytest.approx(0.02)
+    if blocks == 1:  # whatever is drawn, the class has the pixels of its one block
+        assert np.isnan([one.low, one.high]).all()
+        assert one.verdict == "cannot tell"
+    else:  # two blocks: t of one degree of freedom, not of nineteen
+        weights = draw_weights(20)
+        drawn = [bootstrap(x, weights, lambda c: scores.iou(c)[:, 1]) for x in (a, b)]
+        assert one.high - one.difference == pytest.approx(factor(2) * np.nanstd(drawn[1] - drawn[0]))
+
+
+def test_the_number_of_differences_is_told_with_two_runs_too(tmp_path):
+    a = of_which_b_is_in(0, 0, np.random.default_rng(0))
+    files = {name: run_file(tmp_path / f"{name}.json", a) for name in "abc"}
+    two = describe_comparison(compare_runs({name: files[name] for name in "ab"}))
+    assert "5 differences are told" in two  # three scores and the two classes that occur
+    assert "10 differences are told" in describe_comparison(compare_runs(files))
+
+
+def test_without_an_interval_there_is_none_in_words(tmp_path):
+    a = three_classes(np.random.default_rng(0), 1, 0.8)
+    found = compare_runs({name: run_file(tmp_path / f"{name}.json", a) for name in "ab"})
+    write_comparison_page(tmp_path / "page.html", found, {})
+    page = (tmp_path / "page.html").read_text()
+    for text in (describe_comparison(found), page):
+        assert "nan to" not in text
+        assert "no interval" in text
 
 
 # --- the command -------------------------------------------------------------------------------------------

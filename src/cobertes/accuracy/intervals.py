@@ -150,15 +150,31 @@ class Difference:
 
 
 def paired_difference(
-    first: NDArray[np.int64], second: NDArray[np.int64], statistic: Statistic, *, draws: int = DRAWS, seed: int = 0
+    first: NDArray[np.int64],
+    second: NDArray[np.int64],
+    statistic: Statistic,
+    *,
+    of_class: int | None = None,
+    draws: int = DRAWS,
+    seed: int = 0,
 ) -> Difference:
     """By how much the second is better on the same units (n, K, K), with both drawn alike.
 
+    of_class   the class that ``statistic`` is a score of: the difference rests on the units with reference pixels
+               of it alone, and has no interval where they are fewer than two
+
     What makes a block easy or hard for both cancels out, so differences are told that are far smaller than the
-    intervals of the scores themselves.
+    intervals of the scores themselves. Units without a judged pixel on either side are none.
     """
+    judged = first.any(axis=(1, 2)) | second.any(axis=(1, 2))
+    first, second = first[judged], second[judged]
+    rests_on = len(first)
+    if of_class is not None:
+        rests_on = min(int((one[:, of_class].sum(axis=1) > 0).sum()) for one in (first, second))
+    if not len(first):
+        return Difference(np.nan, np.nan, np.nan)
     weights = draw_weights(len(first), draws, seed)
     difference = bootstrap(second, weights, statistic) - bootstrap(first, weights, statistic)
     value = float(statistic(second.sum(axis=0)[None])[0] - statistic(first.sum(axis=0)[None])[0])
-    low, high = interval(value, difference, len(first))
+    low, high = interval(value, difference, rests_on)
     return Difference(value, float(low), float(high))

@@ -85,11 +85,8 @@ def compare_runs(files: Mapping[str, Path], *, draws: int = 2000, seed: int = 0)
     loaded = {name: load_blocks(path) for name, path in files.items()}
     keys = next(iter(loaded.values()))[0]
     found = {name: _in_order(name, methods["model"], own, keys) for name, (own, methods) in loaded.items()}
-    common = [
-        block.place
-        for block in next(iter(found.values())).blocks
-        if all(block.place in {b.place for b in one.blocks} for one in found.values())
-    ]
+    of_all = set.intersection(*({block.place for block in one.blocks} for one in found.values()))
+    common = [block.place for block in next(iter(found.values())).blocks if block.place in of_all]
     if not common:
         raise SettingsError(
             f"{', '.join(files)} share no held-out block. Runs compare where [split] (seed, block, guard) and "
@@ -159,11 +156,14 @@ def _compare(
     aligned = {name: one[judged] for name, one in sums.items()}
     averaged = ConfusionMatrix(sum(one.counts.sum(axis=0) for one in found.values()) // len(found)).averaged
     statistics = {name: one for name, one in head_statistics(averaged).items() if name in SCORES}
-    of_classes = {f"iou of {key}": _iou_of(k) for k, key in enumerate(keys)}
+    asked: dict[str, tuple[Statistic, int | None]] = {name: (one, None) for name, one in statistics.items()}
+    asked |= {f"iou of {key}": (_iou_of(k), k) for k, key in enumerate(keys)}
     differences = {
         name: {
-            score: paired_difference(aligned[next(iter(found))], units, statistic, draws=draws, seed=seed)
-            for score, statistic in (statistics | of_classes).items()
+            score: paired_difference(
+                aligned[next(iter(found))], units, statistic, of_class=k, draws=draws, seed=seed
+            )
+            for score, (statistic, k) in asked.items()
         }
         for name, units in list(aligned.items())[1:]
     }
@@ -199,7 +199,7 @@ def describe_comparison(comparison: RunsComparison) -> str:
     lines = [f"{c.blocks} common held-out blocks, {c.matrices[c.names[0]].pixels:,} labelled pixels"]
     lines.append(f"{'':<{width}}" + "".join(f"{name:>30}" for name in SCORES.values()))
     for name in c.names:
-        cells = (f"{v:.3f} ({low:.3f} to {high:.3f})" for v, low, high in c.scores[name].values())
+        cells = (f"{v:.3f} ({_ends(low, high, '.3f')})" for v, low, high in c.scores[name].values())
         lines.append(f"{name:<{width}}" + "".join(f"{cell:>30}" for cell in cells))
     for name, found in c.differences.items():
         lines.append(f"{name} less {c.names[0]}:")
@@ -214,7 +214,11 @@ def describe_comparison(comparison: RunsComparison) -> str:
 
 
 def _words(one: Difference) -> str:
-    return f"{one.difference:+.3f} ({one.low:+.3f} to {one.high:+.3f})  {one.verdict}"
+    return f"{one.difference:+.3f} ({_ends(one.low, one.high, '+.3f')})  {one.verdict}"
+
+
+def _ends(low: float, high: float, form: str) -> str:
+    return f"{low:{form}} to {high:{form}}" if np.isfinite([low, high]).all() else "no interval"
 
 
 def comparison_notes(comparison: RunsComparison) -> list[str]:
@@ -228,6 +232,10 @@ def comparison_notes(comparison: RunsComparison) -> list[str]:
         notes.append(f"In {c.relabelled} blocks the runs were judged by different labels or pixels.")
     if c.units < 10:
         notes.append(f"Only {c.units} independent units of ground: intervals are wide, and rough.")
-    if len(c.names) > 2:
-        notes.append("Every interval is meant for itself: of 20 differences that are none, one will look real.")
+    # each run but the first is compared by every score and by every class that these blocks hold
+    held = int((c.matrices[c.names[0]].support > 0).sum())
+    told = (len(c.names) - 1) * (len(SCORES) + held)
+    notes.append(
+        f"{told} differences are told, each interval for itself: of 20 that are none, one will look real."
+    )
     return notes
