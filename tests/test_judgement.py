@@ -105,7 +105,7 @@ def test_near_and_far_from_boundaries_are_judged_apart(ground):
     predicted = np.where(near, (reference + 1) % 3, reference).astype(np.uint8)
     found = judge_in_windows(ground, reference, predicted).boundary_scores()
     assert found["zones"]["within 1 px"]["overall_accuracy"] == 0
-    assert found["zones"]["beyond 3 px"]["overall_accuracy"] in (1, pytest.approx(np.nan, nan_ok=True))
+    assert found["zones"]["beyond 3 px"]["overall_accuracy"] == 1
     assert found["zones"]["within 3 px"]["pixels"] == (slow_distance(reference, 3) <= 3)[held_out(ground)].sum()
     assert found["boundary_iou"]["1 px"]["mean"] == 0
     perfect = judge_in_windows(ground, reference, reference).boundary_scores()
@@ -192,6 +192,25 @@ def test_block_matrices_come_back_from_their_file(tmp_path):
     (tmp_path / "blocks.json").write_text('{"classes": ["a"]}')
     with pytest.raises(InputFileError, match=r"no block matrices.*evaluate stage again"):
         load_blocks(tmp_path / "blocks.json")
+
+
+def test_pieces_of_polygons_are_one_unit_as_far_as_they_hang_together(ground):
+    letters = np.full((12, 16), "t")
+    letters[1:5, 1:6] = letters[5:7, 6:8] = "v"  # they touch by a corner
+    letters[9, 3:12] = "v"
+    split = AreaSplit(letters, block_edges(SHAPE[0], 5), block_edges(SHAPE[1], 5))
+    pieces = Ground(ground.areas, ground.labels, LEGEND, Split({"one": split}, 5, 0, "pieces"))
+    rng = np.random.default_rng(4)
+    reference, predicted = patches(rng), rng.integers(0, 3, SHAPE).astype(np.uint8)
+    judgement = judge_in_windows(pieces, reference, predicted)
+    assert len(judgement.blocks) == 3  # rectangles, not 33 pieces
+    assert judgement.blocks[0].unit == judgement.blocks[1].unit != judgement.blocks[2].unit
+    for block, counts in zip(judgement.blocks, judgement.counts, strict=True):
+        at = block.window.slices
+        np.testing.assert_array_equal(counts, ConfusionMatrix.of(reference[at], predicted[at], 3).counts)
+    total = ConfusionMatrix.of(np.where(held_out(pieces), reference, IGNORE_INDEX), predicted, 3)
+    np.testing.assert_array_equal(judgement.matrices.total.counts, total.counts)
+    assert len(judgement.matrices.by_unit()) == 2
 
 
 def test_groups_are_one_unit_and_empty_units_are_none():

@@ -101,6 +101,23 @@ def test_the_summary_has_intervals_and_what_the_blocks_were_used_for(place, tmp_
     assert "weakest at Water bodies" in text
 
 
+def test_intervals_of_single_tiles_are_said_to_be_too_narrow(place, tmp_path):  # noqa: F811
+    assessment = a_full_assessment()
+    assessment["intervals"]["independent"] = False
+    page, _ = report(tmp_path, place, assessment=assessment)
+    assert "Intervals are too narrow" in page.text
+    assert "independent pieces of ground" not in page.text
+
+
+def test_very_many_blocks_of_a_split_are_joined(place, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setattr("cobertes.apply.report.MOST_BLOCKS", 11)
+    split = {"block": 4, "guard": 0, "areas": {"here <i>": ["ttvv"] * 3}}
+    _, text = report(tmp_path, place, assessment=a_full_assessment(), split=split)
+    chart = re.search(r'<svg class="blocks"[^>]*aria-label="Split of .*?</svg>', text, re.DOTALL).group(0)
+    rectangles = re.findall(r'<rect class="b-(\w)" x="(\d+)" y="(\d+)" width="(\d+)" height="(\d+)"', chart)
+    assert [(kind, x, y) for kind, x, y, *_ in rectangles] == [("t", "0", "0"), ("v", "8", "0")]
+
+
 def test_parts_of_the_ground_have_their_own_scores(place, tmp_path):  # noqa: F811
     page, _ = report(tmp_path, place, assessment=a_full_assessment())
     assert page.row("pure") == ["pure", "95.0\u00a0%".replace("\u00a0", " "), "0.500", "5,000"]

@@ -212,7 +212,7 @@ def test_a_split_survives_json():
     split = split_of([area_of("one", (110, 97)), area_of("two", (50, 40), crs=None)])
     again = Split.from_dict(json.loads(json.dumps(split.to_dict())))
     assert letters_of(again) == letters_of(split)
-    assert (again.block, again.guard) == (20, 5)
+    assert (again.block, again.guard, again.cells) == (20, 5, "blocks")
     window = Window(31, 17, 20, 20)
     assert again.areas["one"].touched(window).tolist() == split.areas["one"].touched(window).tolist()
 
@@ -478,6 +478,7 @@ def test_polygons_say_which_ground_is_whose(tmp_path, crs):
     assert (letters[55:80, 65:90] == TEST).all()
     assert (letters[85:, 65:] == LEFT_OUT).all()  # outside all polygons
     assert set(np.unique(letters)) == {TRAIN, VALIDATION, TEST, LEFT_OUT}
+    assert split_by(path, [area_of("a")]).cells == "pieces"
 
 
 def test_training_keeps_the_guard_band_from_polygons(tmp_path):

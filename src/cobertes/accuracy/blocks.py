@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import label
 
 from cobertes.accuracy.confusion import ConfusionMatrix
 from cobertes.accuracy.scores import overall_accuracy
@@ -36,13 +37,21 @@ class Block:
 
 
 def held_out_blocks(ground: Ground, letter: str) -> tuple[Block, ...]:
-    """The blocks of a split, area by area."""
-    return tuple(
-        Block(name, window, group or f"{name}:{window.row}:{window.col}")
-        for name, split in ground.split.areas.items()
-        for group in (ground.areas[name].group,)
-        for window in split.windows(letter)
-    )
+    """The blocks of a split, area by area.
+
+    Pieces of a user's polygons are no blocks: neighbours among them are the same ground. They are joined to
+    rectangles, and all that hang together, also by a corner, are one unit.
+    """
+    found = []
+    for name, split in ground.split.areas.items():
+        whole = ground.split.cells == "pieces"
+        numbers = label(split.letters == letter, np.ones((3, 3)))[0] if whole else None
+        for window in split.rectangles(letter) if whole else split.windows(letter):
+            place: tuple[object, ...] = (window.row, window.col)
+            if numbers is not None:
+                place = ("ground", int(numbers[split.block_of(Window(window.row, window.col, 1, 1))]))
+            found.append(Block(name, window, ground.areas[name].group or ":".join(map(str, (name, *place)))))
+    return tuple(found)
 
 
 class BlockFinder:
@@ -50,12 +59,19 @@ class BlockFinder:
 
     def __init__(self, blocks: Sequence[Block], ground: Ground) -> None:
         self.split = ground.split.areas
-        self.numbers = {block.place: number for number, block in enumerate(blocks)}
+        self.numbers = {name: np.full(split.letters.shape, -1) for name, split in self.split.items()}
+        for number, block in enumerate(blocks):
+            split, window = self.split[block.area], block.window
+            rows = np.searchsorted(split.row_edges, (window.row, window.row_stop))
+            cols = np.searchsorted(split.col_edges, (window.col, window.col_stop))
+            self.numbers[block.area][slice(*rows), slice(*cols)] = number
 
     def number(self, area: str, part: Window) -> int:
         """Position of the block that ``part`` lies in. Raises KeyError where it lies in none."""
-        split = self.split[area]
-        return self.numbers[area, split.block(*split.block_of(part))]
+        found = int(self.numbers[area][self.split[area].block_of(part)])
+        if found < 0:
+            raise KeyError(f"{area}: {part}")
+        return found
 
 
 @dataclass(frozen=True)

@@ -95,7 +95,8 @@ class Assessment:
             "miou_classes": scores["miou_classes"],
             "model": scores,
             "baselines": baselines,
-            "intervals": score_intervals(self.judgement.matrices.by_unit(), ground.legend.keys),
+            "intervals": score_intervals(self.judgement.matrices.by_unit(), ground.legend.keys)
+            | {"independent": ground.split.cells != "tiles"},
             "differences": self.differences(),
             "block_scores": block_scores(self.judgement.matrices),
             "areas": brief_scores(self.judgement.matrices.by_area(), self.model.averaged),

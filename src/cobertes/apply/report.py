@@ -41,6 +41,10 @@ from cobertes.geo.area import ONLY_SEASON, Area
 from cobertes.geo.grid import describe, pixel_hectares
 from cobertes.geo.raster import check_writable
 from cobertes.labels.legend import Legend
+from cobertes.tiles.split import AreaSplit
+
+MOST_BLOCKS = 2000
+"""Blocks of an area that are drawn one by one."""
 
 SHOWN_AREAS = 6
 LONGEST_DOTS, LONGEST_OF_MANY = 700, 420
@@ -268,11 +272,25 @@ def _areas_table(areas: Sequence[Area], maps: Mapping[str, Path], legend: Legend
 
 
 def _blocks(area: Area, split: Mapping[str, Any] | None) -> list[dict[str, Any]]:
-    """Rectangles of the split's blocks in pixels; the last of a row or column ends with the area."""
+    """Rectangles of the split's blocks in pixels; the last of a row or column ends with the area.
+
+    Very many are joined to larger ones of the same kind, so that the page stays small.
+    """
     if not split:
         return []
     side, (height, width) = int(split["block"]), area.shape
     rows = split["areas"].get(area.name, [])
+    if sum(map(len, rows)) > MOST_BLOCKS:
+        row_edges, col_edges = (
+            np.array([*range(0, cells * side, side), end], np.int64)
+            for cells, end in ((len(rows), height), (len(rows[0]), width))
+        )
+        joined = AreaSplit(np.array([list(letters) for letters in rows]), row_edges, col_edges)
+        return [
+            {"letter": str(letter), "x": w.col, "y": w.row, "width": w.width, "height": w.height}
+            for letter in np.unique(joined.letters)
+            for w in joined.rectangles(letter)
+        ]
     return [
         {
             "letter": letter,

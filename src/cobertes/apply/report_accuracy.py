@@ -38,6 +38,7 @@ def judgement(assessment: Mapping[str, Any], legend: Legend) -> dict[str, Any]:
         "used_for": assessment.get("used_for", ["choosing the epoch"]),
         "pixels": assessment.get("pixels"),
         "units": intervals.get("units"),
+        "independent": intervals.get("independent", True),
         "intervals": {key: known_range(intervals.get(key)) for key in ("miou", "overall_accuracy")},
         "against": _against(assessment),
         "methods": {name: _heads(scores) for name, scores in {"model": model, **baselines}.items()},

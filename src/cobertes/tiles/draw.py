@@ -25,6 +25,7 @@ from cobertes.tiles.split import (
     TRAIN,
     VALIDATION,
     AreaSplit,
+    Cells,
     Split,
     block_edges,
 )
@@ -116,7 +117,8 @@ def make_split(
         }
     else:
         result = _drawn(areas, counts, edges, settings)
-    split = Split(result, block, guard)
+    cells: Cells = "pieces" if polygons is not None else "tiles" if settings.method == "random" else "blocks"
+    split = Split(result, block, guard, cells)
     _leave_out_beside_other_areas(areas, split)
     if not quiet:
         _warn(split, counts, classes, settings)

@@ -14,13 +14,15 @@ import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cobertes.errors import InputFileError, SplitError, did_you_mean
 from cobertes.geo.windows import Window, runs
+
+Cells = Literal["blocks", "tiles", "pieces"]
 
 TRAIN, VALIDATION, TEST, LEFT_OUT, EMPTY = "t", "v", "e", "g", "-"
 SPLIT_NAMES = {TRAIN: "train", VALIDATION: "validation", TEST: "test", LEFT_OUT: "guard", EMPTY: "none"}
@@ -100,17 +102,23 @@ class AreaSplit:
 
 @dataclass(frozen=True)
 class Split:
-    """The split of a whole project: an `AreaSplit` per area, the block and the guard band in pixels."""
+    """The split of a whole project: an `AreaSplit` per area, the block and the guard band in pixels.
+
+    cells   what the cells of an `AreaSplit` are: blocks that were drawn each by itself; single tiles without guard
+            bands; or pieces of a user's polygons, which hang together
+    """
 
     areas: dict[str, AreaSplit]
     block: int
     guard: int
+    cells: Cells = "blocks"
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: a string of letters per row of blocks, readable as a map."""
         return {
             "block": self.block,
             "guard": self.guard,
+            "cells": self.cells,
             "areas": {name: ["".join(row) for row in area.letters] for name, area in self.areas.items()},
             "edges": {
                 name: {"rows": area.row_edges.tolist(), "cols": area.col_edges.tolist()}
@@ -129,7 +137,7 @@ class Split:
             )
             for name, rows in data["areas"].items()
         }
-        return cls(areas, int(data["block"]), int(data["guard"]))
+        return cls(areas, int(data["block"]), int(data["guard"]), data.get("cells", "blocks"))
 
 
 def read_groups(path: Path) -> dict[str, str]:
