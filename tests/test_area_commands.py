@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pyogrio
 import pytest
+from affine import Affine
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from odc.geo.geobox import GeoBox
 from typer.testing import CliRunner
 
 from cobertes.accuracy import sampling
@@ -52,11 +54,14 @@ def invoke(*arguments, code=0):
     return shown
 
 
-def fill_in(path, truth, *, skip=0, unclear=0):
+def fill_in(path, truth, *, skip=0, unclear=0, grid=None):
     """What an interpreter does who sees the truth."""
     frame = pyogrio.read_dataframe(path, layer="sample")
-    grid = grid_at(*SHAPE)
-    col, row = ~grid.affine * (frame.geometry.centroid.x.to_numpy(), frame.geometry.centroid.y.to_numpy())
+    grid = grid or grid_at(*SHAPE)
+    bounds = frame.geometry.bounds
+    col, row = ~grid.affine * (
+        (bounds.minx + bounds.maxx).to_numpy() / 2, (bounds.miny + bounds.maxy).to_numpy() / 2
+    )  # fmt: skip
     reference = truth[np.floor(row).astype(int), np.floor(col).astype(int)].astype(int)
     with sqlite3.connect(path) as base:
         base.create_function("ST_IsEmpty", 1, lambda g: 0)
@@ -203,6 +208,143 @@ def test_strata_need_not_be_the_classes_and_another_map_can_be_judged(maps, tmp_
     other = json.loads(invoke("estimate-accuracy", sample, "--map", folder / "other.tif", "--json").stdout)
     assert other["overall_accuracy"]["value"] == 1
     assert other["classes"]["Forest"]["mapped_area"] == pytest.approx(((truth == 3) & (codes > 0)).sum() * 0.01)
+
+
+def draw(folder, sample, *options, points=600):
+    return invoke("sample-accuracy", folder / "map.tif", "-o", sample, "--points", points, *options)
+
+
+def estimated(sample, *options):
+    return json.loads(invoke("estimate-accuracy", sample, *options, "--json").stdout)
+
+
+def test_strata_with_the_codes_of_classes_are_not_the_maps_areas(maps, tmp_path):
+    folder, codes, truth = maps
+    strata = np.where(codes == 0, 0, np.where(np.indices(SHAPE)[1] > 100, 3, 5)).astype(np.uint8)
+    write_raster(tmp_path / "strata.tif", strata, grid_at(*SHAPE), nodata=0)
+    sample = tmp_path / "s.gpkg"
+    draw(folder, sample, "--strata", tmp_path / "strata.tif")
+    fill_in(sample, truth)
+    for code, name in NAMES.items():
+        assert estimated(sample)["classes"][name]["mapped_area"] == pytest.approx((codes == code).sum() * 0.01)
+
+
+def test_strata_beyond_the_map_and_ground_without_stratum_are_said(maps, tmp_path):
+    folder, codes, truth = maps
+    strata = np.full(SHAPE, 1, np.uint8)
+    strata[100:] = 0
+    write_raster(tmp_path / "strata.tif", strata, grid_at(*SHAPE), nodata=0)
+    sample = tmp_path / "s.gpkg"
+    said = " ".join(draw(folder, sample, "--strata", tmp_path / "strata.tif").output.split())
+    assert "1,500 pixels of the strata have no class in" in said
+    assert "3,000 mapped pixels of" in said
+    fill_in(sample, truth)
+    mapped = {name: one["mapped_area"] for name, one in estimated(sample)["classes"].items()}
+    assert mapped == {"not mapped": 0} | {
+        name: pytest.approx((codes[:100] == code).sum() * 0.01) for code, name in NAMES.items()
+    }
+
+
+def test_a_class_that_the_map_never_shows_can_be_chosen(maps, tmp_path):
+    _, codes, truth = maps
+    write_map(tmp_path / "map.tif", np.where(codes == 12, 3, codes).astype(np.uint8))
+    sample = tmp_path / "s.gpkg"
+    draw(tmp_path, sample)
+    assert pyogrio.read_dataframe(sample, layer="classes")["code"].tolist() == [3, 5, 12]
+    fill_in(sample, truth)
+    water = estimated(sample)["classes"]["Water"]
+    low, high = water["area"]["interval"]
+    assert low <= ((truth == 12) & (codes > 0)).sum() * 0.01 <= high
+    assert (water["mapped_area"], water["producers_accuracy"]["value"]) == (0, 0)
+    assert water["users_accuracy"]["interval"] == [None, None]
+    # a class that is neither mapped nor found is none of the table's
+    fill_in(sample, np.full(SHAPE, 3))
+    assert set(estimated(sample)["classes"]) == {"Forest", "Bare & dry"}
+
+
+def test_another_maps_areas_are_of_its_own_pixels_and_of_the_same_ground(maps, tmp_path):
+    folder, codes, truth = maps
+    sample = tmp_path / "s.gpkg"
+    draw(folder, sample)
+    fill_in(sample, truth)
+    fine, grid = np.kron(codes, np.ones((2, 2), np.uint8)), grid_at(2 * SHAPE[0], 2 * SHAPE[1], pixel=5)
+    with new_raster(
+        tmp_path / "fine.tif", grid, RasterKind("uint8", ("class",), 0, Categories(NAMES, COLOURS))
+    ) as p:
+        p[0] = fine
+    found = estimated(sample, "--map", tmp_path / "fine.tif")
+    assert found["overall_accuracy"] == estimated(sample)["overall_accuracy"]
+    for code, name in NAMES.items():
+        assert found["classes"][name]["mapped_area"] == pytest.approx((codes == code).sum() * 0.01)
+    part = codes.copy()
+    part[60:] = 0
+    write_map(tmp_path / "part.tif", part)
+    shown = invoke("estimate-accuracy", sample, "--map", tmp_path / "part.tif").output
+    assert "maps 0.455 times the ground" in " ".join(shown.split())
+    found = estimated(sample, "--map", tmp_path / "part.tif", "--quiet")
+    assert {one["mapped_area"] for one in found["classes"].values()} == {None}
+
+
+def test_a_map_of_another_legend_is_refused(maps, tmp_path):
+    folder, codes, truth = maps
+    sample = tmp_path / "s.gpkg"
+    draw(folder, sample)
+    fill_in(sample, truth)
+    names = NAMES | {5: "Vineyards"}
+    kind = RasterKind("uint8", ("class",), 0, Categories(names, COLOURS))
+    with new_raster(tmp_path / "other.tif", grid_at(*SHAPE), kind) as p:
+        p[0] = codes
+    shown = invoke("estimate-accuracy", sample, "--map", tmp_path / "other.tif", code=2)
+    assert "code 5 is 'Vineyards', but 'Bare & dry' in" in " ".join(shown.output.split())
+
+
+def test_a_class_of_one_pixel_is_said_and_can_be_estimated(maps, tmp_path):
+    _, codes, truth = maps
+    rare = np.where(codes == 12, 3, codes).astype(np.uint8)
+    rare[50, 50] = 12
+    write_map(tmp_path / "map.tif", rare)
+    sample = tmp_path / "s.gpkg"
+    assert "stratum 'Water' has 1 pixel:" in " ".join(draw(tmp_path, sample).output.split())
+    fill_in(sample, np.where(rare == 12, 12, truth))
+    assert estimated(sample)["classes"]["Water"]["users_accuracy"]["interval"] == [1, 1]
+
+
+def test_a_sample_of_a_map_in_degrees_is_judged_without_a_warning(tmp_path):
+    codes = np.random.default_rng(0).choice([3, 5, 12], SHAPE).astype(np.uint8)
+    grid = GeoBox(SHAPE, Affine(1e-4, 0, 2, 0, -1e-4, 42), "EPSG:4326")
+    with new_raster(
+        tmp_path / "map.tif", grid, RasterKind("uint8", ("class",), 0, Categories(NAMES, COLOURS))
+    ) as p:
+        p[0] = codes
+    sample = tmp_path / "s.gpkg"
+    draw(tmp_path, sample, points=300)
+    fill_in(sample, codes, grid=grid)
+    found = estimated(sample, "--map", tmp_path / "map.tif")
+    assert (found["overall_accuracy"]["value"], found["unit"]) == (1, "pixels")
+    assert found["classes"]["Forest"]["mapped_area"] == (codes == 3).sum()
+
+
+def test_two_codes_of_one_name_are_two_classes(maps, tmp_path):
+    _, codes, truth = maps
+    kind = RasterKind("uint8", ("class",), 0, Categories(NAMES | {5: "Forest"}, COLOURS))
+    with new_raster(tmp_path / "map.tif", grid_at(*SHAPE), kind) as p:
+        p[0] = codes
+    sample = tmp_path / "s.gpkg"
+    draw(tmp_path, sample)
+    fill_in(sample, truth)
+    assert [*estimated(sample)["classes"]] == ["Forest (code 3)", "Forest (code 5)", "Water"]
+
+
+def test_a_point_without_the_maps_class_is_said(maps, tmp_path):
+    folder, _, truth = maps
+    sample = tmp_path / "s.gpkg"
+    draw(folder, sample)
+    fill_in(sample, truth)
+    frame = pyogrio.read_dataframe(sample, layer="sample")
+    frame.loc[3, "mapped"] = None
+    pyogrio.write_dataframe(frame, sample, layer="sample")
+    shown = invoke("estimate-accuracy", sample, code=2)
+    assert "a point has no class of the map. Points must not be added by hand" in " ".join(shown.output.split())
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from cobertes.accuracy.estimators import allocate, estimate, sample_size
+from cobertes.accuracy.estimators import Estimate, allocate, estimate, sample_size
 from cobertes.errors import SettingsError
 
 # Olofsson et al. (2014): rows = map class, columns = reference; deforestation, forest gain, stable forest, non-forest
@@ -109,6 +109,33 @@ def test_a_class_that_no_point_shows_has_no_accuracy_and_intervals_stay_possible
     assert found.areas[2].value == 0
     assert found.users[1].interval(1.0)[1] == 1.0
     assert found.users[1].interval(1.0)[0] >= 0
+
+
+def test_what_is_not_known_has_no_interval():
+    assert np.isnan(Estimate(float("nan"), float("nan")).interval(1.0)).all()
+
+
+def test_points_that_all_agree_leave_doubt_by_their_number():
+    mapped, reference = np.repeat([0, 1], [2, 50]), np.repeat([0, 1], [2, 50])
+    found = estimate(np.array([1000, 9000]), mapped, mapped, reference, 3)
+    assert (found.users[0].value, found.users[0].error) == (1, 0)
+    assert found.users[0].interval(1.0) == (pytest.approx(2 / (2 + 1.96**2), rel=1e-4), 1)  # Wilson (1927)
+    assert found.users[1].interval(1.0) == (pytest.approx(50 / (50 + 1.96**2), rel=1e-4), 1)
+    low, high = found.overall.interval(1.0)
+    assert 0.5 < low < 0.95 < high == 1  # between the strata's
+    low, high = found.areas[2].interval(1.0)  # a class that no point shows may be there
+    assert low == 0 < high < 0.1
+    # all pixels of class 0 were seen: nothing is left to doubt
+    found = estimate(np.array([2, 9000]), mapped, mapped, reference, 2)
+    assert found.users[0].interval(1.0) == (1, 1)
+    assert found.users[1].interval(1.0)[0] < 0.95
+
+
+def test_a_stratum_whose_only_pixel_was_seen_is_known():
+    found = estimate(np.array([1, 99]), np.array([0, 1, 1]), np.array([0, 1, 1]), np.array([0, 1, 0]), 2)
+    assert found.users[0].interval(1.0) == (1, 1)
+    assert found.areas[0].value == pytest.approx(0.01 + 0.99 / 2)
+    assert found.areas[0].error > 0
 
 
 def test_a_stratum_of_one_point_is_refused():

@@ -6,6 +6,7 @@ import os
 import numpy as np
 import pytest
 
+from cobertes.cli.console import Console
 from cobertes.errors import InputFileError, StorageError, did_you_mean
 from cobertes.files import read_json, replacing, write_json, write_text
 
@@ -91,3 +92,15 @@ def test_near_misses_are_offered():
     assert did_you_mean("wter", ["water", "forest"]) == " Did you mean 'water'?"
     assert did_you_mean("zzz", ["water", "forest"]) == " Known: forest, water."
     assert did_you_mean("x", []) == ""
+
+
+def test_results_as_json_hold_null_for_what_is_not_known(capsys):
+    console = Console(as_json=True)
+    console.answer("", interval=[float("nan"), 0.5], best={"a": float("inf")})
+    console.finish()
+
+    def refuse(name):
+        raise AssertionError(name)
+
+    found = json.loads(capsys.readouterr().out, parse_constant=refuse)
+    assert found == {"interval": [None, 0.5], "best": {"a": None}}

@@ -133,7 +133,9 @@ def test_units_without_a_judged_pixel_tell_nothing():
     assert paired_difference(*padded, scores.overall_accuracy) == paired_difference(
         first, second, scores.overall_accuracy
     )
-    alone = paired_difference(*(np.concatenate([one[:1], empty]) for one in (first, second)), scores.overall_accuracy)
+    alone = paired_difference(
+        *(np.concatenate([one[:1], empty]) for one in (first, second)), scores.overall_accuracy
+    )
     assert alone.difference > 0
     assert (np.isnan([alone.low, alone.high]).all(), alone.verdict) == (True, "cannot tell")
     none = paired_difference(empty, empty, scores.overall_accuracy)

@@ -39,7 +39,7 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, data: Any) -> None:
     """Write JSON, whole or not at all; NaN and infinity become null."""
-    text = json.dumps(_without_nan(data), indent=2, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(without_nan(data), indent=2, ensure_ascii=False, allow_nan=False)
     write_text(path, text + "\n")
 
 
@@ -55,9 +55,10 @@ def read_json(path: Path) -> Any:
         raise InputFileError(f"can't read {path}: {error}. Delete it and run the stage again.") from error
 
 
-def _without_nan(data: Any) -> Any:
+def without_nan(data: Any) -> Any:
+    """The same with null for NaN and infinity, which JSON does not know."""
     if isinstance(data, dict):
-        return {key: _without_nan(value) for key, value in data.items()}
+        return {key: without_nan(value) for key, value in data.items()}
     if isinstance(data, list | tuple):
-        return [_without_nan(value) for value in data]
+        return [without_nan(value) for value in data]
     return None if isinstance(data, float) and not math.isfinite(data) else data

@@ -3,23 +3,50 @@
 estimators, sampling <-- interpretation <-- areas
 """
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import geopandas as gpd
 import numpy as np
+import shapely
 from numpy.typing import NDArray
 
 from cobertes.accuracy.confusion import ConfusionMatrix
-from cobertes.accuracy.estimators import SampleEstimates, allocate, estimate, sample_size
-from cobertes.accuracy.interpretation import CANNOT_TELL, read_sample, write_sample
-from cobertes.accuracy.sampling import CodedMap, count_codes, draw_pixels, open_map, require_grid_of, values_at
-from cobertes.errors import InputFileError, SettingsError
+from cobertes.accuracy.estimators import (
+    Estimate,
+    SampleEstimates,
+    allocate,
+    estimate,
+    sample_size,
+    too_few_points,
+)
+from cobertes.accuracy.interpretation import CANNOT_TELL, Sample, read_sample, write_sample
+from cobertes.accuracy.sampling import (
+    CodedMap,
+    count_both,
+    count_codes,
+    draw_pixels,
+    open_map,
+    require_grid_of,
+    values_at,
+)
+from cobertes.errors import InputFileError, LegendError, SettingsError
+from cobertes.geo.grid import pixel_hectares
 from cobertes.progress import SILENT, Progress
 
 EXPECTED = 0.8
 """User's accuracy that is expected of classes of which nothing better is known."""
+
+FEW = 3
+"""Pixels under which a stratum is warned of."""
+
+ALIKE = 0.01
+"""Difference in mapped ground, as a share, up to which another map's counted areas stand beside the sample's."""
+
+log = logging.getLogger(__name__)
 
 Allocation = Literal["proportional", "equal"]
 
@@ -64,11 +91,15 @@ def draw_sample(
     coded = open_map(map_file)
     by = open_map(strata_file) if strata_file else coded
     require_grid_of(by, coded)
-    counts = count_codes(by, progress)
+    counts, in_map = _count(coded, by if strata_file else None, progress)
     codes = np.flatnonzero(counts)
     if not len(codes):
         raise InputFileError(f"{by.path} holds no class: nothing to draw from")
-    classes = codes if strata_file is None else np.flatnonzero(count_codes(coded, progress))
+    for code in codes[counts[codes] < FEW].tolist():
+        log.warning(
+            "stratum '%s' has %d pixel%s: where the interpreter can't tell what is there, no estimate is possible",
+            by.name(code), counts[code], "s" if counts[code] > 1 else "",
+        )  # fmt: skip
     known = expected or {}
     shares = np.array([known.get(by.name(code), EXPECTED) for code in codes.tolist()])
     if points is None:
@@ -79,11 +110,40 @@ def draw_sample(
     )
     mapped = stratum if strata_file is None else values_at(coded, *_middles(coded, places))
     strata = {code: (by.name(code), int(counts[code])) for code in codes.tolist()}
-    write_sample(out, coded, places, stratum, mapped, strata, classes.tolist(), seed=seed)
+    # what the map never shows may be there: the interpreter can choose every class that the map has a name for
+    offered = sorted(({*coded.names} - {coded.nodata}) | {*np.flatnonzero(in_map).tolist()})
+    classes = {code: int(in_map[code]) for code in offered}
+    write_sample(out, coded, places, stratum, mapped, strata, classes, seed=seed)
     weight = counts[codes] / counts[codes].sum()
     error = float(np.sqrt((weight**2 * shares * (1 - shares) / np.maximum(given, 1)).sum()))
     drawn = {code: (*strata[code], int(n)) for code, n in zip(codes.tolist(), given, strict=True)}
     return Drawn(drawn, error)
+
+
+def _count(
+    coded: CodedMap, strata: CodedMap | None, progress: Progress
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(256,) pixels of every stratum, and of every class of the map among them; 0 for nodata."""
+    if strata is None:
+        counts = count_codes(coded, progress)
+        return counts, counts
+    both = count_both(coded, strata, progress)
+    none, outside = (
+        np.zeros(256, bool) if one.nodata is None else np.arange(256) == one.nodata for one in (coded, strata)
+    )
+    empty, lost = int(both[none][:, ~outside].sum()), int(both[~none][:, outside].sum())
+    if empty:
+        log.warning(
+            "%s pixels of the strata have no class in %s: they are drawn from, and count as wrongly mapped",
+            f"{empty:,}", coded.path,
+        )  # fmt: skip
+    if lost:
+        log.warning(
+            "%s mapped pixels of %s lie in no stratum: areas and accuracies are those of the strata alone",
+            f"{lost:,}", coded.path,
+        )  # fmt: skip
+    both[:, outside] = 0
+    return both.sum(axis=0), np.where(none, 0, both.sum(axis=1))
 
 
 def _middles(coded: CodedMap, places: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -96,7 +156,8 @@ class AreaReport:
     """What the interpreted points say of a map.
 
     codes, names  of the classes;  estimates by class index
-    pixels        of the whole map;  ``mapped`` (K,) counted in the map, None where that was not read
+    pixels        of all strata
+    mapped        (K,) ground that the map counts among them, in pixels of the sample; None where that is not known
     hectares      of a pixel, None without a projected CRS
     used          points;  ``todo`` not interpreted yet;  ``unclear`` where the interpreter could not tell
     """
@@ -105,7 +166,7 @@ class AreaReport:
     names: list[str]
     estimates: SampleEstimates
     pixels: int
-    mapped: NDArray[np.int64] | None
+    mapped: NDArray[np.float64] | None
     hectares: float | None
     used: int
     todo: int
@@ -114,6 +175,10 @@ class AreaReport:
     def to_dict(self) -> dict[str, Any]:
         """For JSON: shares and accuracies with standard errors and 95 % intervals, areas in hectares or pixels."""
         e, unit = self.estimates, self._unit
+        keys = [
+            name if self.names.count(name) == 1 else f"{name} (code {code})"
+            for code, name in zip(self.codes, self.names, strict=True)
+        ]
 
         def one(value: Any, scale: float = 1.0, most: float = 1.0) -> dict[str, Any]:
             ends = value.interval(most)
@@ -132,7 +197,7 @@ class AreaReport:
                     "mapped_area": None if self.mapped is None else float(self.mapped[k] * unit),
                     "users_accuracy": one(e.users[k]), "producers_accuracy": one(e.producers[k]),
                 }
-                for k, (code, name) in enumerate(zip(self.codes, self.names, strict=True))
+                for k, (code, name) in enumerate(zip(self.codes, keys, strict=True))
             },
             "confusion_matrix": {"rows": "reference", "columns": "predicted", "points": e.counts.tolist(),
                                  "area_proportions": e.proportions.tolist()},
@@ -148,19 +213,28 @@ class AreaReport:
         left = [f"{n} {why}" for n, why in ((self.todo, "not interpreted"), (self.unclear, "unclear")) if n]
         lines = [
             f"{self.used} points" + (f" ({', '.join(left)}: left out)" if left else ""),
-            f"overall accuracy {e.overall.value:.3f} ± {e.overall.margin:.3f}",
+            f"overall accuracy {_cell(e.overall)}",
             f"{'class':<28}{f'mapped, {what}':>18}{f'estimated, {what}':>30}{'user’s':>16}{'producer’s':>16}",
         ]
         for k, name in enumerate(self.names):
             counted = "-" if self.mapped is None else f"{self.mapped[k] * self._unit:,.0f}"
             scale = self.pixels * self._unit
-            area = f"{e.areas[k].value * scale:,.0f} ± {e.areas[k].margin * scale:,.0f}"
-            both = e.users[k], e.producers[k]
-            cells = [f"{x.value:.3f} ± {x.margin:.3f}" if np.isfinite(x.value) else "-" for x in both]
+            area, cells = _cell(e.areas[k], scale, ",.0f"), [_cell(x) for x in (e.users[k], e.producers[k])]
             lines.append(f"{name[:27]:<28}{counted:>18}{area:>30}{cells[0]:>16}{cells[1]:>16}")
-        lines.append("± is half of the 95 % interval (1.96 standard errors).")
+        lines.append(
+            "± is half of the 95 % interval (1.96 standard errors); its ends stand where all points agree."
+        )
         lines.append(ConfusionMatrix(e.counts).describe([str(code) for code in self.codes]))
         return "\n".join(lines)
+
+
+def _cell(x: Estimate, scale: float = 1.0, form: str = ".3f") -> str:
+    if not np.isfinite(x.value):
+        return "-"
+    if x.points is None:
+        return f"{x.value * scale:{form}} ± {x.margin * scale:{form}}"
+    low, high = x.interval(1.0)
+    return f"{low * scale:{form}} to {high * scale:{form}}"
 
 
 def estimate_areas(sample_file: Path, map_file: Path | None = None, progress: Progress = SILENT) -> AreaReport:
@@ -168,7 +242,7 @@ def estimate_areas(sample_file: Path, map_file: Path | None = None, progress: Pr
 
     map_file   the map to judge: any on the same ground. By default the one that the sample was drawn from, by the
                classes that were noted then
-    Raises InputFileError, LegendError, SettingsError where a stratum has fewer than two interpreted points.
+    Raises InputFileError, LegendError, SettingsError where a stratum has too few interpreted points.
     """
     sample = read_sample(sample_file)
     points = sample.points
@@ -178,31 +252,30 @@ def estimate_areas(sample_file: Path, map_file: Path | None = None, progress: Pr
     if used.empty:
         raise SettingsError(f"{sample_file}: no point has a reference class yet. Fill in the column 'reference'.")
     codes, names = list(sample.strata), [name for name, _ in sample.strata.values()]
-    short = [
-        f"{name} ({n})"
-        for code, name in zip(codes, names, strict=True)
-        if (n := int((used["stratum"] == code).sum())) < 2 and sample.strata[code][1] > 0
-    ]
+    pixels = np.array([n for _, n in sample.strata.values()])
+    seen = np.array([int((used["stratum"] == code).sum()) for code in codes])
+    short = [f"{names[i]} ({seen[i]})" for i in np.flatnonzero(too_few_points(pixels, seen))]
     if short:
         raise SettingsError(
             f"{sample_file}: too few interpreted points in {', '.join(short)}; a variance needs two per stratum"
         )
     mapped = used["mapped"].to_numpy(int)
-    pixels = np.array([n for _, n in sample.strata.values()])
-    counted: dict[int, int] = {}
-    classes = dict(sample.classes)
+    hectares = _hectares(used)
+    classes, counted = dict(sample.classes), _counted(sample)
     if map_file is not None:
         coded = open_map(map_file)
-        places = used.geometry.centroid
+        _require_classes(coded, classes, sample_file)
+        # middles of pixels: what degrees do to a square of 10 m is less than rounding
+        places = gpd.GeoSeries(shapely.centroid(used.geometry.to_numpy()), crs=used.crs)
         if coded.grid.crs is not None and places.crs is not None:
             places = places.to_crs(coded.grid.crs.proj)
         mapped = values_at(coded, places.x.to_numpy(), places.y.to_numpy())
-        counted = {code: int(n) for code, n in enumerate(count_codes(coded, progress)) if n}
-        classes |= {code: coded.name(code) for code in counted if code not in classes}
-    elif set(codes) <= set(classes):
-        counted = dict(zip(codes, pixels.tolist(), strict=True))
+        found_codes = count_codes(coded, progress)
+        classes |= {code: coded.name(code) for code in np.flatnonzero(found_codes).tolist() if code not in classes}
+        counted = _same_ground(coded, found_codes, int(pixels.sum()), hectares)
+    shown = {*mapped.tolist(), *used["reference"].astype(int), *(code for code, n in (counted or {}).items() if n)}
     # a map without a class at a point is wrong there: it gets a class of its own, that no reference has
-    listed = [*classes, *sorted(set(mapped.tolist()) - set(classes))]
+    listed = [code for code in classes if code in shown] + sorted(shown - set(classes))
     index = {code: number for number, code in enumerate(listed)}
     found = estimate(
         pixels,
@@ -211,12 +284,53 @@ def estimate_areas(sample_file: Path, map_file: Path | None = None, progress: Pr
         np.array([index[code] for code in used["reference"].astype(int)]),
         len(listed),
     )
-    hectares = _hectares(used)
+    for k, code in enumerate(listed):
+        if code not in classes:  # no ground is of no class
+            found.areas[k] = Estimate(0.0, 0.0)
     return AreaReport(
         listed, [classes.get(code, "not mapped") for code in listed], found, int(pixels.sum()),
-        np.array([counted.get(code, 0) for code in listed]) if counted else None, hectares,
+        None if counted is None else np.array([counted.get(code, 0.0) for code in listed]), hectares,
         len(used), len(points) - int(done.sum()) - unclear, unclear,
     )  # fmt: skip
+
+
+def _counted(sample: Sample) -> dict[int, float] | None:
+    """Pixels by class of the map that a sample is of; None where its file does not say."""
+    if sample.mapped is not None:
+        return {code: float(n) for code, n in sample.mapped.items()}
+    by_class = {code: name for code, (name, _) in sample.strata.items()} == sample.classes
+    return {code: float(n) for code, (_, n) in sample.strata.items()} if by_class else None
+
+
+def _same_ground(
+    coded: CodedMap, counts: NDArray[np.int64], pixels: int, hectares: float | None
+) -> dict[int, float] | None:
+    """Ground by class of another map, in pixels of the sample; None where it maps more or less ground.
+
+    pixels, hectares   of all strata, and of one pixel
+    """
+    own = pixel_hectares(coded.grid)
+    if (own is None) != (hectares is None):
+        return None
+    scale = 1.0 if own is None or hectares is None else own / hectares
+    if abs(counts.sum() * scale / pixels - 1) > ALIKE:
+        log.warning(
+            "%s maps %.3g times the ground that the sample was drawn from: its mapped areas are left out",
+            coded.path, counts.sum() * scale / pixels,
+        )  # fmt: skip
+        return None
+    return {code: float(n * scale) for code, n in enumerate(counts.tolist()) if n}
+
+
+def _require_classes(coded: CodedMap, classes: Mapping[int, str], sample_file: Path) -> None:
+    """Raise LegendError where a code of the map means another class than in the sample."""
+    for code in sorted({*coded.names} & {*classes}):
+        ours, theirs = classes[code], coded.names[code]
+        if ours != f"code {code}" and ours.strip().casefold() != theirs.strip().casefold():
+            raise LegendError(
+                f"{coded.path}: code {code} is '{theirs}', but '{ours}' in {sample_file}. A sample judges maps "
+                f"of its own legend: bring it to the sample's codes first."
+            )
 
 
 def _hectares(points: Any) -> float | None:

@@ -13,6 +13,7 @@ A worked example (that of Olofsson et al.) is in the tests. The finite populatio
 where more than 5 % of a stratum was sampled (Cochran 1977), else 1.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,10 +31,15 @@ MOST_IGNORED = 0.05
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with its standard error."""
+    """A value with its standard error.
+
+    points   that a share rests on, in effect, where each of them says the same: their standard error of 0 says
+             nothing then. None otherwise, and where every pixel was seen.
+    """
 
     value: float
     error: float
+    points: float | None = None
 
     @property
     def margin(self) -> float:
@@ -41,7 +47,16 @@ class Estimate:
         return Z * self.error
 
     def interval(self, most: float = np.inf) -> tuple[float, float]:
-        """The 95 % interval, cut to 0 and ``most``."""
+        """The 95 % interval, cut to 0 and ``most``; NaN where the value is.
+
+        1.96 standard errors on each side. Of a share of 0 or 1 that is Wilson's interval (1927): two points that
+        are both right leave 0.34 to 1.
+        """
+        if math.isnan(self.value):
+            return math.nan, math.nan
+        if self.points is not None:
+            reach = Z**2 / (self.points + Z**2)
+            return (0.0, reach) if self.value < 0.5 else (1 - reach, 1.0)
         return max(0.0, self.value - self.margin), min(most, self.value + self.margin)
 
 
@@ -72,12 +87,12 @@ def estimate(
     pixels             (H,) pixels of each stratum
     stratum            (n,) stratum 0 .. H-1 of each point
     mapped, reference  (n,) class indices of each point
-    Raises SettingsError where a stratum has fewer than two points.
+    Raises SettingsError where a stratum has fewer than two points, and more pixels than points.
     """
     pixels = np.asarray(pixels, float)
     points = np.bincount(stratum, minlength=len(pixels))
-    if (points[pixels > 0] < 2).any():
-        number = int(np.flatnonzero((points < 2) & (pixels > 0))[0])
+    if (too_few := too_few_points(pixels, points)).any():
+        number = int(np.flatnonzero(too_few)[0])
         raise SettingsError(
             f"stratum {number} has {points[number]} interpreted points: a variance needs two. Interpret more."
         )
@@ -97,6 +112,11 @@ def estimate(
     return SampleEstimates(design.mean(right), areas, users, producers, proportions, counts)
 
 
+def too_few_points(pixels: NDArray[Any], points: NDArray[Any]) -> NDArray[np.bool_]:
+    """(H,) whether the points of a stratum are too few for a variance, though it has pixels that were not seen."""
+    return np.asarray((points < 2) & (points < pixels))
+
+
 @dataclass(frozen=True)
 class _Design:
     """A stratified sample: ``pixels`` and ``points`` (H,) of the strata, ``stratum`` (n,) of the points."""
@@ -112,11 +132,12 @@ class _Design:
         n = self.points[used]
         means = self._sums(y)[used] / n
         spread = (self._sums((y - (self._sums(y) / np.maximum(self.points, 1))[self.stratum]) ** 2)[used]) / (
-            n - 1
+            np.maximum(n - 1, 1)
         )
         sampled = n / self.pixels[used]
         correction = np.where(sampled > MOST_IGNORED, 1 - sampled, 1.0)
-        return Estimate(float(weight @ means[used]), float(np.sqrt(np.sum(weight**2 * correction * spread / n))))
+        value, error = float(weight @ means), float(np.sqrt(np.sum(weight**2 * correction * spread / n)))
+        return Estimate(value, error, self._agreeing(y, np.ones_like(y)))
 
     def ratio(self, y: NDArray[np.float64], x: NDArray[np.float64]) -> Estimate:
         """The mean of ``y`` divided by that of ``x``; NaN where ``x`` is nowhere."""
@@ -124,7 +145,16 @@ class _Design:
         if below == 0:
             return Estimate(float("nan"), float("nan"))
         value = self.mean(y).value / below
-        return Estimate(value, self.mean(y - value * x).error / below)
+        return Estimate(value, self.mean(y - value * x).error / below, self._agreeing(y, x))
+
+    def _agreeing(self, y: NDArray[np.float64], x: NDArray[np.float64]) -> float | None:
+        """Points where ``x`` is 1, in effect (Kish 1965), if ``y`` is 0 or 1 at all of them; else None."""
+        there, share = x > 0, self.points / np.maximum(self.pixels, 1)
+        same = (y[there] == 0).all() or (y[there] == 1).all()
+        if not same or (share[self.stratum[there]] >= 1).all():
+            return None
+        weight = 1 / share[self.stratum[there]]
+        return float(weight.sum() ** 2 / (weight**2).sum())
 
     def _sums(self, y: NDArray[np.float64]) -> NDArray[np.float64]:
         return np.bincount(self.stratum, y, len(self.pixels)).astype(np.float64)

@@ -3,10 +3,10 @@
 layer ``sample``    a square per point, the pixel's outline: ``reference`` (to be filled in), ``comment``;
                     ``stratum``, ``mapped``, which the form hides: who sees the map's class sees it everywhere
 table ``strata``    code, name, pixels and points of each stratum
-table ``classes``   code, name and colour: the value list of ``reference``
+table ``classes``   code, name and colour: the value list of ``reference``; pixels of the map among the strata's
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,12 +36,14 @@ class Sample:
     """A sample that was read back.
 
     points   code of the stratum, of the map and of the reference (NaN: not yet) of every point, with its place
-    strata   code -> (name, pixels);  classes  code -> name;  crs of the places
+    strata   code -> (name, pixels);  classes  code -> name
+    mapped   code -> pixels of the map among the strata's; None where the file does not say
     """
 
     points: gpd.GeoDataFrame
     strata: dict[int, tuple[str, int]]
     classes: dict[int, str]
+    mapped: dict[int, int] | None
 
 
 def write_sample(
@@ -51,7 +53,7 @@ def write_sample(
     stratum: NDArray[np.int64],
     mapped: NDArray[np.int64],
     strata: Mapping[int, tuple[str, int]],
-    classes: Sequence[int],
+    classes: Mapping[int, int],
     *,
     seed: int = 0,
 ) -> None:
@@ -60,7 +62,7 @@ def write_sample(
     places           (n, 2) row, column on the map's grid
     stratum, mapped  (n,) codes
     strata           code -> (name, pixels)
-    classes          codes that the interpreter can choose
+    classes          codes that the interpreter can choose -> pixels of the map among the strata's
     Raises StorageError where it can't be written.
     """
     order = np.random.default_rng((seed, 1)).permutation(len(places))
@@ -82,8 +84,8 @@ def write_sample(
             columns=["code", "name", "pixels", "points"],
         ),
         "classes": pd.DataFrame(
-            [(code, coded.name(code), coded.colours.get(code, "#808080")) for code in classes],
-            columns=["code", "name", "colour"],
+            [(code, coded.name(code), coded.colours.get(code, "#808080"), n) for code, n in classes.items()],
+            columns=["code", "name", "colour", "pixels"],
         ),
     }
     style = sample_style({code: coded.name(code) for code in classes})
@@ -138,6 +140,8 @@ def read_sample(path: Path) -> Sample:
         strata, classes = (pyogrio.read_dataframe(path, layer=name) for name in ("strata", "classes"))
         known = {int(r.code): (str(r.name), int(r.pixels)) for r in _rows(strata)}
         names = {int(r.code): str(r.name) for r in _rows(classes)}
+        counted = "pixels" in classes.columns
+        mapped = {int(r.code): int(r.pixels) for r in _rows(classes)} if counted else None
     except (DataSourceError, DataLayerError, AttributeError, ValueError) as error:
         raise InputFileError(
             f"{path} is no sample of `cobertes sample-accuracy`, with layers sample, strata and classes: {error}"
@@ -152,9 +156,11 @@ def read_sample(path: Path) -> Sample:
         listed = ", ".join(f"{code} {name}" for code, name in names.items())
         raise LegendError(f"{path}: a point's reference is '{value}', none of the classes: {listed}")
     strays = set(points["stratum"].dropna().astype(int)) - set(known)
-    if strays or points["stratum"].isna().any():
-        raise InputFileError(f"{path}: a point belongs to no stratum. Points must not be added by hand.")
-    return Sample(points.assign(reference=reference), known, names)
+    for column in ("stratum", "mapped"):
+        if points[column].isna().any() or (column == "stratum" and strays):
+            what = "belongs to no stratum" if column == "stratum" else "has no class of the map"
+            raise InputFileError(f"{path}: a point {what}. Points must not be added by hand.")
+    return Sample(points.assign(reference=reference), known, names, mapped)
 
 
 def _rows(table: Any) -> Any:

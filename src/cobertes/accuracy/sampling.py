@@ -85,6 +85,17 @@ def count_codes(coded: CodedMap, progress: Progress = SILENT) -> NDArray[np.int6
     return counts
 
 
+def count_both(coded: CodedMap, strata: CodedMap, progress: Progress = SILENT) -> NDArray[np.int64]:
+    """(256, 256) pixels of every code of a map (rows) under every code of strata on its grid (columns)."""
+    counts = np.zeros(256 * 256, np.int64)
+    with open_raster(strata.path) as file:
+        for row, codes in strips(coded.path, progress, "counting"):
+            window = rasterio.windows.Window(0, row, codes.shape[1], codes.shape[0])
+            pairs = codes.astype(np.int32) * 256 + file.read(1, window=window)
+            counts += np.bincount(pairs.ravel(), minlength=counts.size)
+    return counts.reshape(256, 256)
+
+
 @compiled
 def _find(
     codes: NDArray[np.uint8],

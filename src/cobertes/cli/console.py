@@ -12,6 +12,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn,
 from rich.table import Table
 from rich.text import Text
 
+from cobertes.files import without_nan
 from cobertes.progress import SILENT, Advance
 from cobertes.progress import Progress as ProgressProtocol
 
@@ -88,7 +89,7 @@ class Console:
     def finish(self) -> None:
         """Write the one JSON object, where it was asked for."""
         if self.as_json:
-            json.dump(self.result, sys.stdout, ensure_ascii=False, default=str)
+            json.dump(without_nan(self.result), sys.stdout, ensure_ascii=False, allow_nan=False, default=str)
             sys.stdout.write("\n")
 
 
