@@ -72,9 +72,12 @@ def test_what_is_reported_was_not_fitted_to_the_same_blocks():
 
 def test_where_test_blocks_judge_the_temperature_is_fitted_to_validation_blocks_alone():
     rng = np.random.default_rng(3)
-    fitted, judged = a_sample(rng, temperature=2.0), a_sample(rng, temperature=1.0)
+    fitted, judged = a_sample(rng, temperature=2.0), a_sample(rng, temperature=1.0, n=2000)
     facts = calibrate(fitted, judged)
     assert (facts["fitted_on"], facts["reported_on"]) == ("validation", "test")
+    assert (facts["fitted_pixels"], facts["pixels"]) == (32_000, 16_000)
+    alone = calibrate(judged, split="test")
+    assert (alone["fitted_on"], alone["reported_on"][:17]) == ("test", "test, each half w")
     assert facts["temperature"] == pytest.approx(2, rel=0.05)
     assert facts["expected_calibration_error"]["before"] < 0.02 < facts["expected_calibration_error"]["after"]
 
@@ -119,13 +122,35 @@ def test_the_risk_falls_where_less_is_covered_and_ends_at_the_error_rate():
     assert half["risk"] == pytest.approx((~right[order]).mean())
 
 
-def test_the_sample_depends_on_seed_and_window_alone_and_takes_its_share():
-    known = np.random.default_rng(0).random((300, 300)) < 0.9
-    one, two = LogitSample(0.1).choose(known, (0, 5, 7)), LogitSample(0.1).choose(known, (0, 5, 7))
-    np.testing.assert_array_equal(one, two)
-    assert (one != LogitSample(0.1).choose(known, (0, 5, 8))).any()
-    assert not one[~known].any()
-    assert one.sum() / known.sum() == pytest.approx(0.1, rel=0.1)
+def collected(known, most):
+    """A sample of windows (n, height, width); a pixel's logits are its own number."""
+    sample = LogitSample(seed=3, most=most)
+    for place, window in enumerate(known):
+        numbers = sample.draw(window, (place,))
+        taken = numbers < sample.share
+        own = np.flatnonzero(taken) + place * window.size
+        sample.add(f"u{place}", own[:, None].astype(np.float32), np.zeros(len(own), np.uint8), numbers[taken])
+    return sample
+
+
+def test_a_sample_is_of_all_pixels_alike_and_never_of_more_than_twice_as_many():
+    known = np.random.default_rng(0).random((40, 50, 50)) < 0.9
+    sample = collected(known, 2000)
+    logits, _, unit = sample.arrays()
+    pixels = logits[:, 0].astype(int)
+    assert 1000 < len(pixels) <= 4000
+    assert len(set(pixels.tolist())) == len(pixels)
+    assert known.ravel()[pixels].all()
+    np.testing.assert_array_equal(unit, pixels // 2500)  # every window is in it
+    per_window = np.bincount(unit, minlength=40)
+    assert abs(per_window - len(pixels) / 40).max() < 5 * np.sqrt(len(pixels) / 40)
+    np.testing.assert_array_equal(collected(known, 2000).arrays()[0], logits)
+
+
+def test_of_few_labelled_pixels_each_is_in_the_sample():
+    known = np.zeros((30, 50, 50), bool)
+    known[7, 3, 4] = known[20, 9, 9] = True
+    assert collected(known, 2000).arrays()[0][:, 0].tolist() == [7 * 2500 + 154, 20 * 2500 + 459]
 
 
 # --- the file ----------------------------------------------------------------------------------------------
@@ -155,4 +180,13 @@ def test_confidences_of_a_map_are_worth_what_pixels_like_them_were():
         {"from": 0.95, "to": 1.0, "pixels": 9, "confidence": 1.0, "accuracy": 0.65},
     ]
     given_ = np.array([[50, 70, 90, 100, 255, 10]], np.uint8)
-    assert calibrated(given_, table).tolist() == [[40, 55, 70, 70, 255, 40]]
+    assert calibrated(given_, table).tolist() == [[40, 54, 68, 68, 255, 40]]  # 0.675 from 90 % up
+
+
+def test_a_bin_of_one_pixel_does_not_make_every_confidence_certain():
+    table = [
+        {"pixels": 1, "confidence": 0.2, "accuracy": 1.0},
+        {"pixels": 999, "confidence": 0.6, "accuracy": 0.5},
+        {"pixels": 5000, "confidence": 0.9, "accuracy": 0.8},
+    ]
+    assert calibrated(np.array([20, 60, 90], np.uint8), table).tolist() == [50, 50, 80]

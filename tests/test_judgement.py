@@ -285,3 +285,24 @@ def test_where_seasons_are_stacked_pixels_are_told_apart_by_what_was_observed(tw
         "all seasons": 1, "april alone": 1, "august alone": 0,
     }  # fmt: skip
     assert sum(m.pixels for m in judgement.seasons.values()) == judgement.matrices.total.pixels
+
+
+def test_windows_without_a_label_are_not_predicted_and_few_labels_make_a_sample(two_seasons, tmp_path):
+    from dataclasses import replace
+
+    from cobertes.accuracy.calibration import LogitSample, calibrate
+    from cobertes.apply.evaluate import judge_model
+    from cobertes.learn.infer import plan_as_mapped
+
+    codes = np.zeros(SHAPE, np.uint8)
+    codes[2:4, 12:14], codes[45, 45] = 10, 200
+    labels = write_raster(tmp_path / "l.tif", codes, grid_at(*SHAPE), nodata=0)
+    ground = replace(two_seasons, labels={"one": labels})
+    engine, seen = engine_that_reads_classes("stack"), []
+    plan = plan_as_mapped(ground, "v", 32, 8)
+    counting = replace(engine, logits=lambda x: (seen.append(len(x)), engine.logits(x))[1])
+    sample = LogitSample()
+    judgement = judge_model(counting, ground, "v", plan, purity={}, tile_size=10, batch_size=2, sample=sample)
+    assert judgement.matrices.total.pixels == sum(map(len, sample.labels)) == 5
+    assert sum(seen) == 2 < len(plan)
+    assert calibrate(sample)["pixels"] == 5

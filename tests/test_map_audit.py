@@ -128,7 +128,10 @@ def test_patches_are_ranked_by_their_core_and_confidence(tmp_path, monkeypatch, 
 
 
 def test_confidences_are_taken_for_what_they_were_worth(tmp_path):
-    table = [{"confidence": 0.5, "accuracy": 0.3}, {"confidence": 0.99, "accuracy": 0.72}]
+    table = [
+        {"confidence": 0.5, "accuracy": 0.3, "pixels": 9},
+        {"confidence": 0.99, "accuracy": 0.72, "pixels": 9},
+    ]
     patches = audit_maps([an_area(tmp_path / "a", CHANGES, table=table)], LEGEND, min_confidence=0.7)
     assert [(p.core, round(p.confidence, 2)) for p in patches] == [(18, 0.72)]
 

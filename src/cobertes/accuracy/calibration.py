@@ -33,28 +33,45 @@ Floats = NDArray[np.float64]
 
 @dataclass
 class LogitSample:
-    """Logits of some labelled pixels, collected window by window.
+    """Logits of some labelled pixels, collected window by window: a random sample, however many there will be.
 
-    share   of the pixels that is taken, 0 to 1; which ones depends on seed and window alone
+    Each pixel draws a number from seed and window alone, and is in the sample where that is below ``share``. Where
+    more than twice ``most`` are, the share shrinks to what leaves ``most``.
     """
 
-    share: float
+    share: float = 1.0
     seed: int = 0
+    most: int = PIXELS
     logits: list[NDArray[np.float32]] = field(default_factory=list)
     labels: list[NDArray[np.uint8]] = field(default_factory=list)
+    numbers: list[NDArray[np.float64]] = field(default_factory=list)
     units: list[str] = field(default_factory=list)
 
-    def choose(self, known: NDArray[np.bool_], place: Sequence[int]) -> NDArray[np.bool_]:
-        """Which of the ``known`` pixels of a window at ``place`` are taken."""
-        drawn = np.random.default_rng((self.seed, *place)).random(known.shape) < self.share
-        return drawn & known
+    def draw(self, known: NDArray[np.bool_], place: Sequence[int]) -> Floats:
+        """The numbers (height, width) of a window's pixels; infinite where they are not ``known``."""
+        return np.where(known, np.random.default_rng((self.seed, *place)).random(known.shape), np.inf)
 
-    def add(self, unit: str, logits: NDArray[np.float32], labels: NDArray[np.uint8]) -> None:
-        """Take in logits (n, K) of pixels with class indices (n,), of a unit of ground."""
+    def add(
+        self, unit: str, logits: NDArray[np.float32], labels: NDArray[np.uint8], numbers: Floats | None = None
+    ) -> None:
+        """Take in logits (n, K) of pixels of a unit of ground, with class indices and numbers (n,) below ``share``.
+
+        Without numbers the pixels stay, whatever comes.
+        """
         if len(labels):
             self.logits.append(logits)
             self.labels.append(labels)
+            self.numbers.append(np.zeros(len(labels)) if numbers is None else numbers)
             self.units.append(unit)
+        if sum(map(len, self.labels)) > 2 * self.most:
+            self._thin()
+
+    def _thin(self) -> None:
+        self.share = float(np.partition(np.concatenate(self.numbers), self.most)[self.most])
+        kept = [numbers < self.share for numbers in self.numbers]
+        parts = zip(self.units, self.logits, self.labels, self.numbers, kept, strict=True)
+        left = [(unit, z[at], y[at], n[at]) for unit, z, y, n, at in parts if at.any()]
+        self.units, self.logits, self.labels, self.numbers = map(list, zip(*left, strict=True))
 
     def arrays(self) -> tuple[Floats, NDArray[np.int64], NDArray[np.int64]]:
         """Logits (n, K), class indices (n,) and the number of each pixel's unit (n,)."""
@@ -127,15 +144,18 @@ def halves(unit: NDArray[np.int64], seed: int = 0) -> NDArray[np.bool_]:
     return second[unit]
 
 
-def calibrate(sample: LogitSample, judged: LogitSample | None = None) -> dict[str, Any]:
-    """Temperature and what is known of it, for calibration.json.
+def calibrate(
+    sample: LogitSample, judged: LogitSample | None = None, *, split: str = "validation"
+) -> dict[str, Any]:
+    """Temperature and what is known of it, for calibration.json; ``pixels`` are those that it is reported on.
 
-    sample   of the validation blocks: the temperature is fitted to it
+    sample   of the blocks of ``split``, the validation blocks where they are labelled: the temperature is fitted
+             to it
     judged   of the test blocks where there are some; else halves of the sample judge each other
     """
     logits, labels, unit = sample.arrays()
     temperature = fit_temperature(logits, labels)
-    facts: dict[str, Any] = {"temperature": temperature, "fitted_on": "validation", "pixels": len(labels)}
+    facts: dict[str, Any] = {"temperature": temperature, "fitted_on": split, "fitted_pixels": len(labels)}
     applied: float | Floats = temperature
     if judged is not None:
         logits, labels, unit = judged.arrays()
@@ -144,15 +164,16 @@ def calibrate(sample: LogitSample, judged: LogitSample | None = None) -> dict[st
         second = halves(unit)
         each = [fit_temperature(logits[part], labels[part]) for part in (~second, second)]
         applied = np.where(second, each[0], each[1])[:, None]
-        facts |= {"reported_on": "validation, each half with the temperature of the other", "halves": each}
+        facts |= {"reported_on": f"{split}, each half with the temperature of the other", "halves": each}
     else:
-        facts |= {"reported_on": "validation, the same pixels: there is one block"}
+        facts |= {"reported_on": f"{split}, the same pixels: there is one block"}
     right = logits.argmax(axis=1) == labels
     before, after = confidence_of(logits), confidence_of(logits, applied)
     tables = {"before": reliability(before, right), "after": reliability(after, right)}
     log_p = log_softmax(logits / applied, axis=1)[np.arange(len(labels)), labels]
     curve = risk_coverage(after, right)
     return facts | {
+        "pixels": len(labels),
         "units": int(unit.max()) + 1,
         "expected_calibration_error": {name: expected_calibration_error(table) for name, table in tables.items()},
         "negative_log_likelihood": {
@@ -189,8 +210,13 @@ def calibrated(percent: NDArray[np.uint8], table: Sequence[dict[str, float]]) ->
     """What confidences in percent are worth by a table of `reliability`, for maps made without temperature.
 
     percent   uint8 of any shape, values over 100 are no confidence and stay
+
+    A surer pixel is worth as much or more: bins that say otherwise are pooled by their pixels (isotonic regression;
+    Zadrozny & Elkan 2002), so that a bin of few is no match for one of many.
     """
-    rise = np.maximum.accumulate([one["accuracy"] for one in table])
+    from sklearn.isotonic import isotonic_regression
+
+    rise = isotonic_regression([one["accuracy"] for one in table], sample_weight=[one["pixels"] for one in table])
     values = np.interp(np.arange(101), [100 * one["confidence"] for one in table], 100 * rise)
     lookup = np.arange(256, dtype=np.uint8)
     lookup[:101] = np.round(values).astype(np.uint8)

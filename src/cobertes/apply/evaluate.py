@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cobertes.accuracy.blocks import BlockMatrices, block_scores
 from cobertes.accuracy.boundaries import NOT_KNOWN
-from cobertes.accuracy.calibration import PIXELS, LogitSample, calibrate
+from cobertes.accuracy.calibration import LogitSample, calibrate
 from cobertes.accuracy.confusion import ConfusionMatrix
 from cobertes.accuracy.forest import judge_forest, most_frequent, train_forest
 from cobertes.accuracy.intervals import head_statistics, paired_difference, score_intervals
@@ -40,10 +40,12 @@ CALIBRATION_WINDOWS = 200
 """Windows of the validation blocks that a temperature is fitted to where test blocks judge."""
 
 USED_FOR = {
-    "validation": ["choosing the epoch", "lowering the learning rate", "fitting the temperature of confidences"],
+    "validation": ["choosing the epoch", "lowering the learning rate"],
     "test": [],
 }
 """What the blocks of a split served for before they judge."""
+
+FITTING = "fitting the temperature of confidences"
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,10 @@ class Assessment:
         """Matrices by block of the model and the baselines."""
         return {"model": self.judgement.matrices, **self.baselines}
 
+    @property
+    def _fits_temperature(self) -> bool:
+        return bool(self.calibration["fitted_on"] == self.split)
+
     def differences(self) -> dict[str, dict[str, dict[str, Any]]]:
         """By how much the model is better than each baseline, with intervals, by score."""
         heads = head_statistics(self.model.averaged)
@@ -89,7 +95,7 @@ class Assessment:
         baselines = {name: found.total.scores(ground.legend, hectares) for name, found in self.baselines.items()}
         return {
             "split": self.split,
-            "used_for": USED_FOR[self.split],
+            "used_for": USED_FOR[self.split] + ([FITTING] if self._fits_temperature else []),
             "pixels": self.model.pixels,
             "blocks": len(self.judgement.blocks),
             "miou_classes": scores["miou_classes"],
@@ -137,7 +143,7 @@ def assess(
     letter = HELD_OUT[split]
     size = window or engine.header.window
     plan = plan_as_mapped(ground, letter, size, default_overlap(size) if overlap is None else overlap)
-    sample = _sample(plan, seed)
+    sample = LogitSample(seed=seed)
     judgement = judge_model(
         engine, ground, letter, plan, purity=purity or {}, tile_size=tile_size, batch_size=batch_size,
         sample=sample, progress=progress,
@@ -148,25 +154,22 @@ def assess(
         train_forest(ground, frame, seed=seed, progress=progress), ground, letter, progress=progress
     )
     frequent = most_frequent(judgement.matrices, statistics.class_counts)
-    fitted, judged = sample, None
+    fitted, judged, fitted_on = sample, None, split
     if split == "test":  # nothing is fitted to blocks that are to be free of doubt
         held_out = HELD_OUT["validation"]
         others = plan_as_mapped(ground, held_out, size, default_overlap(size) if overlap is None else overlap)
         others = others[:: max(1, len(others) // CALIBRATION_WINDOWS)]
-        fitted, judged = _sample(others, seed), sample
+        fitted = LogitSample(seed=seed)
         judge_model(
             engine, ground, held_out, others, purity={}, tile_size=tile_size, batch_size=batch_size,
             sample=fitted, progress=progress,
         )  # fmt: skip
-        if not fitted.labels:
-            fitted, judged = sample, None
-    calibration = calibrate(fitted, judged) | {"model": engine.header.training.get("fingerprint")}
+        if fitted.labels:
+            judged, fitted_on = sample, "validation"
+        else:  # no validation pixel is labelled
+            fitted = sample
+    calibration = calibrate(fitted, judged, split=fitted_on) | {"model": engine.header.training.get("fingerprint")}
     return Assessment(split, judgement, {"most_frequent": frequent, "random_forest": forest}, calibration)
-
-
-def _sample(plan: Sequence[HeldOut], seed: int) -> LogitSample:
-    pixels = sum(planned.interior.height * planned.interior.width for _, planned in plan)
-    return LogitSample(min(1.0, PIXELS / max(pixels, 1)), seed)
 
 
 def judge_model(
@@ -186,10 +189,16 @@ def judge_model(
     Other arguments as in `assess`.
     """
     judgement = Judgement.begin(ground, letter, tile_size)
+    waiting: list[tuple[HeldOut, _Read]] = []
     with progress.bar(f"judging on {SPLIT_NAMES[letter]}", len(plan), "windows") as advance:
         for batch in read_ahead(plan, _reader(ground, engine.header.inputs, purity), batch_size):
-            _judge(engine, judgement, batch, sample)
+            waiting += [(item, one) for item, one in batch if one is not None]
+            if len(waiting) >= batch_size:
+                _judge(engine, judgement, waiting[:batch_size], sample)
+                del waiting[:batch_size]
             advance(len(batch))
+        if waiting:
+            _judge(engine, judgement, waiting, sample)
     return judgement
 
 
@@ -204,8 +213,12 @@ class _Read:
 
 
 def _reader(ground: Ground, inputs: Inputs, purity: Mapping[str, Path]) -> Any:
-    def read(item: HeldOut) -> _Read:
+    known = ground.legend.index_table() != IGNORE_INDEX
+
+    def read(item: HeldOut) -> _Read | None:
         area, window = item[0], item[1].window
+        if not known[read_labels(ground.labels[area], item[1].interior)].any():
+            return None  # nothing to judge: with sparse labels, most windows
         observed, labels = ground.read_pixels(area, window)
         shares = None
         if area in purity:
@@ -231,9 +244,10 @@ def _judge(
             inside = planned.interior.within(planned.window)
             known[inside] = one.labels[inside] != IGNORE_INDEX
             place = list(judgement.tiles).index(area), planned.interior.row, planned.interior.col
-            taken = sample.choose(known, place)
+            numbers = sample.draw(known, place)
+            taken = numbers < sample.share
             chosen = logits[i][:, torch.from_numpy(taken).to(logits.device)].float().cpu().numpy()
-            sample.add(judgement.blocks[block].unit, chosen.T, one.labels[taken])
+            sample.add(judgement.blocks[block].unit, chosen.T, one.labels[taken], numbers[taken])
     if len(engine.header.inputs.seasons) > 1:
         _judge_seasons(engine, judgement, batch, x, predicted)
 
