@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import rasterio
+from rasterio.features import rasterize
 
 from cobertes.accuracy.map_audit import Patch, audit_maps, write_patches
 from cobertes.project import load_project
@@ -68,7 +69,8 @@ def judge(patches: Sequence[Patch], planted: np.ndarray) -> dict[str, float]:
     """Precision and recall of ranked patches."""
     hits, found = [], set()
     for patch in patches:
-        inside = planted[tuple(patch.pixels.T)]
+        there = rasterize([patch.outline], planted.shape, transform=patch.grid.affine) > 0
+        inside = planted[there]
         hits.append(bool((inside > 0).mean() > 0.5))
         if hits[-1]:
             found |= set(inside[inside > 0].tolist())

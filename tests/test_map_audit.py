@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pyogrio
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import binary_erosion, label
 from typer.testing import CliRunner
@@ -81,7 +81,7 @@ def test_the_core_is_what_erosion_leaves(seed, height, width):
         np.testing.assert_array_equal(core_of(kinds[start:stop])[inside], core_of(kinds)[first:last])
 
 
-def an_area(folder, changes, *, confidence=95, table=(), name="one"):
+def an_area(folder, changes, *, confidence=95, table=(), name="one", crs="EPSG:32631"):
     """Labels of one class; the map says others in rectangles (row, col, height, width, class, percent)."""
     folder.mkdir(exist_ok=True)
     labels = np.full(SHAPE, 10, np.uint8)
@@ -90,7 +90,7 @@ def an_area(folder, changes, *, confidence=95, table=(), name="one"):
     for row, col, height, width, code, sure in changes:
         predicted[row : row + height, col : col + width] = code
         percent[row : row + height, col : col + width] = sure
-    grid = grid_at(*SHAPE)
+    grid = grid_at(*SHAPE, crs=crs) if crs else None
     paths = [folder / f"{what}.tif" for what in ("map", "labels", "confidence")]
     for path, values, nodata in zip(paths, (predicted, labels, percent), (0, 0, 255), strict=True):
         write_raster(path, values, grid, nodata=nodata)
@@ -118,7 +118,7 @@ def test_patches_are_ranked_by_their_core_and_confidence(tmp_path, monkeypatch, 
     assert [patch.score for patch in patches] == pytest.approx([18 * 99, 36 * 0.85 / 0.15, 16 * 9])
     first = patches[1]
     assert (first.area, first.reference, first.hectares) == ("one", 0, pytest.approx(0.64))
-    assert {*map(tuple, first.pixels.tolist())} == {(r, c) for r in range(40, 48) for c in range(40, 48)}
+    assert first.pixels == 64
     left, bottom, right, top = first.outline.bounds
     assert (left, top) == grid_at(*SHAPE).affine * (40, 40)
     assert (right, bottom) == grid_at(*SHAPE).affine * (48, 48)
@@ -134,6 +134,40 @@ def test_confidences_are_taken_for_what_they_were_worth(tmp_path):
     ]
     patches = audit_maps([an_area(tmp_path / "a", CHANGES, table=table)], LEGEND, min_confidence=0.7)
     assert [(p.core, round(p.confidence, 2)) for p in patches] == [(18, 0.72)]
+
+
+@settings(deadline=None, max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(0, 2**32 - 1))
+def test_an_outline_is_that_of_the_whole_patch_whatever_the_strips(tmp_path, monkeypatch, seed):
+    rng = np.random.default_rng(seed)
+    predicted = np.where(rng.random((200, 40)) < 0.62, 200, 10).astype(np.uint8)
+    paths = [tmp_path / f"{what}.tif" for what in ("map", "labels", "confidence")]
+    values = predicted, np.full(predicted.shape, 10, np.uint8), np.full(predicted.shape, 95, np.uint8)
+    for path, one, nodata in zip(paths, values, (0, 0, 255), strict=True):
+        write_raster(path, one, grid_at(*predicted.shape), nodata=nodata)
+    outlines = []
+    for strip in (8_000_000, 1):  # all at once, or 64 rows
+        monkeypatch.setattr(map_audit, "STRIP_PIXELS", strip)
+        found = audit_maps([AuditedArea("one", *paths)], LEGEND)
+        outlines.append([patch.outline for patch in found])
+        assert [patch.outline.area / 100 for patch in found] == [patch.pixels for patch in found]
+        assert {patch.outline.geom_type for patch in found} == {"Polygon"}
+    for whole, joined in zip(*outlines, strict=True):
+        assert whole.equals(joined)
+
+
+def test_areas_without_crs_lie_side_by_side_and_those_of_two_in_degrees(tmp_path):
+    none = [an_area(tmp_path / name, CHANGES[3:4], name=name, crs=None) for name in "ab"]
+    write_patches(audit_maps(none, LEGEND), LEGEND, tmp_path / "none.gpkg")
+    frame = pyogrio.read_dataframe(tmp_path / "none.gpkg", layer="patches")
+    assert frame.crs is None
+    assert frame.bounds.to_numpy().tolist() == [[40, -48, 48, -40], [121, -48, 129, -40]]
+    two = [an_area(tmp_path / f"{crs}", CHANGES[3:4], name=f"{crs}", crs=f"EPSG:{crs}") for crs in (32631, 32630)]
+    write_patches(audit_maps(two, LEGEND), LEGEND, tmp_path / "two.gpkg")
+    frame = pyogrio.read_dataframe(tmp_path / "two.gpkg", layer="patches")
+    assert frame.crs.to_epsg() == 4326
+    west = dict(zip(frame["area"], frame.geometry.bounds.minx, strict=True))
+    assert west["32631"] - west["32630"] == pytest.approx(6, abs=0.01)  # a zone apart
 
 
 def test_patches_of_all_areas_are_ranked_together(tmp_path):
@@ -159,7 +193,11 @@ def test_the_geopackage_holds_classes_ground_and_confidence(tmp_path):
     assert frame["confidence"].tolist() == pytest.approx([0.99, 0.85, 0.9])
     assert frame.geometry.area.tolist() == pytest.approx([4000, 6400, 3600])
     assert frame.crs.to_epsg() == 32631
-    assert "0.64" in describe_patches(patches, LEGEND)
+    shown = describe_patches(patches, LEGEND)
+    assert "0.64" in shown
+    assert shown.splitlines()[-2:] == [
+        "                    2  Class & 10 -> Class & 200", "                    1  Class & 10 -> Class & 30",
+    ]  # fmt: skip
     write_patches([], LEGEND, tmp_path / "none.gpkg")
     assert len(pyogrio.read_dataframe(tmp_path / "none.gpkg", layer="patches")) == 0
     assert "agrees" in describe_patches([], LEGEND)

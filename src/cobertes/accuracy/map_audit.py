@@ -9,6 +9,7 @@ counts as much as one four times as large of 83 %.
 """
 
 import heapq
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -19,10 +20,15 @@ import geopandas as gpd
 import numpy as np
 import pandas as pd
 import rasterio
+import shapely
+from affine import Affine
 from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 from rasterio.features import shapes
 from scipy.ndimage import label
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from shapely.affinity import affine_transform
 from shapely.geometry import shape
 from shapely.geometry.base import BaseGeometry
 
@@ -77,8 +83,10 @@ class AuditedArea:
 class Patch:
     """A candidate: class indices of labels and map, mean calibrated confidence (0 to 1), ground, outline.
 
-    pixels    (n, 2) row, column;  ``core`` of them have all their neighbours in the patch
+    pixels    of which ``core`` have all their neighbours in the patch
     hectares  None without a projected CRS
+    outline   in the grid's coordinates
+    left      columns of the areas before this one, and one for each: where it is drawn without a CRS
     """
 
     area: str
@@ -86,10 +94,11 @@ class Patch:
     predicted: int
     confidence: float
     core: int
-    pixels: NDArray[np.int64]
+    pixels: int
     hectares: float | None
     outline: BaseGeometry
     grid: GeoBox
+    left: int = 0
 
     @property
     def score(self) -> float:
@@ -121,17 +130,20 @@ def audit_maps(
     min_confidence   calibrated confidence of a pixel, 0 to 1, below which it disagrees with nothing
     Raises InputFileError, and GridMismatchError where an area's files lie on different grids.
     """
-    best: list[tuple[float, int, AuditedArea, NDArray[np.int64]]] = []
+    best: list[tuple[float, int, tuple[AuditedArea, int], NDArray[np.int64]]] = []
     ticket = count()  # of two patches of one score the first stays
+    left = 0
     for area in areas:
         for found in _follow(area, legend, min_confidence, progress):
             scores = found[:, CORE] * odds(found[:, CONFIDENCE] / found[:, PIXELS] / 100)
             for score, patch in zip(scores.tolist(), found, strict=True):
                 if score > 0 and (len(best) < top or score > best[0][0]):
-                    entry = (score, -next(ticket), area, patch.copy())
+                    entry = (score, -next(ticket), (area, left), patch.copy())
                     (heapq.heappush if len(best) < top else heapq.heapreplace)(best, entry)
+        with open_raster(area.predicted) as file:
+            left += file.width + 1
     ranked = sorted(best, key=lambda one: (-one[0], -one[1]))
-    return [_outlined(area, patch, legend, min_confidence) for _, _, area, patch in ranked]
+    return [_outlined(area, left, patch, legend, min_confidence) for _, _, (area, left), patch in ranked]
 
 
 def _follow(
@@ -176,36 +188,71 @@ def _kinds(
     return kinds, confidence
 
 
-def _outlined(area: AuditedArea, patch: NDArray[np.int64], legend: Legend, min_confidence: float) -> Patch:
-    """The patch with its pixels and outline, read again from its box."""
-    window = Window(
-        int(patch[TOP]), int(patch[LEFT]), int(patch[BOTTOM] - patch[TOP]), int(patch[RIGHT] - patch[LEFT])
-    )
-    kinds, _ = _kinds(area, window, legend, min_confidence)
-    numbers, _ = label(kinds == patch[KIND])
-    mask = numbers == numbers[patch[SEED_ROW] - window.row, patch[SEED_COL] - window.col]
+def _outlined(
+    area: AuditedArea, left: int, patch: NDArray[np.int64], legend: Legend, min_confidence: float
+) -> Patch:
+    """The patch with its outline, read again from its box."""
     with open_raster(area.predicted) as file:
         grid = grid_of(file)
-    place = grid.affine * grid.affine.translation(window.col, window.row)
-    outlines = [shape(one) for one, value in shapes(mask.astype(np.uint8), mask=mask, transform=place) if value]
+    a = grid.affine
+    outline = affine_transform(_outline(area, patch, legend, min_confidence), (a.a, a.b, a.d, a.e, a.c, a.f))
     reference, predicted = divmod(int(patch[KIND]), len(legend))
     hectares = pixel_hectares(grid)
     return Patch(
         area=area.name, reference=reference, predicted=predicted,
         confidence=float(patch[CONFIDENCE] / patch[PIXELS] / 100), core=int(patch[CORE]),
-        pixels=np.argwhere(mask) + np.array([window.row, window.col]),
+        pixels=int(patch[PIXELS]),
         hectares=None if hectares is None else float(patch[PIXELS]) * hectares,
-        outline=outlines[0], grid=grid,
+        outline=outline, grid=grid, left=left,
     )  # fmt: skip
+
+
+def _outline(area: AuditedArea, patch: NDArray[np.int64], legend: Legend, min_confidence: float) -> BaseGeometry:
+    """Outline of a patch as x = column, y = row, from strips of its box: it may be as large as the map.
+
+    The first pass joins what touches from strip to strip, the second draws what hangs together with the patch's
+    own pixel.
+    """
+    width = int(patch[RIGHT] - patch[LEFT])
+    rows = max(64, STRIP_PIXELS // width)
+    tops = range(int(patch[TOP]), int(patch[BOTTOM]), rows)
+
+    def strip(top: int) -> NDArray[np.int32]:
+        window = Window(top, int(patch[LEFT]), min(rows, int(patch[BOTTOM]) - top), width)
+        kinds, _ = _kinds(area, window, legend, min_confidence)
+        numbers: NDArray[np.int32] = label(kinds == patch[KIND])[0]
+        return numbers
+
+    pairs, first, seed = [], [0], 0  # numbers of a strip go on from the strip above: first[i] + 1 is its lowest
+    above = np.zeros(width, np.int64)
+    for top in tops:
+        numbers = strip(top)
+        here = np.where(numbers[0] > 0, numbers[0] + first[-1], 0)
+        pairs.append(np.stack([above, here])[:, (above > 0) & (here > 0)])
+        if top <= patch[SEED_ROW] < top + len(numbers):
+            seed = int(numbers[patch[SEED_ROW] - top, patch[SEED_COL] - patch[LEFT]]) + first[-1]
+        above = np.where(numbers[-1] > 0, numbers[-1] + first[-1], 0)
+        first.append(first[-1] + int(numbers.max()))
+    touching = np.concatenate(pairs, axis=1)
+    graph = coo_array((np.ones(touching.shape[1], bool), tuple(touching)), shape=(first[-1] + 1, first[-1] + 1))
+    group = connected_components(graph, directed=False)[1]
+    parts: list[BaseGeometry] = []
+    for top, lowest in zip(tops, first, strict=False):
+        numbers = strip(top)
+        wanted = np.flatnonzero(group[lowest + 1 : lowest + 1 + int(numbers.max())] == group[seed]) + 1
+        mask = np.isin(numbers, wanted)
+        place = Affine.translation(int(patch[LEFT]), top)
+        parts += [shape(one) for one, _ in shapes(mask.astype(np.uint8), mask=mask, transform=place)]
+    return shapely.union_all(parts) if len(parts) > 1 else parts[0]
 
 
 def write_patches(patches: Sequence[Patch], legend: Legend, out: Path, *, overwrite: bool = False) -> None:
     """Write patches for QGIS, with rank, both classes, ground and confidence, in the map's class colours.
 
-    Areas of different CRS are brought to EPSG:4326. Raises OutputExistsError, StorageError.
+    Areas of different CRS are brought to EPSG:4326; where one has no CRS, all are drawn in pixels, areas side by
+    side as in the tile index. Raises OutputExistsError, StorageError.
     """
     check_writable(out, overwrite=overwrite)
-    systems = {str(patch.grid.crs): patch.grid.crs for patch in patches}
     table = pd.DataFrame(
         {
             "rank": np.arange(1, len(patches) + 1),
@@ -214,21 +261,32 @@ def write_patches(patches: Sequence[Patch], legend: Legend, out: Path, *, overwr
             "reference_name": [legend.classes[p.reference].name for p in patches],
             "predicted": [int(legend.classes[p.predicted].code) for p in patches],
             "predicted_name": [legend.classes[p.predicted].name for p in patches],
-            "pixels": [len(p.pixels) for p in patches],
+            "pixels": [p.pixels for p in patches],
             "hectares": [np.nan if p.hectares is None else p.hectares for p in patches],
             "confidence": [round(p.confidence, 4) for p in patches],
             "score": [round(p.score, 2) for p in patches],
         }
     )
-    crs = next(iter(systems.values()), None)
-    outlines: Any = [p.outline for p in patches]
-    if len(systems) > 1 and None not in systems.values():
-        crs = None
-        moved = [gpd.GeoSeries([p.outline], crs=p.grid.crs.proj).to_crs(4326).iloc[0] for p in patches]
-        frame = gpd.GeoDataFrame(table, geometry=moved, crs=4326)
-    else:
-        frame = gpd.GeoDataFrame(table, geometry=outlines, crs=None if crs is None else crs.proj)
+    outlines, crs = _placed(patches)
+    frame = gpd.GeoDataFrame(table, geometry=outlines, crs=crs)
     write_geopackage(out, {LAYER: frame}, {LAYER: _style(legend)})
+
+
+def _placed(patches: Sequence[Patch]) -> tuple[list[BaseGeometry], Any]:
+    """Outlines in one system of coordinates, and its CRS or None."""
+    systems = {str(patch.grid.crs): patch.grid.crs for patch in patches}
+    if None in systems.values():
+        placed = []
+        for patch in patches:
+            a = ~patch.grid.affine
+            in_pixels = affine_transform(patch.outline, (a.a, a.b, a.d, a.e, a.c, a.f))
+            placed.append(affine_transform(in_pixels, (1, 0, 0, -1, patch.left, 0)))  # rows go down
+        return placed, None
+    if len(systems) > 1:
+        moved = [gpd.GeoSeries([p.outline], crs=p.grid.crs.proj).to_crs(4326).iloc[0] for p in patches]
+        return moved, 4326
+    crs = next(iter(systems.values()), None)
+    return [p.outline for p in patches], None if crs is None else crs.proj
 
 
 def _style(legend: Legend) -> str:
@@ -259,7 +317,11 @@ def describe_patches(patches: Sequence[Patch], legend: Legend, shown: int = 10) 
         f"{'rank':>4}{'hectares':>10}{'sure':>7}  reference -> map",
     ]
     for rank, patch in enumerate(patches[:shown], start=1):
-        ground = f"{patch.hectares:.2f}" if patch.hectares is not None else f"{len(patch.pixels)} px"
+        ground = f"{patch.hectares:.2f}" if patch.hectares is not None else f"{patch.pixels} px"
         pair = f"{legend.classes[patch.reference].name} -> {legend.classes[patch.predicted].name}"
         lines.append(f"{rank:>4}{ground:>10}{patch.confidence:>7.0%}  {pair}")
+    pairs = Counter((patch.reference, patch.predicted) for patch in patches)
+    lines.append(f"{'patches':>21}  reference -> map")
+    for (reference, predicted), number in pairs.most_common(shown):
+        lines.append(f"{number:>21}  {legend.classes[reference].name} -> {legend.classes[predicted].name}")
     return "\n".join(lines)
