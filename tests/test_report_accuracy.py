@@ -7,9 +7,12 @@ import shutil
 import subprocess
 from html import unescape
 
+import numpy as np
 import pytest
+from matplotlib.colors import to_rgb
 
 from cobertes.apply.palette import SIGHTS, closest_pair, safe_colours
+from cobertes.apply.worst import _mistake
 from cobertes.labels.legend import legend_names, load_legend
 from test_report import LEGEND, an_assessment, place, report, scores  # noqa: F401 (a fixture)
 
@@ -128,6 +131,70 @@ def test_parts_of_the_ground_have_their_own_scores(place, tmp_path):  # noqa: F8
     assert "Boundary IoU: 0.410 at 1 px, 0.610 at 3 px" in " ".join(page.text.split())
     names = [row[0].strip() for row in page.rows if row and row[0].strip() in ("here <i>", "there", "empty")]
     assert names[:2] == ["there", "here <i>"]  # the worst first, none for an area without pixels
+
+
+def test_where_no_class_has_many_pixels_nothing_is_said_of_a_thousand(place, tmp_path):  # noqa: F811
+    few = a_full_assessment(miou_classes=["forest", "rare", "water"])
+    for one in few["model"]["classes"].values():
+        one["support"] = min(one["support"], 900)
+    text = " ".join(report(tmp_path, place, assessment=few)[0].text.split())
+    assert "averaged over all classes of the validation blocks: none has 1,000 reference pixels" in text
+    assert "at least 1,000" not in text
+    assert "at least 1,000 reference pixels" in report(tmp_path, place, assessment=a_full_assessment())[0].text
+
+
+def test_without_scripts_nothing_is_offered_that_needs_them(place, tmp_path):  # noqa: F811
+    page, _ = report(tmp_path, place, assessment=a_full_assessment())
+    groups = [one for tag, one in page.tags if tag == "div" and one.get("class", "").startswith("choice")]
+    assert len(groups) == 2
+    assert all("hidden" in one for one in groups)
+    buttons = [one for tag, one in page.tags if tag == "button" and not {"data-by", "data-palette"} & set(one)]
+    assert len(buttons) > 5
+    assert all("disabled" in one for one in buttons)
+
+
+def luminance(colour):
+    """Relative, of WCAG 2."""
+    linear = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in np.array(colour) / 255]
+    return np.dot(linear, [0.2126, 0.7152, 0.0722])
+
+
+def test_cells_of_the_matrix_are_legible_at_every_share(place, tmp_path):  # noqa: F811
+    _, text = report(tmp_path, place, assessment=a_full_assessment())
+    (switch,) = {*re.findall(r'toggle\("strong", share > ([\d.]+)\)', text)}
+    weak = re.findall(r"--cell-ink: (#\w+);", text) or re.findall(r"--ink: (#\w+);", text)
+    themes = list(zip(
+        re.findall(r"--paper: (#\w+);", text), re.findall(r"--heat: ([\d, ]+);", text), weak,
+        re.findall(r"--heat-ink: (#\w+);", text), strict=True,
+    ))  # fmt: skip
+    assert len(themes) == 2  # light and dark
+    for paper, heat, below, above in themes:
+        for share in np.linspace(0, 1, 201):
+            cell = rgb(paper) + (np.array([float(x) for x in heat.split(",")]) - rgb(paper)) * share
+            dark, light = sorted([luminance(cell), luminance(rgb(above if share > float(switch) else below))])
+            assert (light + 0.05) / (dark + 0.05) >= 4.5, (paper, share)
+
+
+def rgb(text):
+    return 255 * np.array(to_rgb(text))
+
+
+def test_the_mistake_of_a_worst_tile_is_that_of_judged_ground(place, tmp_path):  # noqa: F811
+    labels, predicted = np.full((4, 8), 3, np.uint8), np.full((4, 8), 3, np.uint8)
+    predicted[:, :6] = 12  # on training ground
+    predicted[0, 6] = 5
+    judged = np.indices((4, 8))[1] >= 6
+    assert _mistake(LEGEND, labels, predicted, judged) == "Forest mapped as Rare <b>&"
+    assert _mistake(LEGEND, labels, predicted, ~judged) == "Forest mapped as Water bodies"
+    # the whole way: blocks of the assessment that leave most of the tile out
+    wrong = "mapped as"
+    whole, _ = report(tmp_path, place, assessment=a_full_assessment())
+    assert wrong in whole.text[whole.text.index("25.0") :]
+    aside = a_full_assessment(
+        block_scores=[{"area": "here <i>", "window": [12, 0, 12, 16], "pixels": 9, "overall_accuracy": 0.5}]
+    )
+    none, _ = report(tmp_path, place, assessment=aside)
+    assert none.text.count(wrong) < whole.text.count(wrong)
 
 
 def test_blocks_are_a_map_from_the_worst_to_the_best(place, tmp_path):  # noqa: F811

@@ -54,7 +54,7 @@ class LogitSample:
     def add(
         self, unit: str, logits: NDArray[np.float32], labels: NDArray[np.uint8], numbers: Floats | None = None
     ) -> None:
-        """Take in logits (n, K) of pixels of a unit of ground, with class indices and numbers (n,) below ``share``.
+        """Take in logits (n, K) of pixels of a unit, with class indices and numbers (n,) below ``share``.
 
         Without numbers the pixels stay, whatever comes.
         """
@@ -211,8 +211,8 @@ def calibrated(percent: NDArray[np.uint8], table: Sequence[dict[str, float]]) ->
 
     percent   uint8 of any shape, values over 100 are no confidence and stay
 
-    A surer pixel is worth as much or more: bins that say otherwise are pooled by their pixels (isotonic regression;
-    Zadrozny & Elkan 2002), so that a bin of few is no match for one of many.
+    A surer pixel is worth as much or more: bins that say otherwise are pooled by their pixels (isotonic
+    regression; Zadrozny & Elkan 2002), so that a bin of few is no match for one of many.
     """
     from sklearn.isotonic import isotonic_regression
 

@@ -1,4 +1,7 @@
 "use strict";
+// without scripts these would do nothing
+for (const one of document.querySelectorAll(".scripted")) one.hidden = false;
+for (const button of document.querySelectorAll("button:disabled")) button.disabled = false;
 for (const table of document.querySelectorAll("table.sortable")) {
   const heads = [...table.querySelectorAll("thead th")];
   heads.forEach((head, column) => head.querySelector("button").addEventListener("click", () => {
@@ -21,7 +24,6 @@ for (const table of document.querySelectorAll("table.sortable")) {
 const hex = text => parseInt(text.slice(1), 16);
 const palettes = document.querySelector(".palette");
 if (palettes) {
-  palettes.hidden = false;  // without scripts there is one palette
   const [own, safe] = JSON.parse(document.getElementById("colours").textContent).map(list => list.map(hex));
   const swap = new Map(own.map((colour, i) => [colour, safe[i]]));
   const recolour = img => {
@@ -62,7 +64,7 @@ for (const choice of choices) choice.addEventListener("click", () => {
     const known = by === "col" ? cell.dataset.col : cell.dataset.row;
     const [share, count] = [Number(known), Number(cell.dataset.count)];
     cell.style.setProperty("--share", share);
-    cell.classList.toggle("strong", share > 0.65);
+    cell.classList.toggle("strong", share > 0.655);
     cell.textContent = by === "count" ? count.toLocaleString("en") : known === "" ? "–" : count === 0 ? "·"
       : share < 0.005 ? "<1" : Math.round(100 * share);
   }

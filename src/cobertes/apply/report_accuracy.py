@@ -48,6 +48,7 @@ def judgement(assessment: Mapping[str, Any], legend: Legend) -> dict[str, Any]:
         "weak": ranked[: max(0, min(3, len(ranked) - 1))],
         "taken_for": _taken_for(model["confusion_matrix"], legend, worst["land"]) if worst else None,
         "averaged": len(averaged),
+        "enough": any(model["classes"].get(key, {}).get("support", 0) >= ENOUGH_PIXELS for key in averaged),
     }
 
 

@@ -42,11 +42,15 @@ def worst_tiles(
 ) -> list[WorstTile]:
     """The worst tiles of an assessment, as far as their area has labels and a map of its shape."""
     by_name = {area.name: area for area in areas}
+    judged: dict[str, list[Window]] = {}
+    for block in assessment.get("block_scores") or []:
+        judged.setdefault(block["area"], []).append(Window(*block["window"]))
     found = []
     for one in assessment.get("worst_tiles") or []:
         name, window = one["area"], Window(*one["window"])
         if name in by_name and name in maps and name in labels and one["accuracy"] < 1:
-            tile = _tile(by_name[name], window, legend, rgb, maps[name], confidence.get(name), labels[name])
+            files = maps[name], confidence.get(name), labels[name]
+            tile = _tile(by_name[name], window, judged.get(name, [window]), legend, rgb, *files)
             if tile:
                 mistake, shown = tile
                 place = f"rows {window.row} to {window.row_stop}, columns {window.col} to {window.col_stop}"
@@ -57,6 +61,7 @@ def worst_tiles(
 def _tile(
     area: Area,
     window: Window,
+    judged: Sequence[Window],
     legend: Legend,
     rgb: Sequence[str],
     predicted: Path,
@@ -80,7 +85,11 @@ def _tile(
         percent = _read(confidence, window).astype(np.float32)
         percent[percent > 100] = np.nan
         shown["confidence"] = pictures.shares_picture(percent / 100, pictures.CONFIDENCE)
-    return _mistake(legend, theirs, ours), shown
+    held_out = np.zeros(window.shape, bool)  # the square may reach into training ground, which is not judged
+    for block in judged:
+        if part := window.meet(block):
+            held_out[part.within(window)] = True
+    return _mistake(legend, theirs, ours, held_out), shown
 
 
 def _read(path: Path, window: Window) -> NDArray[np.uint8]:
@@ -89,11 +98,13 @@ def _read(path: Path, window: Window) -> NDArray[np.uint8]:
         return values
 
 
-def _mistake(legend: Legend, labels: NDArray[np.uint8], predicted: NDArray[np.uint8]) -> str:
-    """The commonest wrong pair of classes, in words."""
+def _mistake(
+    legend: Legend, labels: NDArray[np.uint8], predicted: NDArray[np.uint8], judged: NDArray[np.bool_]
+) -> str:
+    """The commonest wrong pair of classes among the judged pixels, in words."""
     index = legend.index_table()
     r, p = index[labels], index[predicted]
-    wrong = (r != p) & (r != IGNORE_INDEX) & (p != IGNORE_INDEX)
+    wrong = judged & (r != p) & (r != IGNORE_INDEX) & (p != IGNORE_INDEX)
     if not wrong.any():
         return ""
     pairs, counts = np.unique(r[wrong].astype(int) * len(legend) + p[wrong], return_counts=True)
