@@ -322,6 +322,13 @@ def test_the_command_prints_a_table_and_writes_a_page(two_runs):
     assert "--overwrite" in again.output
 
 
+def test_the_command_warns_of_single_tiles(two_runs):
+    runs = two_runs / "plain", two_runs / "weighted"
+    assert "too narrow" not in invoke(*runs).output
+    (runs[1] / "project.toml").write_text('name = "x"\n[split]\nmethod = "random"\n')
+    assert "weighted: single tiles were drawn" in " ".join(invoke(*runs).output.split())
+
+
 def test_the_command_says_what_is_missing(two_runs):
     (two_runs / "weighted" / "blocks.json").unlink()
     shown = invoke(two_runs / "plain", two_runs / "weighted")

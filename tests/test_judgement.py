@@ -163,6 +163,24 @@ def test_the_worst_tiles_are_those_with_most_errors(ground):
     assert worst[2]["accuracy"] == 1
 
 
+def test_a_model_judged_on_one_block_of_many_is_not_called_better(ground):
+    pytest.importorskip("torch")
+    from cobertes.apply.evaluate import Assessment
+
+    rng = np.random.default_rng(0)
+    reference = np.full(SHAPE, IGNORE_INDEX, np.uint8)
+    reference[:BLOCK, :BLOCK] = patches(rng, (BLOCK, BLOCK), unlabelled=0)
+    model, forest = (
+        judge_in_windows(ground, reference, np.where(rng.random(SHAPE) < right, reference % 3, 0).astype(np.uint8))
+        for right in (0.9, 0.5)
+    )
+    found = Assessment("validation", model, {"random_forest": forest.matrices}, {}).differences()["random_forest"]
+    for score in ("miou", "overall_accuracy"):
+        assert found[score]["difference"] > 0.1
+        assert np.isnan(found[score]["interval"]).all()
+        assert found[score]["verdict"] == "cannot tell"
+
+
 def test_a_class_that_the_legend_lacks_is_an_error(ground):
     with pytest.raises(ValueError, match="none of the legend's"):
         judge_in_windows(ground, np.zeros(SHAPE, np.uint8), np.full(SHAPE, 3, np.uint8))

@@ -35,8 +35,8 @@ Floats = NDArray[np.float64]
 class LogitSample:
     """Logits of some labelled pixels, collected window by window: a random sample, however many there will be.
 
-    Each pixel draws a number from seed and window alone, and is in the sample where that is below ``share``. Where
-    more than twice ``most`` are, the share shrinks to what leaves ``most``.
+    Each pixel draws a number from seed and window alone, and is in the sample where that is below ``share``. When
+    twice ``most`` are in it, and at the end, the share shrinks to what leaves ``most``.
     """
 
     share: float = 1.0
@@ -46,6 +46,7 @@ class LogitSample:
     labels: list[NDArray[np.uint8]] = field(default_factory=list)
     numbers: list[NDArray[np.float64]] = field(default_factory=list)
     units: list[str] = field(default_factory=list)
+    pixels: int = 0
 
     def draw(self, known: NDArray[np.bool_], place: Sequence[int]) -> Floats:
         """The numbers (height, width) of a window's pixels; infinite where they are not ``known``."""
@@ -56,14 +57,17 @@ class LogitSample:
     ) -> None:
         """Take in logits (n, K) of pixels of a unit, with class indices and numbers (n,) below ``share``.
 
-        Without numbers the pixels stay, whatever comes.
+        Without numbers they draw theirs here.
         """
+        if numbers is None:
+            numbers = np.random.default_rng((self.seed, len(self.units))).random(len(labels)) * self.share
         if len(labels):
             self.logits.append(logits)
             self.labels.append(labels)
-            self.numbers.append(np.zeros(len(labels)) if numbers is None else numbers)
+            self.numbers.append(numbers)
             self.units.append(unit)
-        if sum(map(len, self.labels)) > 2 * self.most:
+            self.pixels += len(labels)
+        if self.pixels > 2 * self.most:
             self._thin()
 
     def _thin(self) -> None:
@@ -72,9 +76,12 @@ class LogitSample:
         parts = zip(self.units, self.logits, self.labels, self.numbers, kept, strict=True)
         left = [(unit, z[at], y[at], n[at]) for unit, z, y, n, at in parts if at.any()]
         self.units, self.logits, self.labels, self.numbers = map(list, zip(*left, strict=True))
+        self.pixels = self.most
 
     def arrays(self) -> tuple[Floats, NDArray[np.int64], NDArray[np.int64]]:
         """Logits (n, K), class indices (n,) and the number of each pixel's unit (n,)."""
+        if self.pixels > self.most:
+            self._thin()
         numbers = {unit: number for number, unit in enumerate(dict.fromkeys(self.units))}
         unit = np.repeat([numbers[u] for u in self.units], [len(part) for part in self.labels])
         return np.concatenate(self.logits).astype(float), np.concatenate(self.labels).astype(np.int64), unit

@@ -1,5 +1,6 @@
 """Commands on accuracy: compare-runs, sample-accuracy, estimate-accuracy, audit-map."""
 
+import logging
 from pathlib import Path
 from typing import Annotated
 
@@ -37,12 +38,18 @@ def compare_runs(
     if out is not None:
         check_writable(out, overwrite=overwrite)
     names = run_names(runs)
+    settings = {name: read_settings(RunFolder(run).project) for name, run in names.items()}
     found = compare_runs({name: RunFolder(run).blocks for name, run in names.items()})
     text = describe_comparison(found)
+    drawn_at_random = [name for name, one in settings.items() if one.get("split.method") == "random"]
+    if drawn_at_random:
+        logging.getLogger("cobertes").warning(
+            "%s: single tiles were drawn (split.method = \"random\"), so neighbours judge each other: intervals "
+            "are too narrow", ", ".join(drawn_at_random),
+        )  # fmt: skip
     if out is not None:
         from cobertes.apply.comparison_page import write_comparison_page
 
-        settings = {name: read_settings(RunFolder(run).project) for name, run in names.items()}
         write_comparison_page(out, found, settings)
         text += f"\npage: {out}"
     console.answer(text, **found.to_dict(), page=out and str(out))
@@ -153,8 +160,6 @@ def audit_map(
 
     cobertes audit-map runs/catalonia -o patches.gpkg
     """
-    import logging
-
     from cobertes.accuracy import map_audit
     from cobertes.geo.raster import check_writable
     from cobertes.run import open_run
