@@ -545,7 +545,9 @@ def test_stages_and_seasons_that_are_not_known(trained, place):
 
 
 def start(*arguments):
+    """A process as a terminal starts it: Ctrl-C reaches it, also where the tests run in the background."""
     command = [*COMMAND, *map(str, arguments)]
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # children inherit what is ignored
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
