@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from pyogrio.errors import DataLayerError, DataSourceError
 from shapely.geometry import Polygon
 
-from cobertes.accuracy.geopackage import write_geopackage
 from cobertes.accuracy.sampling import CodedMap
 from cobertes.errors import InputFileError, LegendError, did_you_mean
+from cobertes.geo.geopackage import write_layers
 
 LAYER = "sample"
 CANNOT_TELL = -1
@@ -89,7 +89,7 @@ def write_sample(
         ),
     }
     style = sample_style({code: coded.name(code) for code in classes})
-    write_geopackage(path, {LAYER: frame, **tables}, {LAYER: style})
+    write_layers(path, {LAYER: frame, **tables}, {LAYER: style})
 
 
 def _square(coded: CodedMap, row: int, col: int) -> Polygon:

@@ -33,7 +33,6 @@ from shapely.geometry import shape
 from shapely.geometry.base import BaseGeometry
 
 from cobertes.accuracy.calibration import calibrated
-from cobertes.accuracy.geopackage import write_geopackage
 from cobertes.accuracy.patches import (
     BOTTOM,
     CONFIDENCE,
@@ -51,6 +50,7 @@ from cobertes.accuracy.patches import (
     overlapping,
 )
 from cobertes.errors import GridMismatchError
+from cobertes.geo.geopackage import write_layers
 from cobertes.geo.grid import describe, grid_of, open_raster, pixel_hectares, same_grid
 from cobertes.geo.raster import check_writable
 from cobertes.geo.windows import Window
@@ -269,7 +269,7 @@ def write_patches(patches: Sequence[Patch], legend: Legend, out: Path, *, overwr
     )
     outlines, crs = _placed(patches)
     frame = gpd.GeoDataFrame(table, geometry=outlines, crs=crs)
-    write_geopackage(out, {LAYER: frame}, {LAYER: _style(legend)})
+    write_layers(out, {LAYER: frame}, {LAYER: _style(legend)})
 
 
 def _placed(patches: Sequence[Patch]) -> tuple[list[BaseGeometry], Any]:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cobertes.jit import compiled
+from cobertes.labels.objects import find_root
 
 PARENT, KIND, PIXELS, CORE, CONFIDENCE, TOP, BOTTOM, LEFT, RIGHT, SEED_ROW, SEED_COL = range(11)
 FIELDS = 11
@@ -19,14 +20,6 @@ FIELDS = 11
 
 NONE = -1
 """Kind of pixels that belong to no patch."""
-
-
-@compiled
-def _root(parents: NDArray[np.int64], one: int) -> int:
-    while parents[one] != one:
-        parents[one] = parents[parents[one]]
-        one = parents[one]
-    return one
 
 
 @compiled
@@ -76,7 +69,7 @@ def _follow(
                 start += 1
             mine, i = -1, start
             while i < above and runs[0, i] < stop:
-                other = _root(parents, runs[2, i])
+                other = find_root(parents, runs[2, i])
                 if patches[other, KIND] == kind and other != mine:
                     if mine < 0:
                         mine = other
@@ -150,7 +143,7 @@ class PatchFollower:
 
     def _settle(self, patches: NDArray[np.int64]) -> NDArray[np.int64]:
         """Hand over complete patches, keep those that the last row's runs belong to, numbered anew."""
-        own = np.array([_root(patches[:, PARENT], int(p)) for p in self.runs[2, : self.run_count]], np.int64)
+        own = np.array([find_root(patches[:, PARENT], int(p)) for p in self.runs[2, : self.run_count]], np.int64)
         still, self.runs[2, : self.run_count] = np.unique(own, return_inverse=True)
         roots = np.flatnonzero(patches[:, PARENT] == np.arange(len(patches)))
         self.patches = patches[still].copy()

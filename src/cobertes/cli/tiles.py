@@ -35,7 +35,7 @@ def show_tiles(
     from cobertes.geo.raster import check_writable
     from cobertes.runfolder import RunFolder
     from cobertes.tiles.index import load_index
-    from cobertes.tiles.show import describe_summary, draw_tiles, summarise, write_geopackage
+    from cobertes.tiles.show import describe_summary, draw_tiles, summarise, write_tiles
 
     files = RunFolder(run)
     for path in filter(None, (out, picture)):
@@ -47,7 +47,7 @@ def show_tiles(
     draw_tiles(frame, picture, title=f"{len(frame):,} tiles, blocks of {split['block']} px")
     written = [f"map: {picture}"]
     if out is not None:
-        write_geopackage(frame, keys, out)
+        write_tiles(frame, keys, out)
         written.append(f"GeoPackage: {out}")
     text = describe_summary(summary, split["block"], split["guard"])
     console.answer("\n".join([text, *written]), **summary, map=str(picture), geopackage=out and str(out))

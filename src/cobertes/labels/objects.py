@@ -89,7 +89,8 @@ def _count_runs(fine: NDArray[np.uint8]) -> int:
 
 
 @compiled
-def _root(parents: NDArray[np.int64], one: int) -> int:
+def find_root(parents: NDArray[np.int64], one: int) -> int:
+    """The first of those that ``one`` was joined with; the way there is shortened."""
     while parents[one] != one:
         parents[one] = parents[parents[one]]
         one = parents[one]
@@ -134,7 +135,7 @@ def _follow(  # noqa: PLR0912 (one loop nest, read top to bottom)
             mine = -1
             i = first
             while i < above and runs[0, i] <= stop:
-                other = _root(parents, runs[2, i])
+                other = find_root(parents, runs[2, i])
                 if kinds[other] == kind and other != mine:
                     if mine < 0:
                         mine = other
@@ -178,7 +179,7 @@ def _settle(
     numbers = np.full(used, -1, np.int64)
     open_ones = 0
     for i in range(count):
-        root = _root(objects[0], runs[2, i])
+        root = find_root(objects[0], runs[2, i])
         if numbers[root] < 0:
             numbers[root] = open_ones
             open_ones += 1

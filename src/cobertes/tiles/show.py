@@ -1,6 +1,5 @@
 """The tile index for people: a summary, a picture of splits and reasons, and a GeoPackage styled for QGIS."""
 
-import sqlite3
 from collections.abc import Mapping, Sequence
 from math import ceil, sqrt
 from pathlib import Path
@@ -14,8 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
-from cobertes.errors import StorageError
 from cobertes.files import replacing
+from cobertes.geo.geopackage import write_layers
 
 SPLIT_COLOURS = {"train": "#0072b2", "validation": "#e69f00", "test": "#cc79a7"}
 """Colours of Okabe & Ito (2008), which the colour-blind tell apart."""
@@ -135,7 +134,7 @@ def draw_tiles(frame: gpd.GeoDataFrame, path: Path, title: str = "") -> None:
         figure.savefig(temporary, format="png", dpi=120)
 
 
-def write_geopackage(frame: gpd.GeoDataFrame, keys: Sequence[str], path: Path) -> None:
+def write_tiles(frame: gpd.GeoDataFrame, keys: Sequence[str], path: Path) -> None:
     """Write the index for QGIS: a column for the share of each class, and a style by split and reason.
 
     Raises StorageError where it can't be written.
@@ -145,20 +144,11 @@ def write_geopackage(frame: gpd.GeoDataFrame, keys: Sequence[str], path: Path) -
     flat = frame.drop(columns="counts").assign(
         shown=_shown(frame), **{f"share_{key}": shares[:, i] for i, key in enumerate(keys)}
     )
-    with replacing(path) as temporary:
-        whole = temporary.with_suffix(".gpkg")
-        try:
-            flat.to_file(whole, layer=LAYER, driver="GPKG")
-            _add_style(whole, sorted(set(flat["shown"])))
-            whole.rename(temporary)
-        except (sqlite3.Error, RuntimeError) as error:
-            raise StorageError(f"can't write {path}: {error}. Is the disk full?") from error
-        finally:
-            whole.unlink(missing_ok=True)
+    write_layers(path, {LAYER: flat}, {LAYER: _style(sorted(set(flat["shown"])))})
 
 
-def _add_style(path: Path, shown: Sequence[str]) -> None:
-    """The table in which QGIS looks for the style of a layer, with one that colours the column ``shown``."""
+def _style(shown: Sequence[str]) -> str:
+    """For QGIS: polygons coloured by the column ``shown``."""
     entries = "".join(
         f'<category value={quoteattr(what)} label={quoteattr(what)} symbol="{i}" render="true"/>'
         for i, what in enumerate(shown)
@@ -169,29 +159,11 @@ def _add_style(path: Path, shown: Sequence[str]) -> None:
         f'<prop k="outline_width" v="0.1"/><prop k="style" v="solid"/></layer></symbol>'
         for i, what in enumerate(shown)
     )
-    style = (
+    return (
         "<!DOCTYPE qgis PUBLIC 'http://mrcc.com/qgis.dtd' 'SYSTEM'><qgis version=\"3.22\" "
         'styleCategories="Symbology"><renderer-v2 type="categorizedSymbol" attr="shown" enableorderby="0">'
         f"<categories>{entries}</categories><symbols>{symbols}</symbols></renderer-v2></qgis>"
     )
-    with sqlite3.connect(path) as base:
-        base.execute(
-            "CREATE TABLE layer_styles (id INTEGER PRIMARY KEY AUTOINCREMENT, f_table_catalog TEXT, "
-            "f_table_schema TEXT, f_table_name TEXT, f_geometry_column TEXT, styleName TEXT, styleQML TEXT, "
-            "styleSLD TEXT, useAsDefault BOOLEAN, description TEXT, owner TEXT, ui TEXT, "
-            "update_time DATETIME DEFAULT CURRENT_TIMESTAMP)"
-        )
-        base.execute(
-            "INSERT INTO gpkg_contents (table_name, data_type, identifier) VALUES "
-            "('layer_styles', 'attributes', 'layer_styles')"
-        )
-        base.execute(
-            "INSERT INTO layer_styles (f_table_catalog, f_table_schema, f_table_name, f_geometry_column, "
-            "styleName, styleQML, useAsDefault, description) VALUES ('', '', ?, 'geom', 'split and reason', ?, 1, "
-            "'made by cobertes')",
-            (LAYER, style),
-        )
-    base.close()
 
 
 def _rgb(colour: str) -> str:

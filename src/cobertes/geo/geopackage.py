@@ -13,7 +13,7 @@ from cobertes.errors import StorageError
 from cobertes.files import replacing
 
 
-def write_geopackage(path: Path, layers: Mapping[str, Any], styles: Mapping[str, str]) -> None:
+def write_layers(path: Path, layers: Mapping[str, Any], styles: Mapping[str, str]) -> None:
     """Write frames as layers, those without geometry as tables; ``styles`` by layer are QML for QGIS.
 
     Raises StorageError where it can't be written; what was there before is then as it was.
