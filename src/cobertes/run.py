@@ -225,11 +225,10 @@ class Run:
             case "evaluate":
                 return fingerprint(stamp(files.model), stamp(files.tiles), labels, how)
             case "predict":
-                model = stamp(model_file(self.project, files))
+                model = model_file(self.project, files)
                 reading = learning["bands"], learning["scene-nodata"]
-                named = model_file(self.project, files)
-                temperature = read_calibration(named.parent / files.calibration.name, trained_fingerprint(named))
-                return fingerprint(model, grids, scenes, reading, how, temperature)
+                temperature = read_calibration(model.parent / files.calibration.name, trained_fingerprint(model))
+                return fingerprint(stamp(model), grids, scenes, reading, how, temperature)
             case _:
                 inputs = [files.assessment, files.metrics, *self._outputs("predict")]
                 return fingerprint(settings, self.project.rgb, labels, [stamp(path) for path in inputs])

@@ -22,7 +22,7 @@ from shapely.geometry import Polygon
 
 from cobertes.accuracy.sampling import CodedMap
 from cobertes.errors import InputFileError, LegendError, did_you_mean
-from cobertes.geo.geopackage import write_layers
+from cobertes.geo.vector import write_layers
 
 LAYER = "sample"
 CANNOT_TELL = -1

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cobertes.jit import compiled
-from cobertes.labels.objects import find_root
+from cobertes.labels.objects import count_runs, find_root
 
 PARENT, KIND, PIXELS, CORE, CONFIDENCE, TOP, BOTTOM, LEFT, RIGHT, SEED_ROW, SEED_COL = range(11)
 FIELDS = 11
@@ -99,16 +99,6 @@ def _follow(
     return above, used
 
 
-@compiled
-def _count_runs(kinds: NDArray[np.int32]) -> int:
-    height, width = kinds.shape
-    runs = height
-    for row in range(height):
-        for col in range(1, width):
-            runs += kinds[row, col] != kinds[row, col - 1]
-    return runs
-
-
 class PatchFollower:
     """Follows the patches of a raster that is handed over from top to bottom; ``width`` in pixels."""
 
@@ -128,7 +118,7 @@ class PatchFollower:
         confidence  uint8, summed up
         """
         active = len(self.patches)
-        patches = np.zeros((active + _count_runs(kinds), FIELDS), np.int64)
+        patches = np.zeros((active + count_runs(kinds), FIELDS), np.int64)
         patches[:active] = self.patches
         self.run_count, used = _follow(
             kinds, core, confidence, self.row, self.runs, self.run_count, patches, active

@@ -9,7 +9,6 @@ computed.
 """
 
 import logging
-import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
@@ -39,6 +38,7 @@ from cobertes.geo.raster import check_not_input, new_raster, partial_folder
 from cobertes.geo.scene import Scene
 from cobertes.geo.windows import Window
 from cobertes.labels.legend import CODES, Legend
+from cobertes.learn.infer import READ_THREADS
 from cobertes.progress import SILENT, Progress
 
 log = logging.getLogger(__name__)
@@ -56,8 +56,6 @@ CACHE_MB = (64, 1024)
 
 LEAST_CARRIED_MB = 32
 """Of the lower zones of a strip, however little memory there is."""
-
-READ_THREADS = max(2, min(8, (os.cpu_count() or 2) // 2))
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,12 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
-from pyogrio.errors import DataSourceError
 from rasterio.features import geometry_mask
 
 from cobertes.errors import GridMismatchError, InputFileError
 from cobertes.geo.grid import bounds_window, crop, open_raster, whole
 from cobertes.geo.scene import BandSource, Scene
+from cobertes.geo.vector import read_vector
 from cobertes.geo.windows import Window
 
 RASTERS = (".tif", ".tiff", ".vrt", ".img", ".jp2")
@@ -40,10 +40,7 @@ def open_clip(path: Path, grid: GeoBox) -> Clip:
 def _polygons(path: Path, grid: GeoBox) -> Clip:
     if not path.exists():
         raise InputFileError(f"no file at {path}. A clip is a vector file of polygons, or a raster.")
-    try:
-        found = gpd.read_file(path)
-    except (DataSourceError, OSError, ValueError) as error:
-        raise InputFileError(f"can't read {path}: {error}") from error
+    found = read_vector(path)
     if not isinstance(found, gpd.GeoDataFrame):
         raise InputFileError(f"{path} holds no polygons. Use a GeoPackage, GeoJSON or shapefile.")
     if (found.crs is None) != (grid.crs is None):

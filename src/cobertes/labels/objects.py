@@ -9,6 +9,7 @@ that runs aslant is one object and not a hundred.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,7 +60,7 @@ class ObjectCounter:
         labels  (M, n, width) uint8 class indexes
         """
         active = self.objects.shape[1]
-        objects = np.zeros((4, active + _count_runs(fine)), np.int64)
+        objects = np.zeros((4, active + count_runs(fine)), np.int64)
         objects[:, :active] = self.objects
         classes = self.counts.objects.shape[1]
         self.run_count, used = _follow(
@@ -78,7 +79,8 @@ class ObjectCounter:
 
 
 @compiled
-def _count_runs(fine: NDArray[np.uint8]) -> int:
+def count_runs(fine: NDArray[Any]) -> int:
+    """Runs of equal values along the rows of (height, width)."""
     height, width = fine.shape
     runs = height
     for row in range(height):

@@ -6,11 +6,11 @@ import geopandas as gpd
 import numpy as np
 import shapely
 from numpy.typing import NDArray
-from pyogrio.errors import DataSourceError
 
 from cobertes.errors import InputFileError, SplitError, did_you_mean
 from cobertes.geo.area import Area
 from cobertes.geo.grid import crop, footprint
+from cobertes.geo.vector import read_vector
 from cobertes.geo.windows import Window
 from cobertes.tiles.split import EMPTY, LEFT_OUT, TEST, TRAIN, VALIDATION
 
@@ -22,10 +22,7 @@ def read_polygons(path: Path) -> gpd.GeoDataFrame:
     """Polygons with a column ``split``. Raises InputFileError, SplitError where they are not what is needed."""
     if not path.is_file():
         raise InputFileError(f"no file of polygons at {path} (split.polygons)")
-    try:
-        found = gpd.read_file(path)
-    except (DataSourceError, OSError, ValueError) as error:
-        raise InputFileError(f"can't read {path}: {error}") from error
+    found = read_vector(path)
     if not isinstance(found, gpd.GeoDataFrame):
         raise SplitError(f"{path} holds no polygons. Use a GeoPackage, GeoJSON or shapefile.")
     if COLUMN not in found.columns:

@@ -14,7 +14,7 @@ from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from cobertes.files import replacing
-from cobertes.geo.geopackage import write_layers
+from cobertes.geo.vector import write_layers
 
 SPLIT_COLOURS = {"train": "#0072b2", "validation": "#e69f00", "test": "#cc79a7"}
 """Colours of Okabe & Ito (2008), which the colour-blind tell apart."""

@@ -1,4 +1,4 @@
-"""GeoPackages that QGIS opens styled: layers and tables in one file, whole or not at all."""
+"""Vector files: any kind is read; GeoPackages that QGIS opens styled are written, whole or not at all."""
 
 import sqlite3
 import warnings
@@ -6,11 +6,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import geopandas as gpd
 import pyogrio
 from pyogrio.errors import DataSourceError
 
-from cobertes.errors import StorageError
+from cobertes.errors import InputFileError, StorageError
 from cobertes.files import replacing
+
+
+def read_vector(path: Path) -> Any:
+    """The first layer of a vector file as a GeoDataFrame, a plain DataFrame where it has no geometry.
+
+    Raises InputFileError.
+    """
+    try:
+        return gpd.read_file(path)
+    except (DataSourceError, OSError, ValueError) as error:
+        raise InputFileError(f"can't read {path}: {error}") from error
 
 
 def write_layers(path: Path, layers: Mapping[str, Any], styles: Mapping[str, str]) -> None:
