@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pyogrio
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import binary_erosion, label
 from typer.testing import CliRunner
@@ -138,6 +138,7 @@ def test_confidences_are_taken_for_what_they_were_worth(tmp_path):
 
 @settings(deadline=None, max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(0, 2**32 - 1))
+@example(1368)  # patches of one score, met in another order strip by strip
 def test_an_outline_is_that_of_the_whole_patch_whatever_the_strips(tmp_path, monkeypatch, seed):
     rng = np.random.default_rng(seed)
     predicted = np.where(rng.random((200, 40)) < 0.62, 200, 10).astype(np.uint8)

@@ -12,7 +12,6 @@ import heapq
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -130,20 +129,20 @@ def audit_maps(
     min_confidence   calibrated confidence of a pixel, 0 to 1, below which it disagrees with nothing
     Raises InputFileError, and GridMismatchError where an area's files lie on different grids.
     """
-    best: list[tuple[float, int, tuple[AuditedArea, int], NDArray[np.int64]]] = []
-    ticket = count()  # of two patches of one score the first stays
+    best: list[tuple[tuple[float, int, int, int], tuple[AuditedArea, int], NDArray[np.int64]]] = []
     left = 0
-    for area in areas:
+    for number, area in enumerate(areas):
         for found in _follow(area, legend, min_confidence, progress):
             scores = found[:, CORE] * odds(found[:, CONFIDENCE] / found[:, PIXELS] / 100)
             for score, patch in zip(scores.tolist(), found, strict=True):
-                if score > 0 and (len(best) < top or score > best[0][0]):
-                    entry = (score, -next(ticket), (area, left), patch.copy())
+                key = (score, -number, -int(patch[SEED_ROW]), -int(patch[SEED_COL]))  # unique, whatever the strips
+                if score > 0 and (len(best) < top or key > best[0][0]):
+                    entry = (key, (area, left), patch.copy())
                     (heapq.heappush if len(best) < top else heapq.heapreplace)(best, entry)
         with open_raster(area.predicted) as file:
             left += file.width + 1
-    ranked = sorted(best, key=lambda one: (-one[0], -one[1]))
-    return [_outlined(area, left, patch, legend, min_confidence) for _, _, (area, left), patch in ranked]
+    ranked = sorted(best, key=lambda one: one[0], reverse=True)
+    return [_outlined(area, left, patch, legend, min_confidence) for _, (area, left), patch in ranked]
 
 
 def _follow(
