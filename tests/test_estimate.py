@@ -13,7 +13,8 @@ from cobertes.settings import TrainSettings
 NETWORK = UNetSettings(4, 3, "scratch", 4, 2)
 
 KNOWN = Estimate(
-    "unet", "resnet50", 32_500_000, "cpu", "bf16", "bf16 runs at 2.10 x fp32 here", 300, 12, 2900, 242, 700, 1.0, 100, None,
+    "unet", "resnet50", 32_500_000, "cpu", "bf16", "bf16 runs at 2.10 x fp32 here", 300, 12,
+    "as set", 2900, 242, 700, 1.0, 100, None,
     step_seconds=2.0, validation_seconds=0.5, memory_bytes=6_400_000_000, disk_bytes=1_300_000_000,
 )  # fmt: skip
 

@@ -146,6 +146,8 @@ def test_a_project_that_only_predicts_needs_no_reference_map(place):
         (HEAD + "batchsize = 3\n[[area]]\nscenes = 'april.tif'", SettingsError, "unknown key 'batchsize'"),
         (HEAD + "[train]\nbatchsize = 3", SettingsError, "unknown key 'train.batchsize'. Did you mean 'batch-size'"),
         (HEAD + "[train]\nepochs = 0", SettingsError, "'train.epochs': input should be greater than or equal to 1, found 0"),
+        (HEAD + "[train]\nbatch-size = 0", SettingsError, "'train.batch-size': input should be greater than or equal to 1 or 'auto', found 0"),
+        (HEAD + "[train]\nwindow = 0", SettingsError, "'train.window': input should be greater than or equal to 1 or a valid list, found 0"),
         (HEAD + "[split]\nby = 'tile'", SettingsError, "'split.by': input should be 'block', 'area', 'group' or 'polygons', found 'tile'"),
         (HEAD + "[[area]]\nscenes = 'aprl.tif'\nreference = 'reference.tif'", InputFileError, "no scene at .*april.tif'"),
         (HEAD + "[[area]]\nscenes = 'april.tif'\nreference = 'refrence.tif'", InputFileError, "Did you mean 'reference.tif'"),

@@ -663,13 +663,13 @@ def test_the_trial_takes_the_faster_precision(monkeypatch, faster, expected):
     seconds = {"fp32": 1.0, "bf16": 0.5 if faster == "bf16" else 0.95}
     monkeypatch.setattr(device, "_time_steps", lambda model, where, precision, *rest: seconds[precision])
     model = torch.nn.Conv2d(1, 1, 1)
-    precision, reason = choose_precision("auto", "cpu", model, (1, 1, 8, 8), learning=True)
+    precision, reason = choose_precision("auto", "cpu", model, (1, 1, 8, 8))
     assert precision == expected
     assert f"bf16 runs at {1 / seconds['bf16']:.2f} x fp32" in reason
 
 
 def test_a_trial_is_not_made_where_the_precision_is_set():
-    assert choose_precision("bf16", "cpu", None, (1, 1, 8, 8), learning=True) == ("bf16", "as set")
+    assert choose_precision("bf16", "cpu", None, (1, 1, 8, 8)) == ("bf16", "as set")
 
 
 def test_a_layer_without_bf16_means_fp32(monkeypatch):
@@ -679,17 +679,16 @@ def test_a_layer_without_bf16_means_fp32(monkeypatch):
         return 1.0
 
     monkeypatch.setattr(device, "_time_steps", steps)
-    found = choose_precision("auto", "cpu", torch.nn.Conv2d(1, 1, 1), (1, 1, 8, 8), learning=True)
+    found = choose_precision("auto", "cpu", torch.nn.Conv2d(1, 1, 1), (1, 1, 8, 8))
     assert found == ("fp32", 'bf16 does not run here: "conv" not implemented for BFloat16')
 
 
-@pytest.mark.parametrize("learning", [True, False])
-def test_the_trial_leaves_model_and_random_numbers_as_they_were(learning):
+def test_the_trial_leaves_model_and_random_numbers_as_they_were():
     torch.manual_seed(5)
     model = UNet(UNetSettings(2, 3, "scratch", 4, 2))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     state = torch.get_rng_state()
-    precision, _ = choose_precision("auto", "cpu", model, (4, 2, 16, 16), learning=learning)
+    precision, _ = choose_precision("auto", "cpu", model, (4, 2, 16, 16))
     assert precision in ("fp32", "bf16")
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())

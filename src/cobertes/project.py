@@ -172,19 +172,26 @@ def read_settings(path: Path) -> Settings:
 # --- errors of the settings, as a person would say them
 
 
+KINDS = re.compile(r"[\[\]]|^(str|dict|(constrained-)?(int|float))$")
+"""Parts of a place in the settings that are kinds of values, not keys."""
+
+
 def _explain(error: ValidationError) -> list[str]:
-    lines = {}
+    lines: dict[str, str] = {}
     for item in error.errors():
-        where = [
-            part for part in item["loc"] if not (isinstance(part, str) and re.search(r"[\[\]]|^(str|dict)$", part))
-        ]
+        where = [part for part in item["loc"] if not (isinstance(part, str) and KINDS.search(part))]
         key = ".".join(str(part) for part in where)
         if item["type"] == "extra_forbidden":
             lines[key] = f"unknown key '{key}'.{did_you_mean(str(where[-1]), _keys_beside(where[:-1]))}"
         elif item["type"] == "missing":
             lines[key] = f"'{key}' is missing"
         else:
-            lines[key] = f"'{key}': {item['msg'].lower()}, found {item['input']!r}"
+            needed = item["msg"].lower()
+            if key in lines:  # of another kind that the value may have
+                needed = f"{lines[key].rpartition(', found ')[0]} or {needed.removeprefix('input should be ')}"
+            else:
+                needed = f"'{key}': {needed}"
+            lines[key] = f"{needed}, found {item['input']!r}"
     return list(lines.values())
 
 

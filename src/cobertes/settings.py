@@ -16,6 +16,9 @@ Code = Annotated[int, Field(ge=0, le=255)]
 WEIGHTS = ("random", "imagenet", "sentinel2-moco", "sentinel2-dino")
 """Names that ``model.weights`` may have; anything else is a file."""
 
+BATCH_SIZE = 12
+"""Windows per step of a training where nothing else is asked."""
+
 LossName = Literal["cross-entropy", "focal", "dice", "lovasz"]
 WeightName = Literal["none", "ins", "sqrt-ins", "median-frequency", "effective-number"]
 
@@ -177,8 +180,9 @@ class TrainSettings(Section):
     """Wall time after which training ends, even where epochs are left."""
     window: Pixels | Annotated[list[Pixels], Field(min_length=1)] | None = None
     """Side of a training window in pixels; by default the tile's. Of several, each batch draws one."""
-    batch_size: Pixels = 12
-    """Windows per step."""
+    batch_size: Pixels | Literal["auto"] = BATCH_SIZE
+    """Windows per step, of all processes together. ``auto``: as many as fit in the memory of the GPU, 256 and an
+    eighth of an epoch at most; the default on other devices."""
     samples: Pixels | None = None
     """Windows per epoch; by default as many as there are training tiles."""
     sampling: Literal["in-order", "shuffled", "balanced", "ins"] = "balanced"

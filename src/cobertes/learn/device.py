@@ -1,10 +1,11 @@
 """Devices and precisions, by Lightning Fabric. All that is specific to a device is in this file."""
 
 import copy
+import gc
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -23,6 +24,9 @@ CPU_TRIAL_PIXELS = 2 * 256**2
 """Pixels of a trial's batch on CPU: the ratio is that of a full batch, which would take minutes."""
 WORTH_IT = 1.1
 """bf16 has to be this much faster than fp32 to be chosen."""
+
+MEMORY_LEFT = 0.1
+"""Share of a GPU's free memory that a trial has to leave: for fragments, and for what else needs some."""
 
 FABRIC_PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed"}
 
@@ -82,8 +86,30 @@ def _fabric(device: str, precision: str, **options: Any) -> Fabric:
         raise SettingsError(f'can\'t use device \'{device}\': {error}. Use device "auto" or "cpu".') from error
 
 
+def is_cuda(device: str) -> bool:
+    """Whether ``device`` is a GPU of CUDA here, which says what memory it has."""
+    return start(device, "fp32").device.type == "cuda"
+
+
+def fits_in_memory(work: Callable[[], None]) -> bool:
+    """Whether ``work`` on the CUDA device leaves some of the memory that is free now; it holds none afterwards."""
+    free, _ = torch.cuda.mem_get_info()  # this starts CUDA, which the next line needs
+    torch.cuda.reset_peak_memory_stats()
+    room = (1 - MEMORY_LEFT) * free + torch.cuda.memory_reserved()
+    try:
+        work()
+        torch.cuda.synchronize()
+        fits = torch.cuda.max_memory_reserved() <= room
+    except torch.cuda.OutOfMemoryError:
+        fits = False
+    gc.collect()  # models and optimizers refer to themselves
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    return fits
+
+
 def choose_precision(
-    asked: str, device: str, model: nn.Module, shape: tuple[int, int, int, int], *, learning: bool
+    asked: str, device: str, model: nn.Module, shape: tuple[int, int, int, int]
 ) -> tuple[str, str]:
     """``(precision, reason)``: as asked, or by a trial of a few steps on random input of ``shape``.
 
@@ -93,9 +119,9 @@ def choose_precision(
     if asked != "auto":
         return asked, "as set"
     with torch.random.fork_rng(devices=[]):
-        fp32 = _time_steps(copy.deepcopy(model), device, "fp32", shape, learning)
+        fp32 = _time_steps(copy.deepcopy(model), device, "fp32", shape)
         try:
-            bf16 = _time_steps(copy.deepcopy(model), device, "bf16", shape, learning)
+            bf16 = _time_steps(copy.deepcopy(model), device, "bf16", shape)
         except RuntimeError as error:  # an old GPU, or a layer without bf16
             return "fp32", f"bf16 does not run here: {error}"
     gain = fp32 / bf16
@@ -103,12 +129,10 @@ def choose_precision(
     return chosen, f"bf16 runs at {gain:.2f} x fp32 here"
 
 
-def _time_steps(
-    model: nn.Module, device: str, precision: str, shape: tuple[int, int, int, int], learning: bool
-) -> float:
+def _time_steps(model: nn.Module, device: str, precision: str, shape: tuple[int, int, int, int]) -> float:
     """Fastest of a few steps, in seconds, after one to warm up."""
     fabric = start(device, precision)
-    model = fabric.setup_module(model.train(learning).to(memory_format=torch.channels_last))
+    model = fabric.setup_module(model.train().to(memory_format=torch.channels_last))
     count, channels, height, width = shape
     if fabric.device.type == "cpu":
         height, width = min(height, 256), min(width, 256)
@@ -117,10 +141,7 @@ def _time_steps(
     times = []
     for _ in range(TRIAL_STEPS + 1):
         begin = time.perf_counter()
-        with torch.set_grad_enabled(learning):
-            y = model(x)
-            if learning:
-                fabric.backward(y.float().square().mean())
+        fabric.backward(model(x).float().square().mean())
         if fabric.device.type == "cuda":
             torch.cuda.synchronize()
         times.append(time.perf_counter() - begin)

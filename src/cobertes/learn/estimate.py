@@ -6,13 +6,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
 import torch
 
-from cobertes.labels.legend import IGNORE_INDEX
-from cobertes.learn.device import choose_precision, start
-from cobertes.learn.losses import Loss
+from cobertes.learn.device import start
 from cobertes.learn.network import build_network, count_parameters
+from cobertes.learn.plan import loss_of
+from cobertes.learn.step import choose_step, training_step
 from cobertes.learn.unet import UNetSettings
 from cobertes.settings import TrainSettings
 
@@ -40,6 +39,7 @@ class Estimate:
     reason: str
     window: int
     batch: int
+    why_batch: str
     windows: int
     steps: int
     held_out: int
@@ -70,12 +70,14 @@ class Estimate:
     def lines(self) -> list[str]:
         """For people."""
         speed = self.batch * self.window**2 / self.step_seconds / 1e6
+        size = "" if self.why_batch == "as set" else f" ({self.why_batch})"
         ends = "" if self.minutes is None else f", or the {self.minutes:g} minutes that are set"
         return [
             f"network   {self.architecture.replace('unet', 'U-Net')}, encoder {self.encoder}, "
             f"{self.parameters / 1e6:.1f} million parameters",
-            f"step      {self.batch} windows of {self.window} px: {self.step_seconds:.2f} s ({speed:.2f} Mpx/s) "
-            f"on {self.device} in {self.precision} ({self.reason}); {self.memory_bytes / 1e9:.1f} GB of memory",
+            f"step      {self.batch} windows of {self.window} px{size}: {self.step_seconds:.2f} s "
+            f"({speed:.2f} Mpx/s) on {self.device} in {self.precision} ({self.reason}); "
+            f"{self.memory_bytes / 1e9:.1f} GB of memory",
             f"epoch     {self.windows:,} windows in {self.steps:,} steps, then {self.held_out:,} held-out ones: "
             f"{_clock(self.epoch_seconds)}",
             f"training  {self.epochs} epochs at most: {_clock(self.epochs * self.epoch_seconds)}{ends}",
@@ -93,37 +95,25 @@ def estimate_training(
     passes             through the network that a held-out window takes: one per season where they are separate
     """
     torch.manual_seed(train.seed)
-    model = build_network(network)
-    batch = min(train.batch_size, windows)
-    shape = (batch, network.channels, window, window)
-    precision, reason = choose_precision(train.precision, train.device, model, shape, learning=True)
-    fabric = start(train.device, precision)
-    model = model.to(memory_format=torch.channels_last)
-    parameters = count_parameters(model)
-    learner, optimizer = fabric.setup(model, torch.optim.Adam(model.parameters(), lr=train.learning_rate))
-    loss = Loss({"cross-entropy": 1.0})
-    x = torch.randn(shape).to(fabric.device, memory_format=torch.channels_last)
-    labels = np.random.default_rng(train.seed).integers(0, network.classes, (batch, window, window))
-    labels[:, 0, 0] = IGNORE_INDEX
-    y = torch.from_numpy(labels).to(fabric.device)
-
-    def step() -> None:
-        total, weight = loss(learner(x), y)
-        fabric.backward(total / weight)
-        optimizer.step()
-        optimizer.zero_grad()
+    model, loss = build_network(network), loss_of(train)
+    chosen = choose_step(train, model, loss, sides=[window], samples=windows)
+    fabric, batch = start(train.device, chosen.precision), chosen.batch
+    step = training_step(fabric, model, train, loss, batch, window)
+    x = torch.randn(batch, network.channels, window, window, device=fabric.device)
+    x = x.to(memory_format=torch.channels_last)
 
     def validate() -> None:
-        with torch.inference_mode():
-            float(learner(x).float().mean())
+        with torch.inference_mode(), fabric.autocast():
+            float(model(x).float().mean())
 
     cuda = fabric.device.type == "cuda"
     step_seconds = _fastest(step, cuda)
-    learner.eval()
+    model.eval()
     validation_seconds = _fastest(validate, cuda)
+    parameters = count_parameters(model)
     return Estimate(
-        network.architecture, network.encoder, parameters, fabric.device.type, precision, reason,
-        window, batch, windows, -(-windows // batch), held_out,
+        network.architecture, network.encoder, parameters, fabric.device.type, chosen.precision,
+        chosen.why_precision, window, batch, chosen.why_batch, windows, -(-windows // batch), held_out,
         passes / train.validate_every, train.epochs, train.minutes,
         step_seconds, validation_seconds, torch.cuda.max_memory_allocated() if cuda else _peak_memory(),
         4 * parameters * (2 * STATES + 2),

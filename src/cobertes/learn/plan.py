@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from cobertes.errors import SettingsError
 from cobertes.geo.windows import Window
@@ -115,7 +116,6 @@ def plan_training(
 
 def _loss(train: TrainSettings, legend: Legend, statistics: Statistics, tile_counts: NDArray[np.int64]) -> Loss:
     """What is learnt by; class weights are told."""
-    terms = {train.loss: 1.0} if isinstance(train.loss, str) else train.loss
     asked = train.class_weights
     if isinstance(asked, str):
         weights = class_weights(asked, statistics.class_counts, tile_counts)
@@ -125,6 +125,11 @@ def _loss(train: TrainSettings, legend: Legend, statistics: Statistics, tile_cou
     if weights is not None:
         told = ", ".join(f"{key} {weight:.2g}" for key, weight in zip(legend.keys, weights, strict=True))
         log.info("class weights (%s): %s", asked if isinstance(asked, str) else "by hand", told)
-    tensor = None if weights is None else torch.from_numpy(weights)
+    return loss_of(train, None if weights is None else torch.from_numpy(weights))
+
+
+def loss_of(train: TrainSettings, class_weights: Tensor | None = None) -> Loss:
+    """The loss of these settings; ``class_weights`` (K,) or None."""
+    terms = {train.loss: 1.0} if isinstance(train.loss, str) else train.loss
     named = {str(name): weight for name, weight in terms.items()}
-    return Loss(named, tensor, train.focal_gamma, train.label_smoothing)
+    return Loss(named, class_weights, train.focal_gamma, train.label_smoothing)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning_fabric import Fabric
@@ -16,12 +16,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from cobertes.accuracy.confusion import ConfusionMatrix
-from cobertes.errors import SettingsError, TrainingError
+from cobertes.errors import TrainingError
 from cobertes.geo.grid import resolution
 from cobertes.learn.averaging import Averaged
 from cobertes.learn.board import Board
 from cobertes.learn.checkpoints import BEST, load_checkpoint, save_batch, save_checkpoint
-from cobertes.learn.device import add_up, as_the_leader, choose_precision, start_together
+from cobertes.learn.device import add_up, as_the_leader, start_together
 from cobertes.learn.history import Epoch, best_epoch, finite, stands_still, time_is_up, write_history
 from cobertes.learn.infer import Forward, HeldOut, each_season, judge
 from cobertes.learn.modelfile import MODEL_FILE, ModelHeader, save_model
@@ -30,6 +30,7 @@ from cobertes.learn.plan import TrainingPlan
 from cobertes.learn.pretrained import RANDOM, load_pretrained
 from cobertes.learn.samples import Batch, batches, count_batches
 from cobertes.learn.schedule import Schedule
+from cobertes.learn.step import StepChoice, choose_step
 from cobertes.progress import SILENT, Progress
 from cobertes.settings import TrainSettings
 
@@ -72,7 +73,7 @@ def train_model(
             if board is None:  # another process writes
                 continue
             if best_epoch(history) is record:
-                header = _header(plan, loop.precision, history, finished=False)
+                header = _header(loop, finished=False)
                 save_model(loop.checkpoints / BEST, loop.averaged.model.state_dict(), header)
             # The checkpoint is written last: whatever it says has happened is on disk.
             save_checkpoint(loop.checkpoints, loop.state_dict())
@@ -82,7 +83,7 @@ def train_model(
                 board.classes(matrix, plan.ground.legend, epoch)
                 board.places(loop.forward, plan.inputs, plan.ground, held_out, epoch)
             report(record)
-    header = _header(plan, loop.precision, history, finished=True)
+    header = _header(loop, finished=True)
     if loop.leads:
         _finish(plan, out, header)
     loop.fabric.barrier()
@@ -99,22 +100,27 @@ def _begin(plan: TrainingPlan, checkpoints: Path, progress: Progress) -> "_Loop"
     network = build_network(plan.network)
     if plan.weights != RANDOM and state is None:
         log.info("%s", load_pretrained(network, plan.weights, plan.inputs.bands))
-    batch_size = min(settings.batch_size, len(plan.sampler))
+    # A trial may end otherwise the second time, so a resumed training keeps what it had.
+    open_ones = [name for name in ("batch_size", "precision") if getattr(settings, name) == "auto"]
+    kept: dict[str, Any] = {} if state is None else {name: state[name] for name in open_ones if name in state}
     together = start_together(settings.device, "fp32")
-    _require_spread(network, len(plan.sampler), batch_size, min(plan.sampler.windows), together.world_size)
-    # A trial may end otherwise the second time, so a resumed training keeps the precision it had.
-    asked = state["precision"] if state is not None and settings.precision == "auto" else settings.precision
-    shape = (batch_size, plan.network.channels, plan.window, plan.window)
-    trial = None
+    chosen = None
     if together.is_global_zero:
-        trial = choose_precision(asked, settings.device, network, shape, learning=True)
-    precision, reason = together.broadcast(trial)
+        chosen = choose_step(
+            settings.model_copy(update=kept), network, plan.loss,
+            sides=plan.sampler.windows, samples=len(plan.sampler), processes=together.world_size,
+        )  # fmt: skip
+    chosen = cast("StepChoice", together.broadcast(chosen))
+    precision = chosen.precision
     fabric = start_together(settings.device, precision, some_idle=settings.freeze_encoder > 0)
     log.info(
-        "%s with encoder %s, %.1f million parameters, on %s in %s (%s); %d windows of %s px per epoch",
+        "%s with encoder %s, %.1f million parameters, on %s in %s (%s); %d windows of %s px per epoch, "
+        "in batches of %d%s",
         plan.network.architecture.replace("unet", "U-Net"), plan.network.encoder,
-        count_parameters(network) / 1e6, fabric.device.type, precision, reason,
-        len(plan.sampler), " or ".join(map(str, plan.sampler.windows)),
+        count_parameters(network) / 1e6, fabric.device.type, precision,
+        "as before" if "precision" in kept else chosen.why_precision,
+        len(plan.sampler), " or ".join(map(str, plan.sampler.windows)), chosen.batch,
+        f" ({'as before' if 'batch_size' in kept else chosen.why_batch})" if settings.batch_size == "auto" else "",
     )  # fmt: skip
 
     # Channels last is the layout that convolutions are fastest in, on CPUs with bf16 units and on CUDA alike.
@@ -136,7 +142,7 @@ def _begin(plan: TrainingPlan, checkpoints: Path, progress: Progress) -> "_Loop"
         log.info("going on after epoch %d", len(history))
     begin = time.monotonic() - (history[-1]["elapsed"] if history else 0.0)
     return _Loop(
-        plan, fabric, precision, network, model, optimizer, averaged, schedule, batch_size, checkpoints,
+        plan, fabric, precision, network, model, optimizer, averaged, schedule, chosen.batch, checkpoints,
         progress, begin, history,
     )  # fmt: skip
 
@@ -177,6 +183,7 @@ class _Loop:
         return {
             "fingerprint": self.plan.fingerprint,
             "precision": self.precision,
+            "batch_size": self.batch_size,
             "model": _state(self.model),
             "averaged": self.averaged.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -297,27 +304,12 @@ def _validate(loop: _Loop, held_out: Sequence[HeldOut]) -> tuple[ConfusionMatrix
     as_the_leader(fabric, loop.averaged.model)
     mine = held_out[fabric.global_rank :: fabric.world_size]
     with loop.progress.bar("validation", len(mine), "windows") as advance:
-        matrix, loss = judge(loop.forward, plan.inputs, plan.ground, mine, loop.batch_size, advance)
+        size = max(1, loop.batch_size // fabric.world_size)
+        matrix, loss = judge(loop.forward, plan.inputs, plan.ground, mine, size, advance)
     pixels = int(matrix.counts.sum())
     whole = ConfusionMatrix(add_up(fabric, torch.from_numpy(matrix.counts)).numpy())
     total = float(add_up(fabric, torch.tensor(loss * pixels if pixels else 0.0, dtype=torch.float64)))
     return whole, total / int(whole.counts.sum()) if whole.counts.any() else math.nan
-
-
-def _require_spread(network: Network, samples: int, batch_size: int, window: int, processes: int) -> None:
-    """Raise SettingsError where batch norm would get one value per channel, which has no spread."""
-    smallest = samples // count_batches(samples, batch_size) // processes
-    if smallest < 1:
-        raise SettingsError(
-            f"{processes} processes can't share a batch of {batch_size} windows: use a train.batch-size (and "
-            f"train.samples, now {samples}) of at least {processes}."
-        )
-    if smallest == 1 and window <= network.stride:
-        raise SettingsError(
-            f"a window of {window} px is one pixel at the bottom of the network (1/{network.stride}) and a batch "
-            f"of one holds no other: batch norm can't learn from it. Use a train.window over {network.stride} px, "
-            f"or a larger train.batch-size (now {batch_size}) and train.samples (now {samples})."
-        )
 
 
 def _state(model: nn.Module) -> dict[str, Tensor]:
@@ -326,7 +318,8 @@ def _state(model: nn.Module) -> dict[str, Tensor]:
     return dict(inner.state_dict())
 
 
-def _header(plan: TrainingPlan, precision: str, history: list[Epoch], *, finished: bool) -> ModelHeader:
+def _header(loop: _Loop, *, finished: bool) -> ModelHeader:
+    plan, history = loop.plan, loop.history
     best = best_epoch(history)
     scene = next(iter(next(iter(plan.ground.areas.values())).scenes.values()))
     nodata = None if scene.nodata is None else finite(scene.nodata)  # NaN is never an observation anyway
@@ -334,7 +327,8 @@ def _header(plan: TrainingPlan, precision: str, history: list[Epoch], *, finishe
         "settings": plan.settings.model_dump(by_alias=True),
         "augmentation": plan.sampler.augmentation.model_dump(by_alias=True),
         "fingerprint": plan.fingerprint,
-        "precision": precision,
+        "precision": loop.precision,
+        "batch_size": loop.batch_size,
         "best_epoch": best["epoch"],
         "epochs": len(history),
         "validation_miou": finite(best["miou"]),
