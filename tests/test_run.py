@@ -5,6 +5,7 @@ import math
 import re
 import shutil
 import tomllib
+from contextlib import contextmanager
 from pathlib import Path
 
 import geopandas as gpd
@@ -160,6 +161,94 @@ def test_a_map_is_made_again_where_scenes_are_read_otherwise(finished, tmp_path)
     assert runs(project) == []
     project.write_text(text.format("scene-nodata = 500\n"))
     assert runs(project) == ["predict", "report"]
+
+
+class _InterruptedAtMap:
+    """A progress bar at which somebody presses Ctrl-C when the map of that number has begun; none where None."""
+
+    def __init__(self, number=None):
+        self.number, self.maps = number, 0
+
+    @contextmanager
+    def bar(self, name, total, unit):
+        def advance(amount, note=""):
+            if name == "map" and self.maps == self.number:
+                raise KeyboardInterrupt
+
+        self.maps += name == "map"
+        yield advance
+
+
+@pytest.fixture
+def two_areas(finished, tmp_path):
+    """A project that maps areas ``a`` and ``b`` with a finished model."""
+    lines = ['name = "elsewhere"']
+    for seed, name in enumerate("ab"):
+        (tmp_path / name).mkdir()
+        write_ground(tmp_path / name, seed=seed, size=60)
+        scenes = f'{{ april = "{name}/april.tif", august = "{name}/august.tif" }}'
+        lines.append(f'[[area]]\nname = "{name}"\nscenes = {scenes}')
+    lines.append(f'[predict]\nmodel = "{finished / "run"}"\nprecision = "fp32"\ndevice = "cpu"\n')
+    (tmp_path / "project.toml").write_text("\n".join(lines))
+    return tmp_path / "project.toml"
+
+
+def map_states(project):
+    """Of the map files of areas: bytes and time of change."""
+    folder = project.parent / "run" / "maps"
+    return {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in sorted(folder.glob("[ab]*"))}
+
+
+def test_areas_that_were_mapped_before_an_interruption_are_not_mapped_again(two_areas):
+    with pytest.raises(KeyboardInterrupt):
+        run_of(two_areas, progress=_InterruptedAtMap(2)).run()
+    before = map_states(two_areas)
+    assert {name.split(".")[0] for name in before} == {"a"}
+    assert runs(two_areas) == ["predict", "report"]
+    told = []
+    watch = _InterruptedAtMap()
+    run = run_of(two_areas, progress=watch, tell=lambda stage, text: told.append(text))
+    assert run.run() == ["predict", "report"]
+    assert watch.maps == 1
+    assert re.match(r"1 map of 0\.00 Mpx at .*; 1 map from before$", told[0])
+    after = map_states(two_areas)
+    assert {name: after[name] for name in before} == before
+    assert {name.split(".")[0] for name in after} == {"a", "b"}
+    assert run_of(two_areas).run() == []
+
+
+@pytest.mark.parametrize("change", ["scene", "map", "setting", "from"])
+def test_an_area_is_mapped_again_where_its_map_is_not_made_of_the_same(two_areas, change):
+    run_of(two_areas).run(only="predict")
+    before, selected, again = map_states(two_areas), {"only": "predict"}, "b"
+    if change == "scene":
+        write_ground(two_areas.parent / "b", seed=7, size=60)
+    elif change == "map":
+        (two_areas.parent / "run" / "maps" / "b.confidence.tif").unlink()
+    elif change == "setting":
+        two_areas.write_text(two_areas.read_text() + "overlap = 2\n")
+        again = "ab"
+    else:
+        selected, again = {"start": "predict"}, "ab"
+    assert "predict" in run_of(two_areas).run(**selected)
+    after = map_states(two_areas)
+    assert {name[0] for name in after if after[name][1] != before[name][1]} == set(again)
+
+
+def test_a_stage_that_did_not_end_is_not_up_to_date_with_its_old_settings_either(two_areas):
+    run_of(two_areas).run(only="predict")
+    text = two_areas.read_text()
+    before = map_states(two_areas)
+    two_areas.write_text(text + 'overlap = 8\nblend = "cosine"\n')
+    with pytest.raises(KeyboardInterrupt):
+        run_of(two_areas, progress=_InterruptedAtMap(2)).run(only="predict")
+    two_areas.write_text(text)
+    (step,) = run_of(two_areas).plan(only="predict")
+    assert (step.runs, step.why) == (True, "it did not end")
+    run_of(two_areas).run(only="predict")
+    after = map_states(two_areas)
+    assert {name: data for name, (data, _) in after.items()} == {name: data for name, (data, _) in before.items()}
+    assert after["b.tif"] == before["b.tif"]
 
 
 def test_nan_as_the_scenes_nodata_is_the_same_setting_on_every_run(tmp_path):

@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from cobertes.files import read_json
+from cobertes.files import read_json, write_json
 from cobertes.fingerprint import fingerprint, stamp
 from cobertes.geo.area import Area
 from cobertes.geo.grid import describe, source_files
@@ -85,6 +85,30 @@ def training_fingerprint(project: Project, files: RunFolder) -> str:
     if project.weights not in WEIGHTS:
         learnt.append([stamp(project.weights)])
     return fingerprint(rows, read_json(files.statistics), read_json(files.split), learnt)
+
+
+def mapped_fingerprints(project: Project, model: Path, temperature: float | None) -> dict[str, str]:
+    """Of every area's map: of the model and its temperature, the scenes, and how they are read and mapped."""
+    settings = project.settings.model_dump(by_alias=True, mode="json")
+    how = {key: value for key, value in settings["predict"].items() if key != "memory"}
+    learning = learning_settings(project)
+    common = stamp(model), temperature, learning["bands"], learning["scene-nodata"], how
+    return {
+        area.name: fingerprint(common, list(area.scenes), describe(area.grid), scene_stamps(area))
+        for area in project.areas
+    }
+
+
+def read_notes(files: RunFolder) -> dict[str, Any]:
+    """By stage, what it was made from; empty where no stage has run yet."""
+    notes: dict[str, Any] = read_json(files.stages) if files.stages.exists() else {}
+    return notes
+
+
+def write_note(files: RunFolder, stage: str, **entry: Any) -> None:
+    """Change what is noted of a stage; the rest of it stays."""
+    notes = read_notes(files)
+    write_json(files.stages, notes | {stage: notes.get(stage, {}) | entry})
 
 
 def trained_fingerprint(model: Path) -> str:

@@ -10,7 +10,8 @@
               stages.json       what each stage was made from, so that a second run does only what changed
 
 Stale results are replaced, a trained model never is. A stage is up to date where its fingerprint (of its
-settings and of the files it reads) is the one in stages.json and its outputs are there.
+settings and of the files it reads) is the one in stages.json and its outputs are there; predict looks at
+every area by itself.
 """
 
 import os
@@ -20,27 +21,25 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import chain, count
 from pathlib import Path
-from typing import Any
 
 from cobertes import stages
-from cobertes.accuracy.calibration import read_calibration
 from cobertes.apply.report import toml_text
 from cobertes.errors import InputFileError, SettingsError, did_you_mean
-from cobertes.files import read_json, write_json, write_text
+from cobertes.files import write_text
 from cobertes.fingerprint import changed_keys, fingerprint, stamp
 from cobertes.freshness import (
     learning_settings,
     observed_fingerprint,
-    scene_stamps,
+    read_notes,
     stamps,
     trained_fingerprint,
     training_fingerprint,
+    write_note,
 )
 from cobertes.geo.grid import describe
 from cobertes.progress import SILENT, Progress
 from cobertes.project import Project, load_project
 from cobertes.runfolder import RunFolder
-from cobertes.stages import model_file
 
 STAGES = ("labels", "tiles", "train", "evaluate", "predict", "report")
 
@@ -148,6 +147,8 @@ class Run:
                 self._forget(stage)
             with self._old_model_kept(retrain) if stage == "train" else nullcontext():
                 made_from = self._fingerprint(stage)  # before: what changes meanwhile is not in what is made
+                if self.leads:  # what is left half done is not up to date, whatever the settings are then
+                    write_note(self.files, stage, fingerprint=None)
                 made = self._make(stage)
             if self.leads:
                 self._note(stage, made_from)
@@ -159,6 +160,8 @@ class Run:
         """Delete what a stage keeps for its next time."""
         if stage == "tiles":
             self.files.observations.unlink(missing_ok=True)
+        if stage == "predict":
+            write_note(self.files, stage, areas={})
         if stage == "train":
             shutil.rmtree(self.files.store, ignore_errors=True)
 
@@ -177,10 +180,11 @@ class Run:
         if missing:
             return False, f"{missing[0].relative_to(self.files.path)} is not there"
         now = self._fingerprint(stage)
-        noted = self._noted().get(stage, {}).get("fingerprint")
+        entry = read_notes(self.files).get(stage, {"fingerprint": ""})
+        noted = entry.get("fingerprint")
         if noted == now or (stage == "train" and trained_fingerprint(self.files.model) == now):
             return True, "up to date"
-        return False, "its settings or inputs changed"
+        return False, "it did not end" if noted is None else "its settings or inputs changed"
 
     def _outputs(self, stage: str) -> list[Path]:
         files, areas = self.files, self.project.areas
@@ -199,7 +203,6 @@ class Run:
         """Of what a stage is made from, as it is on disk now."""
         settings = self.project.settings.model_dump(by_alias=True, mode="json")
         learning, files, areas = self.learning, self.files, self.project.areas
-        scenes = [scene_stamps(area) for area in areas]
         grids = [(area.name, list(area.scenes), describe(area.grid)) for area in areas]
         labels = [stamp(files.labels(area.name)) for area in areas]
         how = {key: value for key, value in settings["predict"].items() if key != "memory"}
@@ -225,10 +228,7 @@ class Run:
             case "evaluate":
                 return fingerprint(stamp(files.model), stamp(files.tiles), labels, how)
             case "predict":
-                model = model_file(self.project, files)
-                reading = learning["bands"], learning["scene-nodata"]
-                temperature = read_calibration(model.parent / files.calibration.name, trained_fingerprint(model))
-                return fingerprint(stamp(model), grids, scenes, reading, how, temperature)
+                return fingerprint(stages.mapped_from(self.project, files))
             case _:
                 inputs = [files.assessment, files.metrics, *self._outputs("predict")]
                 return fingerprint(settings, self.project.rgb, labels, [stamp(path) for path in inputs])
@@ -250,20 +250,14 @@ class Run:
             case _:
                 return stages.report(*todo)
 
-    def _noted(self) -> dict[str, Any]:
-        noted: dict[str, Any] = read_json(self.files.stages) if self.files.stages.exists() else {}
-        return noted
-
     def _note(self, stage: str, made_from: str) -> None:
-        entry: dict[str, Any] = {"fingerprint": made_from}
-        if stage == "train":
-            entry["settings"] = self.learning
-        write_json(self.files.stages, self._noted() | {stage: entry})
+        settings = {"settings": self.learning} if stage == "train" else {}
+        write_note(self.files, stage, fingerprint=made_from, **settings)
 
     # --- the trained model is never replaced
 
     def _require_same_learning(self) -> None:
-        trained = self._noted().get("train", {}).get("settings")
+        trained = read_notes(self.files).get("train", {}).get("settings")
         if trained is None or not self.files.model.exists():
             return
         changed = changed_keys(trained, self.learning)

@@ -10,9 +10,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cobertes.accuracy.calibration import read_calibration
 from cobertes.errors import InputFileError
 from cobertes.files import read_json, write_json
-from cobertes.freshness import observed_fingerprint, training_fingerprint
+from cobertes.fingerprint import stamp
+from cobertes.freshness import (
+    mapped_fingerprints,
+    observed_fingerprint,
+    read_notes,
+    trained_fingerprint,
+    training_fingerprint,
+    write_note,
+)
 from cobertes.labels.aggregate import make_labels
 from cobertes.labels.weights import Weighting
 from cobertes.progress import SILENT, Progress
@@ -237,22 +246,34 @@ def model_file(project: Project, files: RunFolder) -> Path:
     return model_path(resolve(named, project.folder))
 
 
+def mapped_from(project: Project, files: RunFolder) -> dict[str, str]:
+    """By area, the fingerprint of all that its map is made from, as it is on disk now."""
+    model = model_file(project, files)
+    temperature = read_calibration(model.parent / files.calibration.name, trained_fingerprint(model))
+    return mapped_fingerprints(project, model, temperature)
+
+
 def predict(project: Project, files: RunFolder, progress: Progress = SILENT) -> str:
-    """Map every area."""
+    """Map every area, but for those whose map an interrupted run has made from the same already."""
     from cobertes.apply.engine import open_engine
     from cobertes.apply.predict import predict_map
 
-    settings = project.settings.predict
+    settings, made_from = project.settings.predict, mapped_from(project, files)
     engine = open_engine(
         model_file(project, files), device=settings.device, precision=settings.precision, engine=settings.engine
     )
-    pixels = seconds = 0.0
+    noted = read_notes(files).get("predict", {}).get("areas", {})
+    mapped, pixels, seconds = [], 0.0, 0.0
     for area in project.areas:
+        outputs = files.map(area.name), files.confidence(area.name)
+        sources = [made_from[area.name], engine.how]
+        if noted.get(area.name) == [sources, *map(stamp, outputs)]:
+            continue
         made = predict_map(
             engine,
             area.scenes,
-            files.map(area.name),
-            confidence=files.confidence(area.name),
+            outputs[0],
+            confidence=outputs[1],
             window=settings.window,
             overlap=settings.overlap,
             blend=settings.blend,
@@ -262,9 +283,16 @@ def predict(project: Project, files: RunFolder, progress: Progress = SILENT) -> 
             overwrite=True,
             progress=progress,
         )
+        noted[area.name] = [sources, *map(stamp, outputs)]
+        write_note(files, "predict", areas=noted)
+        mapped.append(area)
         pixels, seconds = pixels + sum(made.counts.values()), seconds + made.seconds
+    kept = _count(project.areas[len(mapped) :], "map") + " from before"
+    if not mapped:
+        return kept
     speed = pixels / 1e6 / max(seconds, 1e-9)
-    return f"{_count(project.areas, 'map')} of {pixels / 1e6:.2f} Mpx at {speed:.2f} Mpx/s, {engine.how}"
+    text = f"{_count(mapped, 'map')} of {pixels / 1e6:.2f} Mpx at {speed:.2f} Mpx/s, {engine.how}"
+    return text if len(mapped) == len(project.areas) else f"{text}; {kept}"
 
 
 def report(project: Project, files: RunFolder, progress: Progress = SILENT) -> str:
