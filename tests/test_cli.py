@@ -603,6 +603,18 @@ def test_a_line_of_progress_fits_a_terminal_of_80_columns():
     assert all(line.startswith("judging on test") for line in lines if line.strip())
 
 
+@pytest.mark.parametrize(("notes", "shown"), [(["", ""], None), (["loss 0.5", ""], "0.5"), (["loss 0.5", "loss 0.25"], "0.25")])  # fmt: skip
+def test_what_is_noted_stands_under_its_bar_until_the_next_note(notes, shown):
+    stream = io.StringIO()
+    console = RichConsole(file=stream, width=60, force_terminal=True, color_system=None)
+    with _Bars(console).bar("epoch 1", 8, "tiles") as advance:
+        for note in notes:
+            advance(3, note)
+    last = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", stream.getvalue()).rpartition("epoch 1")[2]
+    assert "6/8 tiles" in last
+    assert re.findall(r"^  loss (\S+)", last, re.MULTILINE) == ([shown] if shown else [])
+
+
 def test_a_demo_of_another_size_is_not_passed_off_as_the_one_asked_for(place):
     write_project(place)
     fails(r"holds scenes of 96 x 96 px, not of 192 x 192 px\. Name another --out", "demo", "--out", place, "--size", 192)  # fmt: skip

@@ -1,8 +1,10 @@
 """The training loop: what is learnt, exact resuming, and what is said where it can't go on."""
 
+import io
 import json
 import logging
 import math
+import re
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -12,10 +14,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from rich.console import Console as RichConsole
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cobertes.accuracy.confusion import ConfusionMatrix
+from cobertes.cli.console import _Bars
 from cobertes.errors import SettingsError, StorageError, TrainingError
 from cobertes.learn import device, train
 from cobertes.learn.checkpoints import save_checkpoint
@@ -381,18 +385,41 @@ def test_every_loss_can_learn_a_tile_by_heart(loss):
 
 
 def test_progress_shows_each_epoch_and_its_validation(project, tmp_path):
-    bars, moved = [], {}
+    bars, moved, notes = [], {}, {}
 
     class Bars:
         @contextmanager
         def bar(self, name, total, unit):
             bars.append((name, total, unit))
             key = len(bars)
-            yield lambda amount: moved.__setitem__(key, moved.get(key, 0) + amount)
+
+            def advance(amount, note=""):
+                moved[key] = moved.get(key, 0) + amount
+                notes.setdefault(key, []).extend([note] if note else [])
+
+            yield advance
 
     train_model(plan_of(project, epochs=2), tmp_path, progress=Bars())
     assert [name for name, _, _ in bars] == ["epoch 1", "validation", "epoch 2", "validation"]
     assert [moved[i + 1] for i in range(4)] == [total for _, total, _ in bars]
+    first, second = read_history(tmp_path / "metrics.jsonl")
+    assert [len(notes[key]) for key in (1, 2, 3, 4)] == [4, 0, 4, 0]  # one for each step
+    assert re.fullmatch(rf"loss {first['loss']:.3f}, \d+% of the time waiting for data", notes[1][-1])
+    assert notes[3][-1].startswith(f"loss {second['loss']:.3f}, last mIoU {first['miou']:.3f}, ")
+    assert len({note.split(",")[0] for note in notes[1]}) > 1  # the loss so far
+
+
+def test_a_training_is_watched_on_a_terminal_of_80_columns(project, tmp_path):
+    stream = io.StringIO()
+    console = RichConsole(file=stream, width=80, force_terminal=True, color_system=None, legacy_windows=False)
+    train_model(plan_of(project, epochs=2, samples=48), tmp_path, progress=_Bars(console))
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "\n", stream.getvalue()).splitlines()
+    assert all(len(line.rstrip()) <= 80 for line in shown)
+    assert any(re.match(r"epoch 2 .* 48/48 tiles  [\d.]+/s", line) for line in shown)
+    miou = read_history(tmp_path / "metrics.jsonl")[0]["miou"]
+    notes = [line for line in shown if "loss" in line]
+    assert any(re.match(r"  loss \d\.\d{3}, \d+% of the time waiting for data\s*$", line) for line in notes)
+    assert any(f"last mIoU {miou:.3f}, " in line for line in notes)
 
 
 # --- resuming ----------------------------------------------------------------------------------------------
@@ -454,7 +481,7 @@ class _Interrupted:
 
     @contextmanager
     def bar(self, name, total, unit):
-        def advance(amount):
+        def advance(amount, note=""):
             if name == "epoch 2":
                 raise KeyboardInterrupt
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console as RichConsole
+from rich.console import RenderableType
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
@@ -93,6 +94,14 @@ class Console:
             sys.stdout.write("\n")
 
 
+class _Noted(Progress):
+    """Bars, and under each what it is told beside the amount: 80 columns hold no more on one line."""
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        yield self.make_tasks_table(self.tasks)
+        yield from (Text(f"  {task.fields['note']}", style="dim") for task in self.tasks if task.fields["note"])
+
+
 class _Bars:
     """Bars with rate and time left."""
 
@@ -103,9 +112,15 @@ class _Bars:
     def bar(self, name: str, total: float, unit: str) -> Iterator[Advance]:
         # 80 columns hold a line, also of ten thousands of tiles
         columns = TextColumn("{task.description:<16}"), BarColumn(20), _Rate(), TimeRemainingColumn()
-        with Progress(*columns, console=self.console, transient=True) as progress:
-            task = progress.add_task(name, total=total, unit=unit)
-            yield lambda amount: progress.advance(task, amount)
+        with _Noted(*columns, console=self.console, transient=True) as progress:
+            task = progress.add_task(name, total=total, unit=unit, note="")
+
+            def advance(amount: float, note: str = "", /) -> None:
+                progress.advance(task, amount)
+                if note:
+                    progress.update(task, note=note)
+
+            yield advance
 
 
 def class_table(legend: "Legend", counts: dict[int, int], hectares: dict[int, float] | None = None) -> str:

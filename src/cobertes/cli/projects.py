@@ -114,7 +114,8 @@ def _epoch_line(record: dict[str, float]) -> str:
     )
     return (
         f"epoch {record['epoch']:>3.0f}  loss {record['loss']:.3f}  {'' if isnan(record['miou']) else held_out}"
-        f"lr {record['learning_rate']:.2g}  {record['seconds']:.0f} s, {record['waiting_share']:.0%} for data"
+        f"lr {record['learning_rate']:.2g}  {record['seconds']:.0f} s, {record['tiles_per_second']:.3g} tiles/s, "
+        f"{record['waiting_share']:.0%} for data"
     )
 
 

@@ -266,6 +266,9 @@ def _train_epoch(loop: _Loop, epoch: int) -> Epoch:
                 loop.averaged.update()
             total, weight = total + found, weight + pixels_of_all
             optimizer.zero_grad()
+            advance(
+                0, _so_far(loop.history, total / weight if weight else math.nan, waited, time.monotonic() - begin)
+            )
     seconds = time.monotonic() - begin
     return {
         "epoch": epoch,
@@ -275,6 +278,13 @@ def _train_epoch(loop: _Loop, epoch: int) -> Epoch:
         "tiles_per_second": len(plan.sampler) / seconds,
         "waiting_share": waited / seconds,
     }
+
+
+def _so_far(history: Sequence[Epoch], loss: float, waited: float, seconds: float) -> str:
+    """What is worth knowing in the middle of an epoch, in words."""
+    scored = [record["miou"] for record in history if not math.isnan(record["miou"])]
+    last = f"last mIoU {scored[-1]:.3f}, " if scored else ""
+    return f"loss {loss:.3f}, {last}{waited / max(seconds, 1e-9):.0%} of the time waiting for data"
 
 
 def _targets(batch: Batch, settings: TrainSettings, device: torch.device) -> tuple[Tensor, Tensor | None]:

@@ -127,7 +127,7 @@ def take_census(
     row_cuts: Iterable[int],
     col_cuts: Iterable[int],
     legend: Legend,
-    advance: Advance = lambda amount: None,
+    advance: Advance = lambda amount, note="": None,
     *,
     squares: bool = False,
 ) -> Census:
