@@ -336,3 +336,18 @@ def test_the_command_says_what_is_missing(two_runs):
     assert "blocks.json" in shown.output
     assert invoke(two_runs / "plain").exit_code == 2
     assert "named twice" in invoke(two_runs / "plain", two_runs / "plain").output
+
+
+def test_a_folder_that_is_no_run_is_told_apart_from_a_run_that_was_not_judged(two_runs):
+    (two_runs / "other").mkdir()
+    for folder, message in (
+        (two_runs / "other", f"no run in {two_runs / 'other'}: it has no project.toml. Name the folder of a run"),
+        (two_runs / "wieghted", f"no run in {two_runs / 'wieghted'}: there is no such folder"),
+    ):
+        shown = invoke(two_runs / "plain", folder)
+        assert shown.exit_code == 2
+        assert message in " ".join(shown.output.split())
+    (two_runs / "weighted" / "blocks.json").unlink()
+    assert "an earlier stage has not run yet" in " ".join(
+        invoke(two_runs / "plain", two_runs / "weighted").output.split()
+    )

@@ -37,15 +37,15 @@ main()
 """
 
 
-def train(project, script, run, processes, gradients):
-    """`cobertes run --only train` by some processes; returns what it told."""
+def train(project, script, run, processes, gradients, selected="--only"):
+    """`cobertes run --only train` (or --from) by some processes; returns what it told."""
     environment = dict(os.environ, OMP_NUM_THREADS="1")
     launch = (
         ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "--"]
         if processes > 1
         else []
     )
-    command = [sys.executable, *launch, script, "run", project, "--run", run, "--only", "train", gradients]
+    command = [sys.executable, *launch, script, "run", project, "--run", run, selected, "train", gradients]
     done = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stderr
@@ -81,9 +81,47 @@ def test_two_processes_learn_what_one_learns(place):
         assert np.isfinite(value.float().numpy()).all()
 
 
-def test_several_processes_do_no_other_stage(place, monkeypatch):
+def test_two_processes_train_anew_and_the_first_goes_on_alone(place, tmp_path):
+    project = place / "anew.toml"
+    text = (place / "project.toml").read_text().replace("epochs = 2", "epochs = 1")
+    project.write_text(text.replace("size = 16\n", 'size = 16\nstore = "never"\n'))
+    for stage in ("labels", "tiles", "train"):
+        assert call("run", project, "--run", tmp_path, "--only", stage).exit_code == 0
+    old = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "checkpoints" / "last.ckpt").write_bytes(b"not to be gone on with")
+    told = train(project, place / "train.py", tmp_path, 2, tmp_path / "gradients.pt", "--from")
+    assert "can't be read" not in told
+    assert "going on" not in told
+    (kept,) = tmp_path.glob("model.*.safetensors")
+    assert kept.read_bytes() == old
+    assert told.count(f"the old model is kept as {kept.name}") == 1
+    assert read_header(tmp_path).training["finished"]
+    assert len(read_history(tmp_path / "metrics.jsonl")) == 1
+    for line in ("best of 1 epochs", "overall accuracy", "1 map of", "report.html"):
+        assert told.count(line) >= 1
+    assert [path.name for path in (tmp_path / "maps").glob("*.tif")] != []
+    assert (tmp_path / "report.html").exists()
+    done = call("run", project, "--run", tmp_path)
+    assert done.exit_code == 0
+    assert done.stderr.count("up to date") == 6
+
+
+def test_a_new_training_of_two_processes_that_can_not_start_leaves_the_old_model(place, tmp_path):
+    project = place / "project.toml"
+    for stage in ("labels", "tiles", "train"):
+        assert call("run", project, "--run", tmp_path, "--only", stage).exit_code == 0
+    old = (tmp_path / "model.safetensors").read_bytes()
+    broken = place / "broken.toml"
+    broken.write_text(project.read_text().replace('encoder = "scratch"', 'encoder = "resnt50"'))
+    with pytest.raises(AssertionError, match="unknown encoder 'resnt50'"):
+        train(broken, place / "train.py", tmp_path, 2, tmp_path / "gradients.pt", "--from")
+    assert (tmp_path / "model.safetensors").read_bytes() == old
+    assert not list(tmp_path.glob("model.*.safetensors"))
+
+
+def test_several_processes_do_no_stage_before(place, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     done = call("run", place / "project.toml", "--run", place / "no")
     assert done.exit_code == 2
-    assert "2 processes can train together, but not do the other stages" in done.stderr
+    assert "2 processes can train together, but not do the stages before" in done.stderr
     assert not (place / "no").exists()

@@ -51,14 +51,21 @@ HEAD = "# The settings of this run, defaults included."
 
 def open_run(folder: Path) -> tuple[Project, RunFolder]:
     """The project of a run, as it was last run, and the run's files. Raises InputFileError, SettingsError."""
-    files = RunFolder(folder)
-    if not files.project.is_file():
-        raise InputFileError(f"no run in {folder}: it has no {files.project.name}. Name a folder under runs/.")
+    files = require_run(folder)
     head, _, rest = files.project.read_text(encoding="utf-8").partition("\n")
     place = rest.partition("\n")[0].removeprefix("# ")
     if not head.startswith(HEAD):
         raise SettingsError(f"{files.project} was not written by a run. Name a run's folder, under runs/.")
     return load_project(files.project, Path(place)), files
+
+
+def require_run(folder: Path) -> RunFolder:
+    """The files of a run. Raises InputFileError where the folder is none."""
+    files = RunFolder(folder)
+    if not files.project.is_file():
+        missing = f"it has no {files.project.name}" if folder.is_dir() else "there is no such folder"
+        raise InputFileError(f"no run in {folder}: {missing}. Name the folder of a run, under runs/.")
+    return files
 
 
 @dataclass(frozen=True)
@@ -124,11 +131,13 @@ class Run:
         Raises SettingsError where a trained model would be replaced, and whatever the stages raise.
         """
         selected = self._selected(only, start)
-        if self.processes > 1 and selected != ("train",):
+        if self.processes > 1 and selected[0] != "train":
             raise SettingsError(
-                f"{self.processes} processes can train together, but not do the other stages. Run those "
-                f"before and after by one process: --only labels, --only tiles; then torchrun ... --only train."
+                f"{self.processes} processes can train together, but not do the stages before. Run those by one "
+                f"process: --only labels, --only tiles; then torchrun ... --only train (or --from train)."
             )
+        if not self.leads:  # what comes after training is the first process's alone
+            selected = selected[:1]
         retrain = start is not None and "train" in selected
         if not retrain and {"labels", "tiles", "train"} & set(selected):
             self._require_same_learning()
@@ -139,13 +148,12 @@ class Run:
             write_text(self.files.project, self._resolved())
         ran = []
         for stage in selected:
-            fresh, _ = self._state(stage)
-            if fresh and start is None:
+            if start is None and self._state(stage)[0]:
                 self.tell(stage, "up to date")
                 continue
-            if start is not None:  # what is kept from an earlier time is not trusted either
+            if start is not None and self.leads:  # what is kept from an earlier time is not trusted either
                 self._forget(stage)
-            with self._old_model_kept(retrain) if stage == "train" else nullcontext():
+            with self._old_model_kept(retrain) if stage == "train" and self.leads else nullcontext():
                 made_from = self._fingerprint(stage)  # before: what changes meanwhile is not in what is made
                 if self.leads:  # what is left half done is not up to date, whatever the settings are then
                     write_note(self.files, stage, fingerprint=None)
@@ -279,7 +287,10 @@ class Run:
 
     @contextmanager
     def _old_model_kept(self, retrain: bool) -> Iterator[None]:
-        """Move a model that is there aside; back again where not even one epoch of a new one gets trained."""
+        """Move a model that is there aside; back again where not even one epoch of a new one gets trained.
+
+        By the first of several processes: the others wait for it where their training begins (`stages.train`).
+        """
         if not self.files.model.exists():
             yield
             return

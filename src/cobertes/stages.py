@@ -118,7 +118,7 @@ def train(
     on_epoch: Callable[[dict[str, float]], None] = lambda record: None,
 ) -> str:
     """Train the model, or go on from the last checkpoint; ``on_epoch`` gets each epoch's record."""
-    from cobertes.learn.device import leader_first
+    from cobertes.learn.device import leader_first, part
     from cobertes.learn.plan import plan_training
     from cobertes.learn.train import train_model
 
@@ -135,8 +135,8 @@ def train(
         tile_size=settings.tiles.size,
         fingerprint=training_fingerprint(project, files),
     )
-    if settings.tiles.store != "never":
-        with leader_first(settings.train.device):
+    with leader_first(settings.train.device):  # which has also moved an old model and its checkpoints aside
+        if settings.tiles.store != "never":
             store = make_store(
                 files.store,
                 plan.ground.areas,
@@ -149,8 +149,9 @@ def train(
                 unreadable=settings.tiles.unreadable,
                 progress=progress,
             )
-        plan = plan.reading(store)
+            plan = plan.reading(store)
     header = train_model(plan, files.path, progress=progress, report=on_epoch)
+    part()
     facts = header.training
     miou = facts["validation_miou"]
     score = "no held-out label to score it by" if miou is None else f"mIoU {miou:.3f}"

@@ -33,13 +33,17 @@ def compare_runs(
     """
     from cobertes.accuracy.runs import compare_runs, describe_comparison, read_settings, run_names
     from cobertes.geo.raster import check_writable
+    from cobertes.run import require_run
     from cobertes.runfolder import RunFolder
 
     if out is not None:
         check_writable(out, overwrite=overwrite)
-    names = run_names(runs)
-    settings = {name: read_settings(RunFolder(run).project) for name, run in names.items()}
-    found = compare_runs({name: RunFolder(run).blocks for name, run in names.items()})
+    files = {name: RunFolder(run) for name, run in run_names(runs).items()}
+    for run in files.values():
+        if not run.blocks.exists():
+            require_run(run.path)  # one that was not judged yet is told apart from what is no run
+    settings = {name: read_settings(run.project) for name, run in files.items()}
+    found = compare_runs({name: run.blocks for name, run in files.items()})
     text = describe_comparison(found)
     drawn_at_random = [name for name, one in settings.items() if one.get("split.method") == "random"]
     if drawn_at_random:

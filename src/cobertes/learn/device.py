@@ -64,6 +64,12 @@ def leader_first(device: str) -> Iterator[None]:
         fabric.barrier()
 
 
+def part() -> None:
+    """Leave the other processes, if there are any, for good: what follows is this one's alone."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 def add_up(fabric: Fabric, values: Tensor) -> Tensor:
     """The sum of ``values`` over all processes."""
     if fabric.world_size == 1:
