@@ -18,7 +18,6 @@ from rich.console import Console as RichConsole
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from cobertes.accuracy.confusion import ConfusionMatrix
 from cobertes.cli.console import _Bars
 from cobertes.errors import SettingsError, StorageError, TrainingError
 from cobertes.learn import device, train
@@ -27,7 +26,6 @@ from cobertes.learn.device import choose_precision, start
 from cobertes.learn.history import best_epoch, read_history, stands_still, time_is_up
 from cobertes.learn.infer import judge, plan_blocks
 from cobertes.learn.inputs import Inputs
-from cobertes.learn.losses import Loss
 from cobertes.learn.modelfile import load_model, read_header
 from cobertes.learn.plan import plan_training
 from cobertes.learn.schedule import rate_share
@@ -364,24 +362,6 @@ def test_shares_of_classes_can_be_learnt_from(project, tmp_path, options):
     if options == {"targets": "fractions"}:  # a certain map would be 80 % right: this much can't be explained
         least = -(0.8 * np.log(0.8) + 4 * 0.05 * np.log(0.05))
         assert least < record["loss"] < least + 0.5
-
-
-@pytest.mark.parametrize("loss", ["cross-entropy", "focal", "dice", "lovasz", {"cross-entropy": 1, "dice": 1}])
-def test_every_loss_can_learn_a_tile_by_heart(loss):
-    torch.manual_seed(0)
-    rng = np.random.default_rng(0)
-    target = torch.from_numpy(np.kron(rng.integers(0, 3, (4, 4)), np.ones((8, 8), int))[None])
-    x = torch.nn.functional.one_hot(target, 3).movedim(-1, 1).float() + 0.7 * torch.randn(1, 3, 32, 32)
-    model = UNet(UNetSettings(3, 3, "scratch", 8, 2))
-    measured = Loss({loss: 1.0} if isinstance(loss, str) else loss)
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-    for _ in range(150):
-        total, weight = measured(model(x), target)
-        optimizer.zero_grad()
-        (total / weight).backward()
-        optimizer.step()
-    predicted = model(x).argmax(dim=1).numpy()
-    assert ConfusionMatrix.of(target.numpy(), predicted, 3).iou.min() > 0.99
 
 
 def test_progress_shows_each_epoch_and_its_validation(project, tmp_path):

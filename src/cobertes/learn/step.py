@@ -28,6 +28,8 @@ MOST = 256
 STEPS_OF_EPOCH = 8
 """An epoch keeps so many steps: larger batches are fewer steps, and learn less from the same samples."""
 MULTIPLE = 4
+POOLING = {"deeplabv3+"}
+"""Architectures that pool a whole window to one pixel, whatever its size."""
 TRIED_STEPS = 2
 """The optimizer makes its state in the first one, so the second takes the most memory."""
 
@@ -80,8 +82,8 @@ def _choose_batch(
     most = most_windows(samples, processes)
 
     def try_step(batch: int) -> bool:
-        if batch == 1 and side <= network.stride:
-            return True  # batch norm can't step with one value per channel; the next one tried takes more
+        if batch == 1 and _is_one_pixel(network, side):
+            return True  # it can't step; the next one tried takes more
 
         def steps() -> None:
             fabric = start(train.device, precision)
@@ -165,9 +167,19 @@ def _require_spread(network: Network, samples: int, batch: int, side: int, proce
             f"{processes} processes can't share a batch of {batch} windows: use a train.batch-size (and "
             f"train.samples, now {samples}) of at least {processes}."
         )
-    if smallest == 1 and side <= network.stride:
+    if smallest == 1 and _is_one_pixel(network, side):
+        architecture = network.settings.architecture
+        if architecture in POOLING:
+            what, larger = f"{architecture} pools a whole window to one pixel", "Use"
+        else:
+            what = f"a window of {side} px is one pixel at the bottom of the network (1/{network.stride})"
+            larger = f"Use a train.window over {network.stride} px, or"
         raise SettingsError(
-            f"a window of {side} px is one pixel at the bottom of the network (1/{network.stride}) and a batch "
-            f"of one holds no other: batch norm can't learn from it. Use a train.window over {network.stride} px, "
-            f"or a larger train.batch-size (now {batch}) and train.samples (now {samples})."
+            f"{what}, and a batch of one holds no other: batch norm can't learn from it. {larger} a larger "
+            f"train.batch-size (now {batch}) and train.samples (now {samples})."
         )
+
+
+def _is_one_pixel(network: Network, side: int) -> bool:
+    """Whether a window becomes one pixel in the network, so that a batch of one has no spread for batch norm."""
+    return side <= network.stride or network.settings.architecture in POOLING
