@@ -3,13 +3,10 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import textwrap
 import threading
 import time
-from contextlib import contextmanager
 from pathlib import Path
 from unittest.mock import patch
 
@@ -31,6 +28,7 @@ from cobertes.geo.clip import open_clip
 from cobertes.geo.scene import Scene, open_scene
 from cobertes.learn.unet import UNet
 from engines import TENS, engine_of, header_of, reads_coordinates
+from interruptions import StoppedAfter, contents, interrupt, run_until_killed
 from rasters import ORIGIN, coordinates, grid_at, read_raster, write_raster
 
 SHAPE = (100, 130)
@@ -87,30 +85,6 @@ def run(scene, folder, engine=ENGINE, **options):
     return predict_map(engine, scene, folder / "map.tif", **options)
 
 
-def contents(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-class StoppedAfter:
-    """A progress bar at which something happens after some blocks."""
-
-    def __init__(self, blocks, what):
-        self.blocks, self.what, self.seen = blocks, what, []
-
-    @contextmanager
-    def bar(self, name, total, unit):
-        def advance(amount):
-            self.seen.append(amount)
-            if len(self.seen) == self.blocks:
-                self.what()
-
-        yield advance
-
-
-def interrupt():
-    raise KeyboardInterrupt
-
-
 # --- the same result always --------------------------------------------------------------------------------
 
 
@@ -146,7 +120,7 @@ def test_an_interrupted_map_goes_on_and_ends_the_same(tmp_path, scene, blocks, b
     with pytest.raises(KeyboardInterrupt):
         run(scene, tmp_path / "twice", blend=blend, progress=StoppedAfter(blocks, interrupt))
     assert all(name.startswith(".") for name in os.listdir(tmp_path / "twice"))
-    watch = StoppedAfter(0, None)
+    watch = StoppedAfter()
     with patch.object(predict, "LEAST_CARRIED_MB", 0.02):  # memory may be another
         twice = run(scene, tmp_path / "twice", blend=blend, resume="yes", memory=700, progress=watch)
     assert contents(tmp_path / "twice") == contents(tmp_path / "once")
@@ -158,25 +132,21 @@ def test_a_killed_process_leaves_what_another_can_go_on_with(tmp_path):
     scene = scene_in(tmp_path)
     run(scene, tmp_path / "once")
     script = f"""
-        import os, signal, sys
-        sys.path[:0] = {sys.path!r}
         import torch
         torch.set_num_threads(1)
         from pathlib import Path
         from cobertes.geo import ledger
         from cobertes.geo.scene import open_scene
         import test_mapping
+        from interruptions import StoppedAfter, kill
         ledger.SECONDS = 0
         folder = Path({str(tmp_path)!r})
-        kill = test_mapping.StoppedAfter(int(sys.argv[1]), lambda: os.kill(os.getpid(), signal.SIGKILL))
         scene = {{"scene": open_scene([str(folder / "scene.tif")])}}
-        test_mapping.run(scene, folder / "twice", progress=kill, resume="if-same")
+        progress = StoppedAfter(int(sys.argv[1]), kill)
+        test_mapping.run(scene, folder / "twice", progress=progress, resume="if-same")
     """
-    for blocks in ("6", "8"):  # killed twice
-        done = subprocess.run(
-            [sys.executable, "-c", textwrap.dedent(script), blocks], capture_output=True, check=False
-        )
-        assert done.returncode == -signal.SIGKILL, done.stderr
+    for blocks in (6, 8):  # killed twice
+        run_until_killed(script, blocks)
     assert json.loads((tmp_path / "twice" / ".map.tif.partial" / "ledger.json").read_text())["done"]
     run(scene, tmp_path / "twice", resume="yes")
     assert contents(tmp_path / "twice") == contents(tmp_path / "once")

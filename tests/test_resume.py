@@ -1,11 +1,6 @@
 """An interrupted label pass goes on where it stopped, and the result is the same to the byte."""
 
 import os
-import signal
-import subprocess
-import sys
-import textwrap
-from contextlib import contextmanager
 from pathlib import Path
 from unittest.mock import patch
 
@@ -19,6 +14,7 @@ from cobertes.labels import plan
 from cobertes.labels.aggregate import make_labels
 from cobertes.labels.legend import LandClass, Legend, translation
 from cobertes.labels.weights import Weighting
+from interruptions import StoppedAfter, contents, run_until_killed
 from rasters import grid_at, write_raster
 
 LEGEND = Legend("test", 0, tuple(LandClass(c, f"class-{c}", f"Class {c}", f"#{c:02x}80ff") for c in (1, 2, 3)))
@@ -42,23 +38,6 @@ def reference(tmp_path):
     return write_raster(tmp_path / "map.tif", codes, grid_at(240, 200, 1.0), nodata=0)
 
 
-class InterruptedAfter:
-    """A progress bar at which somebody presses Ctrl-C after some windows; counts what was asked of it."""
-
-    def __init__(self, windows: int | None = None) -> None:
-        self.windows, self.amounts = windows, []
-
-    @contextmanager
-    def bar(self, name, total, unit):
-        def advance(amount):
-            self.amounts.append(amount)
-            if self.windows is not None and name == "labels" and len(self.amounts) > self.windows:
-                raise KeyboardInterrupt
-
-        self.amounts = []
-        yield advance
-
-
 def label(reference, folder, **options):
     folder.mkdir(exist_ok=True)
     outputs = {name: folder / f"{name}.tif" for name in ("purity", "fractions")}
@@ -66,51 +45,34 @@ def label(reference, folder, **options):
     return make_labels(reference, GRID, folder / "labels.tif", **options)
 
 
-def contents(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
 @pytest.mark.parametrize("windows", [0, 1, 7, 23])
 def test_an_interrupted_pass_goes_on_and_ends_the_same(tmp_path, reference, windows):
     options = {"method": "weighted-majority", "weighting": Weighting("inverse", 0.4)}
     once = label(reference, tmp_path / "once", **options)
     with pytest.raises(KeyboardInterrupt):
-        label(reference, tmp_path / "twice", progress=InterruptedAfter(windows), **options)
+        label(reference, tmp_path / "twice", progress=StoppedAfter(windows + 1, name="labels"), **options)
     assert all(name.startswith(".") for name in os.listdir(tmp_path / "twice"))
-    watch = InterruptedAfter()
+    watch = StoppedAfter()
     twice = label(reference, tmp_path / "twice", resume="yes", progress=watch, **options)
     assert contents(tmp_path / "twice") == contents(tmp_path / "once")
     assert twice == once
     # what was done is not done again: the first step of the bar is what was there
-    assert watch.amounts[0] >= (windows + 1) * GRID.width * 100 / 1e6
+    assert watch.seen[0] >= (windows + 1) * GRID.width * 100 / 1e6
 
 
 def test_a_killed_process_leaves_what_another_can_go_on_with(tmp_path, reference):
     label(reference, tmp_path / "once")
     script = f"""
-        import os, signal, sys
-        sys.path[:0] = {sys.path!r}
-        from contextlib import contextmanager
         from pathlib import Path
         from cobertes.geo import ledger
         from cobertes.labels import plan
         import test_resume
-
-        class Killed:
-            @contextmanager
-            def bar(self, name, total, unit):
-                done = []
-                def advance(amount):
-                    done.append(amount)
-                    if len(done) == 9:
-                        os.kill(os.getpid(), signal.SIGKILL)
-                yield advance
-
+        from interruptions import StoppedAfter, kill
         plan._processors, plan.WINDOW_PIXELS, ledger.SECONDS = lambda: 1, 500, 0
-        test_resume.label(Path({str(reference)!r}), Path({str(tmp_path / "twice")!r}), progress=Killed())
+        reference, folder = Path({str(reference)!r}), Path({str(tmp_path / "twice")!r})
+        test_resume.label(reference, folder, progress=StoppedAfter(9, kill))
     """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, check=False)
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    run_until_killed(script)
     assert (partial_folder(tmp_path / "twice" / "labels.tif") / "ledger.json").exists()
     label(reference, tmp_path / "twice", resume="yes")
     assert contents(tmp_path / "twice") == contents(tmp_path / "once")
@@ -143,13 +105,13 @@ def test_a_full_disk_can_be_mended_and_resumed(tmp_path, reference):
     assert contents(tmp_path / "twice") == contents(tmp_path / "once")
 
 
-def interrupt(reference, folder, **options):
+def label_half(reference, folder, **options):
     with pytest.raises(KeyboardInterrupt):
-        label(reference, folder, progress=InterruptedAfter(3), **options)
+        label(reference, folder, progress=StoppedAfter(4, name="labels"), **options)
 
 
 def test_rows_of_other_settings_are_never_mixed_in(tmp_path, reference):
-    interrupt(reference, tmp_path / "out")
+    label_half(reference, tmp_path / "out")
     before = contents(tmp_path / "out" / ".labels.tif.partial")
     with pytest.raises(SettingsError, match="begun with other inputs, settings or --memory"):
         label(reference, tmp_path / "out", resume="yes", min_valid=0.9)
@@ -160,17 +122,17 @@ def test_rows_of_other_settings_are_never_mixed_in(tmp_path, reference):
 
 
 def test_without_resume_a_pass_starts_anew(tmp_path, reference):
-    interrupt(reference, tmp_path / "out")
-    watch = InterruptedAfter()
+    label_half(reference, tmp_path / "out")
+    watch = StoppedAfter()
     label(reference, tmp_path / "out", progress=watch)
-    assert sum(watch.amounts) == pytest.approx(0.048)
-    assert len(set(watch.amounts)) == 1
+    assert sum(watch.seen) == pytest.approx(0.048)
+    assert len(set(watch.seen)) == 1
     assert not list((tmp_path / "out").glob(".*"))
 
 
 @pytest.mark.parametrize("text", ["", "{}", '{"made_from": 3'])
 def test_a_damaged_ledger_is_told(tmp_path, reference, text):
-    interrupt(reference, tmp_path / "out")
+    label_half(reference, tmp_path / "out")
     (tmp_path / "out" / ".labels.tif.partial" / "ledger.json").write_text(text)
     with pytest.raises(InputFileError, match=r"ledger\.json is damaged"):
         label(reference, tmp_path / "out", resume="yes")
@@ -180,14 +142,14 @@ def test_a_damaged_ledger_is_told(tmp_path, reference, text):
 
 
 def test_a_missing_part_is_told(tmp_path, reference):
-    interrupt(reference, tmp_path / "out")
+    label_half(reference, tmp_path / "out")
     (tmp_path / "out" / ".purity.tif.partial" / "pixels.raw").unlink()
     with pytest.raises(SettingsError, match=r"purity\.tif is gone"):
         label(reference, tmp_path / "out", resume="yes")
 
 
 def test_existing_outputs_are_asked_about_before_the_pass(tmp_path, reference):
-    interrupt(reference, tmp_path / "out")
+    label_half(reference, tmp_path / "out")
     (tmp_path / "out" / "labels.tif").write_text("mine")
     with pytest.raises(OutputExistsError):
         label(reference, tmp_path / "out", resume="yes")

@@ -1,10 +1,5 @@
 """The tile store: the same pixels as the scene, copied once, within a budget, and again after a kill."""
 
-import os
-import signal
-import subprocess
-import sys
-import textwrap
 import threading
 from dataclasses import replace
 
@@ -18,6 +13,7 @@ from cobertes.geo.windows import Window
 from cobertes.labels.legend import IGNORE_INDEX
 from cobertes.tiles import store as store_module
 from cobertes.tiles.store import make_store
+from interruptions import run_until_killed
 from rasters import coordinates, grid_at, write_raster
 from test_samples import EXACT, EXACTLY, code_at, project_of
 
@@ -154,31 +150,29 @@ def test_a_copy_that_failed_goes_on_where_it_stopped(project, tmp_path, monkeypa
 
 
 def test_a_killed_copy_goes_on_with_the_same_bytes(project, tmp_path):
-    script = textwrap.dedent(f"""
-        import os, signal, sys
-        sys.path[:0] = [{str(os.path.dirname(__file__))!r}]
+    script = f"""
         from pathlib import Path
         from cobertes.geo import ledger
         from cobertes.geo.scene import Scene, open_scene
         from cobertes.geo.area import Area
         from cobertes.geo.windows import Window
         from cobertes.tiles import store
+        from interruptions import kill
         ledger.SECONDS = 0.0
         store.CHUNK, store.RUN, store.COPY_THREADS = 32, 2, 1
         original, calls = Scene.read_pixels, []
         def killed(self, window):
             calls.append(window)
             if len(calls) == 5:
-                os.kill(os.getpid(), signal.SIGKILL)
+                kill()
             return original(self, window)
         Scene.read_pixels = killed
         folder = Path({str(tmp_path)!r})
         scenes = {{s: open_scene([str(folder / f"here-{{s}}.tif")]) for s in ("april", "august")}}
         store.make_store(folder / "store", {{"here": Area("here", scenes)}}, {{"here": folder / "here-labels.tif"}},
             {{"here": [Window(0, 0, 90, 60), Window(100, 130, 60, 60)]}}, made_from="a", every_scene=True)
-    """)
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    """
+    run_until_killed(script)
     noted = (tmp_path / "store" / "ledger.json").read_text()
     assert '"done": [\n    0,' in noted
     store, whole = store_of(project, tmp_path / "store"), store_of(project, tmp_path / "other")
