@@ -326,6 +326,23 @@ def test_each_batch_draws_one_of_the_windows(tmp_path):
     assert set(sizes) == {12, 16}
 
 
+def test_smaller_windows_come_in_numbers_that_have_the_pixels_of_the_largest(tmp_path):
+    sampler = coordinate_project(tmp_path).sampler(window=(8, 16, 32), samples=64)
+    found = [x.copy() for x, _, _ in batches(sampler, EXACT, 1, 4)]
+    assert len(found) == 16
+    assert {x.shape[-1]: len(x) for x in found} == {8: 64, 16: 16, 32: 4}
+    halves = [[x.copy() for x, _, _ in batches(sampler, EXACT, 1, 4, (rank, 2))] for rank in range(2)]
+    for whole, *parts in zip(found, *halves, strict=True):
+        assert len(whole) == sum(map(len, parts))
+    places = np.concatenate([x.reshape(*x.shape[:2], -1)[..., 0] for x in found if x.shape[-1] == 8])
+    assert len(np.unique(places, axis=0)) > 0.9 * len(places)  # drawn one by one
+
+
+def test_in_order_goes_from_tile_to_tile_whatever_the_windows(tmp_path):
+    sampler = coordinate_project(tmp_path).sampler(window=(8, 16), sampling="in-order", samples=3)
+    assert sampler.epoch(1).tolist() == [0] * 4 + [1] * 4 + [2] * 4
+
+
 def test_a_zoomed_sample_shows_more_or_less_ground_and_its_labels(tmp_path):
     values = coordinates((160, 160))
     stripes = np.where(values[1] % 32 < 16, 10, 20)  # wide enough that nearest and bilinear agree inside

@@ -173,14 +173,22 @@ class Sampler:
         return windows
 
     def __len__(self) -> int:
-        """Windows per epoch."""
+        """Windows per epoch, of the largest size."""
         return self.settings.samples or self.kept or len(self.tiles)
 
+    def instead(self, size: int) -> int:
+        """Windows of a smaller size that stand for one of the largest: as many as have its pixels."""
+        return max(self.windows) ** 2 // size**2
+
     def epoch(self, epoch: int) -> NDArray[np.int64]:
-        """The tiles of an epoch, in order: each as often as it weighs, give or take one."""
-        count, n = len(self), len(self.tiles)
+        """The tiles of an epoch, in order: each as often as it weighs, give or take one.
+
+        Where there are smaller windows, as many stand in a row as would take the place of one of the largest.
+        """
+        most, n = self.instead(min(self.windows)), len(self.tiles)
+        count = len(self) * most
         if self.settings.sampling == "in-order":
-            return np.arange(count) % n
+            return np.arange(count) // most % n
         rng = np.random.default_rng((self.settings.seed, epoch))
         some = rng.permutation(n)
         ends = np.cumsum(self.weights[some])
@@ -360,8 +368,9 @@ def batches(
     """
     order = sampler.epoch(epoch)
     # near-equal batches: a last batch of one small window would be too little for batch norm
-    groups = np.array_split(np.arange(len(order)), count_batches(len(order), batch_size))
+    groups = np.array_split(np.arange(len(sampler)), count_batches(len(sampler), batch_size))
     groups = [group[part[0] :: part[1]] for group in groups]
+    most = len(order) // len(sampler)
     free: list[Batch] = []
 
     def memory(count: int, size: int) -> Batch:
@@ -372,8 +381,10 @@ def batches(
 
     def tasks() -> Iterator[list[tuple[Batch, int, int]]]:
         for number, group in enumerate(groups):
-            batch = memory(len(group), sampler.size(epoch, number))
-            yield [(batch, slot, int(position)) for slot, position in enumerate(group)]
+            size = sampler.size(epoch, number)
+            positions = (group[:, None] * most + np.arange(sampler.instead(size))).ravel()
+            batch = memory(len(positions), size)
+            yield [(batch, slot, int(position)) for slot, position in enumerate(positions)]
 
     def read(task: tuple[Batch, int, int]) -> None:
         (x, y, q), slot, position = task
