@@ -29,7 +29,7 @@ SeasonMode = Literal["stack", "separate", "shared"]
 
 
 @compiled
-def _encode(  # noqa: PLR0912 (one loop nest, read top to bottom)
+def _encode(
     pixels: NDArray[Any],
     valid: NDArray[np.bool_],
     line: NDArray[np.float32],
@@ -47,34 +47,36 @@ def _encode(  # noqa: PLR0912 (one loop nest, read top to bottom)
     """
     height, width, channels = out.shape
     bands = pixels.shape[2]
-    slope, intercept, least, greatest = line[0], line[1], line[2], line[3]
     flat, known = pixels.reshape(pixels.size), valid.reshape(valid.size)
-    taken, made = np.empty(width * bands, pixels.dtype), np.empty(width * bands, np.float32)
+    turned_row, made = np.empty(width * bands, pixels.dtype), np.empty(width * bands, np.float32)
     for i in range(height):
         begin, step = _line(i, height, width, turn)
-        if step == 1:
-            for k in range(width * bands):
-                taken[k] = flat[begin * bands + k]
+        row = out[i].reshape(width * channels) if channels == bands else made
+        if step == 1:  # straight from the pixels into the channels, where nothing stands between
+            _normalise(flat[begin * bands : (begin + width) * bands], line, row)
         else:
             for j in range(width):
                 source = (begin + j * step) * bands
                 for b in range(bands):
-                    taken[j * bands + b] = flat[source + b]
-        for k in range(width * bands):
-            value = np.float32(taken[k]) * slope[k] + intercept[k]
-            value = least[k] if value < least[k] else value
-            made[k] = greatest[k] if value > greatest[k] else value
+                    turned_row[j * bands + b] = flat[source + b]
+            _normalise(turned_row, line, row)
         for j in range(width):
             if not known[begin + j * step]:
-                made[j * bands : (j + 1) * bands] = 0
-        if channels == bands:
-            target = out[i].reshape(width * bands)
-            for k in range(width * bands):
-                target[k] = made[k]
-        else:
+                row[j * bands : (j + 1) * bands] = 0
+        if channels != bands:
             for j in range(width):
                 for b in range(bands):
-                    out[i, j, first + b] = made[j * bands + b]
+                    out[i, j, first + b] = row[j * bands + b]
+
+
+@compiled
+def _normalise(values: NDArray[Any], line: NDArray[np.float32], made: NDArray[np.float32]) -> None:
+    """A row's ``values`` (width * bands,) as `_encode` makes them, into ``made``."""
+    slope, intercept, least, greatest = line[0], line[1], line[2], line[3]
+    for k in range(len(made)):
+        value = np.float32(values[k]) * slope[k] + intercept[k]
+        value = least[k] if value < least[k] else value
+        made[k] = greatest[k] if value > greatest[k] else value
 
 
 @compiled
