@@ -20,6 +20,14 @@ app.initQgis()
 """
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory):
+    """Nothing is kept in the cache of whoever runs the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def qgis():
     """Run a script in QGIS without a screen, and give the JSON that it prints. Needs Debian's python3-qgis."""

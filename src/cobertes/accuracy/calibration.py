@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
 from cobertes.errors import InputFileError
@@ -89,6 +88,7 @@ class LogitSample:
 
 def fit_temperature(logits: Floats, labels: NDArray[np.int64]) -> float:
     """The temperature of least negative log-likelihood, from 0.1 to 10; logits (n, K), class indices (n,)."""
+    from scipy.optimize import minimize_scalar  # half a second, which a map does not need
 
     def loss(log_temperature: float) -> float:
         return negative_log_likelihood(logits, labels, math.exp(log_temperature))

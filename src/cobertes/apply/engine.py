@@ -20,7 +20,7 @@ from cobertes.fingerprint import fingerprint, stamp
 from cobertes.geo.scene import Scene
 from cobertes.geo.windows import Window
 from cobertes.learn.infer import Forward, each_season
-from cobertes.learn.modelfile import ModelHeader, load_model, model_path
+from cobertes.learn.modelfile import ModelHeader, model_path, read_header
 
 log = logging.getLogger(__name__)
 
@@ -83,9 +83,9 @@ def open_engine(
     if views not in VIEWS:
         raise SettingsError(f"no views '{views}'.{did_you_mean(views, VIEWS)}")
     path = model_path(path)
-    model, header = load_model(path)
+    header = read_header(path)
     choice = choose(engine, device, precision)
-    forward, where = open_runtime(choice, model, header, path)
+    forward, where = open_runtime(choice, path, header)
     logits = several_views(each_season(forward, header.inputs), VIEWS[views])
     how = f"{where} ({choice.reason})" + ("" if views == "none" else f", mean of {len(VIEWS[views])} views")
     # in another number of threads, torch may differ in the last digit

@@ -9,6 +9,7 @@ import json
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,11 +19,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from cobertes.apply.kept import is_kept, kept_or_made
 from cobertes.errors import SettingsError, did_you_mean
 from cobertes.fingerprint import fingerprint, stamp
-from cobertes.learn.device import inference_precision, start
+from cobertes.learn.device import device_kind, inference_precision, start
 from cobertes.learn.infer import Forward
-from cobertes.learn.modelfile import ModelHeader, model_path, read_header
+from cobertes.learn.modelfile import ModelHeader, load_model, model_path, read_header
 
 TORCH, OPENVINO, ONNX = RUNTIMES = ("torch", "openvino", "onnx")
 
@@ -55,7 +57,7 @@ def choose(engine: str, device: str, precision: str) -> Choice:
         raise SettingsError(f"no engine '{engine}'.{did_you_mean(engine, (*RUNTIMES, 'auto'))}")
     if precision not in known:
         raise SettingsError(f"no precision '{precision}'.{did_you_mean(precision, known)}")
-    kind = start(device, "fp32").device.type
+    kind = device_kind(device)
     reasons = []
     if engine == "auto":
         if precision == "int8":
@@ -95,19 +97,24 @@ def need(module: str | None, extra: str | None) -> Any:
         raise SettingsError(f"{module} is not installed. Install it: pip install 'cobertes[{extra}]'") from error
 
 
-def open_runtime(choice: Choice, model: nn.Module, header: ModelHeader, path: Path) -> tuple[Forward, str]:
-    """The network as a function of its own channels, and where it runs in words.
+def open_runtime(choice: Choice, path: Path, header: ModelHeader) -> tuple[Forward, str]:
+    """The network of a model file as a function of its own channels, and where it runs in words.
 
-    path  of the model file: the quantised version of it lies beside it
+    Raises ModelFileError where its weights do not fit its header.
     """
     where = f"{choice.engine} on {choice.device} in {choice.precision}"
+    if choice.precision == "int8":
+        return openvino_forward(read_quantized(path, header), "int8"), where
+    network = cache(lambda: load_model(path)[0])
     if choice.engine == OPENVINO:
-        if choice.precision == "int8":
-            return openvino_forward(read_quantized(path, header), "int8"), where
-        return openvino_forward(lambda shape: to_openvino(model, shape), choice.precision), where
+        if not is_kept(path, (header.inputs.channels, header.window, header.window)):
+            network()  # else what is wrong with it would come out in the middle of a map
+        return openvino_forward(
+            lambda shape: kept_or_made(path, shape, lambda: to_openvino(network(), shape)), choice.precision
+        ), where
     if choice.engine == ONNX:
-        return _onnx_forward(model), where
-    return _torch_forward(model, choice.device, choice.precision), where
+        return _onnx_forward(network()), where
+    return _torch_forward(network(), choice.device, choice.precision), where
 
 
 def _torch_forward(model: nn.Module, device: str, precision: str) -> Forward:
@@ -133,7 +140,9 @@ def to_openvino(model: nn.Module, shape: Shape) -> Any:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of tracing: sizes become constants, which is meant
-        found = ov.convert_model(model, example_input=torch.zeros(1, *shape), input=[-1, *shape])
+        with torch.inference_mode():  # torch would run it twice more to check the trace
+            traced = torch.jit.trace(model, torch.zeros(1, *shape), check_trace=False)  # type: ignore[no-untyped-call]
+        found = ov.convert_model(traced, input=[-1, *shape])
     steps = ov.preprocess.PrePostProcessor(found)
     for end in (steps.input(), steps.output()):
         end.tensor().set_layout(ov.Layout("NHWC"))

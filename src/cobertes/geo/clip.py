@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import geopandas as gpd
 import numpy as np
 import shapely
 from numpy.typing import NDArray
@@ -14,7 +13,6 @@ from rasterio.features import geometry_mask
 from cobertes.errors import GridMismatchError, InputFileError
 from cobertes.geo.grid import bounds_window, crop, open_raster, whole
 from cobertes.geo.scene import BandSource, Scene
-from cobertes.geo.vector import read_vector
 from cobertes.geo.windows import Window
 
 RASTERS = (".tif", ".tiff", ".vrt", ".img", ".jp2")
@@ -38,6 +36,10 @@ def open_clip(path: Path, grid: GeoBox) -> Clip:
 
 
 def _polygons(path: Path, grid: GeoBox) -> Clip:
+    import geopandas as gpd  # as long as half a second, which only those pay who clip
+
+    from cobertes.geo.vector import read_vector
+
     if not path.exists():
         raise InputFileError(f"no file at {path}. A clip is a vector file of polygons, or a raster.")
     found = read_vector(path)

@@ -1,4 +1,7 @@
-"""Devices and precisions, by Lightning Fabric. All that is specific to a device is in this file."""
+"""Devices and precisions, by Lightning Fabric. All that is specific to a device is in this file.
+
+Fabric is imported where it is used: it takes seconds (torchmetrics, torchvision), and OpenVINO needs none of it.
+"""
 
 import copy
 import gc
@@ -7,17 +10,17 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from lightning_fabric import Fabric
-from lightning_fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
 from cobertes.errors import SettingsError
 
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
 log = logging.getLogger(__name__)
-logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it tells each precision that a trial tries
 
 TRIAL_STEPS = 2
 CPU_TRIAL_PIXELS = 2 * 256**2
@@ -31,7 +34,7 @@ MEMORY_LEFT = 0.1
 FABRIC_PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed"}
 
 
-def start(device: str, precision: str) -> Fabric:
+def start(device: str, precision: str) -> "Fabric":
     """A Fabric on ``auto``, ``cpu``, ``cuda`` or ``mps``, with ``fp32`` or ``bf16``.
 
     Raises SettingsError where the device is not there.
@@ -39,7 +42,7 @@ def start(device: str, precision: str) -> Fabric:
     return _fabric(device, precision, devices=1)
 
 
-def start_together(device: str, precision: str, *, some_idle: bool = False) -> Fabric:
+def start_together(device: str, precision: str, *, some_idle: bool = False) -> "Fabric":
     """The same, joined with the other processes that ``torchrun`` has started, if there are any (DDP).
 
     some_idle  whether weights may get no gradient, as frozen ones
@@ -51,6 +54,12 @@ def start_together(device: str, precision: str, *, some_idle: bool = False) -> F
     fabric = _fabric(device, precision, devices=local, num_nodes=world // local, strategy=strategy)
     fabric.launch()
     return fabric
+
+
+def device_kind(device: str) -> str:
+    """What ``device`` is: cpu, cuda or mps. Raises SettingsError where it is not there."""
+    none = not (torch.cuda.is_available() or torch.backends.mps.is_available())
+    return "cpu" if device == "cpu" or (device == "auto" and none) else start(device, "fp32").device.type
 
 
 @contextmanager
@@ -70,7 +79,7 @@ def part() -> None:
         torch.distributed.destroy_process_group()
 
 
-def add_up(fabric: Fabric, values: Tensor) -> Tensor:
+def add_up(fabric: "Fabric", values: Tensor) -> Tensor:
     """The sum of ``values`` over all processes."""
     if fabric.world_size == 1:
         return values
@@ -78,14 +87,18 @@ def add_up(fabric: Fabric, values: Tensor) -> Tensor:
     return cast("Tensor", total).to(values.device)
 
 
-def as_the_leader(fabric: Fabric, model: nn.Module) -> None:
+def as_the_leader(fabric: "Fabric", model: nn.Module) -> None:
     """Give all processes the first one's statistics of batch norm."""
     if fabric.world_size > 1:
         for values in model.buffers():
             values.copy_(fabric.broadcast(values, src=0))
 
 
-def _fabric(device: str, precision: str, **options: Any) -> Fabric:
+def _fabric(device: str, precision: str, **options: Any) -> "Fabric":
+    from lightning_fabric import Fabric
+    from lightning_fabric.utilities.exceptions import MisconfigurationException
+
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it tells each precision that a trial tries
     try:
         return Fabric(accelerator=device, precision=FABRIC_PRECISION[precision], **options)
     except (MisconfigurationException, RuntimeError, ValueError) as error:
@@ -161,7 +174,7 @@ def inference_precision(asked: str, device: str) -> tuple[str, str]:
     """
     if asked != "auto":
         return asked, "as set"
-    kind = start(device, "fp32").device.type
+    kind = device_kind(device)
     if kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
         return "bf16", "the GPU has bf16 units"
     if kind == "cpu" and _has_bf16_units():

@@ -19,7 +19,6 @@ so that the order of the seasons does not matter, and one that is missing or hid
 from dataclasses import dataclass
 from itertools import pairwise
 
-import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -171,6 +170,8 @@ class TimmEncoder(nn.Module):
 
 
 def _timm_backbone(name: str, channels: int) -> nn.Module:
+    import timm  # with torchvision, seconds: a header is read and a converted network runs without
+
     known = timm.list_models()
     if name.split(".", maxsplit=1)[0] not in known:
         raise SettingsError(f"unknown encoder '{name}'.{did_you_mean(name, [SCRATCH, *known])}")
