@@ -163,6 +163,11 @@ def test_the_file_gives_its_temperature_to_the_model_it_was_made_for(tmp_path):
     path.write_text(json.dumps({"temperature": 1.7, "model": "abc"}))
     assert read_calibration(path) == read_calibration(path, "abc") == 1.7
     assert read_calibration(path, "another") is None
+    assert read_calibration(path, "abc", "none") == 1.7
+    assert read_calibration(path, "abc", "flips") is None
+    path.write_text(json.dumps({"temperature": 1.7, "model": "abc", "views": "flips"}))
+    assert read_calibration(path, "abc", "flips") == 1.7
+    assert read_calibration(path, "abc", "none") is None
 
 
 @pytest.mark.parametrize(

@@ -280,11 +280,12 @@ def engine_that_reads_classes(mode):
 
 
 def judged(ground, mode):
+    from cobertes.apply.as_mapped import AsMapped
     from cobertes.apply.evaluate import judge_model
-    from cobertes.learn.infer import plan_as_mapped
 
-    plan = plan_as_mapped(ground, "v", 32, 8)
-    return judge_model(engine_that_reads_classes(mode), ground, "v", plan, purity={}, tile_size=10)
+    mapped = AsMapped(ground, 32, 8, "interior")
+    plan = mapped.held_out("v")
+    return judge_model(engine_that_reads_classes(mode), ground, "v", plan, mapped=mapped, purity={}, tile_size=10)
 
 
 def test_each_season_is_judged_by_what_it_says_alone(two_seasons):
@@ -309,18 +310,21 @@ def test_windows_without_a_label_are_not_predicted_and_few_labels_make_a_sample(
     from dataclasses import replace
 
     from cobertes.accuracy.calibration import LogitSample, calibrate
+    from cobertes.apply.as_mapped import AsMapped
     from cobertes.apply.evaluate import judge_model
-    from cobertes.learn.infer import plan_as_mapped
 
     codes = np.zeros(SHAPE, np.uint8)
     codes[2:4, 12:14], codes[45, 45] = 10, 200
     labels = write_raster(tmp_path / "l.tif", codes, grid_at(*SHAPE), nodata=0)
     ground = replace(two_seasons, labels={"one": labels})
     engine, seen = engine_that_reads_classes("stack"), []
-    plan = plan_as_mapped(ground, "v", 32, 8)
+    mapped = AsMapped(ground, 32, 8, "interior")
+    plan = mapped.held_out("v")
     counting = replace(engine, logits=lambda x: (seen.append(len(x)), engine.logits(x))[1])
     sample = LogitSample()
-    judgement = judge_model(counting, ground, "v", plan, purity={}, tile_size=10, batch_size=2, sample=sample)
+    judgement = judge_model(
+        counting, ground, "v", plan, mapped=mapped, purity={}, tile_size=10, batch_size=2, sample=sample
+    )
     assert judgement.matrices.total.pixels == sum(map(len, sample.labels)) == 5
     assert sum(seen) == 2 < len(plan)
     assert calibrate(sample)["pixels"] == 5

@@ -188,6 +188,16 @@ def test_a_project_that_only_predicts_needs_no_reference_map(place):
             SettingsError,
             "split.validation = 0.6 and split.test = 0.4 leave nothing to train on",
         ),
+        (
+            HEAD + "[predict]\nprecision = 'int8'\nengine = 'torch'\n[[area]]\nscenes = 'april.tif'\nreference = 'reference.tif'",
+            SettingsError,
+            'precision = "int8" runs in OpenVINO on the processor, not with engine "torch"',
+        ),
+        (
+            HEAD + "[predict]\nprecision = 'int8'\nwindow = 64\n[[area]]\nscenes = 'april.tif'\nreference = 'reference.tif'",
+            SettingsError,
+            "Leave predict.window out",
+        ),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_said_in_one_line(place, text, error, message):

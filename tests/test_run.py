@@ -13,8 +13,11 @@ import numpy as np
 import pytest
 import rasterio
 
+from cobertes.apply import quantize
+from cobertes.apply.runtimes import is_quantized
 from cobertes.errors import (
     CobertesError,
+    ModelFileError,
     NoTilesError,
     SettingsError,
     SplitError,
@@ -22,9 +25,10 @@ from cobertes.errors import (
 )
 from cobertes.learn.history import read_history
 from cobertes.project import load_project
-from cobertes.run import STAGES, Run
+from cobertes.run import STAGES, Run, open_run
 from cobertes.settings import Settings
-from projects import BANDS, write_ground, write_project
+from cobertes.stages import open_ground
+from projects import BANDS, PROJECT, write_ground, write_project
 from rasters import grid_at, read_raster, write_raster
 
 
@@ -374,6 +378,63 @@ def test_a_finished_model_maps_another_place(finished, tmp_path):
     assert run_of(tmp_path / "project.toml").run() == ["predict", "report"]
     assert read_raster(tmp_path / "run" / "maps" / "there.tif").shape == (60, 60)
     assert "was not judged" in (tmp_path / "run" / "report.html").read_text()
+
+
+def with_precision(folder: Path, precision: str, more: str = "") -> Path:
+    return write_project(folder, PROJECT.replace('"fp32"\ndevice = "cpu"\n{predict}', f'"{precision}"\n{more}'))
+
+
+def test_int8_views_and_blending_of_the_settings_are_judged_as_they_map(copy, monkeypatch):
+    pytest.importorskip("nncf")
+    monkeypatch.setattr(quantize, "MOST_LOST", 1.0)
+    project = with_precision(copy, "int8", 'views = "flips"\nblend = "cosine"\n')
+    assert run_of(project).run() == ["evaluate", "predict", "report"]
+    assert runs(project) == []
+    run = copy / "run"
+    with rasterio.open(run / "maps" / "here.tif") as file:
+        assert "openvino on cpu in int8" in file.tags()["engine"]
+        assert "mean of 4 views" in file.tags()["engine"]
+    assert json.loads((run / "calibration.json").read_text())["views"] == "flips"
+    loaded, files = open_run(run)
+    ground = open_ground(loaded, files)
+    index, k = loaded.legend.index_table(), len(loaded.legend)
+    codes, labels = index[read_raster(run / "maps" / "here.tif")], index[read_raster(run / "labels" / "here.tif")]
+    expected = np.zeros((k, k), int)
+    for block in ground.split.areas["here"].windows("v"):
+        known = labels[block.slices] != 255
+        np.add.at(expected, (labels[block.slices][known], codes[block.slices][known]), 1)
+    found = json.loads((run / "assessment.json").read_text())["model"]["confusion_matrix"]
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_int8_that_loses_too_much_stops_the_run(copy, monkeypatch):
+    pytest.importorskip("nncf")
+    monkeypatch.setattr(quantize, "MOST_LOST", -2.0)
+    with pytest.raises(ModelFileError, match=r"int8 would lose too much.*Use precision bf16 or fp32"):
+        run_of(with_precision(copy, "int8")).run()
+    assert not list((copy / "run").glob("*int8*"))
+
+
+def test_int8_is_calibrated_on_the_run_of_a_named_model_and_refused_without_one(copy, tmp_path, monkeypatch):
+    pytest.importorskip("nncf")
+    monkeypatch.setattr(quantize, "MOST_LOST", 1.0)
+    write_ground(tmp_path, seed=5, size=60)
+    text = (
+        'name = "elsewhere"\n[[area]]\nname = "there"\nscenes = {{ april = "april.tif", august = "august.tif" }}\n'
+        '[predict]\nmodel = "{}"\nprecision = "int8"\n'
+    )
+    project = tmp_path / "project.toml"
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    shutil.copy(copy / "run" / "model.safetensors", alone)
+    project.write_text(text.format(alone))
+    with pytest.raises(
+        SettingsError, match="has no int8 version and is not the model of a run.*Name a run's folder"
+    ):
+        run_of(project).run()
+    project.write_text(text.format(copy / "run"))
+    assert run_of(project).run() == ["predict", "report"]
+    assert is_quantized(copy / "run")
 
 
 def test_stray_codes_stop_the_run_and_can_be_mapped(tmp_path):

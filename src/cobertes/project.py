@@ -122,6 +122,7 @@ def load_project(path: Path, place: Path | None = None) -> Project:
         for what in [*settings.labels.as_nodata, *settings.tiles.drop_only]:
             legend.find(what)
     _require_overlaps(settings, path)
+    _require_int8_runs(settings, path)
     if settings.model.weights not in WEIGHTS and not resolve(settings.model.weights, folder).is_file():
         near = did_you_mean(settings.model.weights, WEIGHTS)
         raise InputFileError(
@@ -263,6 +264,23 @@ def _require_overlaps(settings: Settings, path: Path) -> None:
         known = key != "predict.overlap" or settings.predict.window or settings.predict.model is None
         if overlap is not None and overlap >= size and known:
             raise SettingsError(f"{path}: {key} = {overlap} px must be smaller than the window of {size} px")
+
+
+def _require_int8_runs(settings: Settings, path: Path) -> None:
+    """The same for what int8 can't do."""
+    predict = settings.predict
+    if predict.precision != "int8":
+        return
+    if predict.engine not in ("auto", "openvino") or predict.device not in ("auto", "cpu"):
+        raise SettingsError(
+            f'{path}: predict.precision = "int8" runs in OpenVINO on the processor, not with engine '
+            f'"{predict.engine}" and device "{predict.device}". Leave both out, or use another precision.'
+        )
+    if predict.window is not None:
+        raise SettingsError(
+            f'{path}: predict.precision = "int8" is for windows of the model\'s own size. Leave predict.window '
+            f"out, or use another precision."
+        )
 
 
 def _require_shown_bands(rgb: Sequence[str], area: Area, path: Path) -> None:

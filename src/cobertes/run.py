@@ -24,7 +24,7 @@ from pathlib import Path
 
 from cobertes import stages
 from cobertes.apply.report import toml_text
-from cobertes.errors import InputFileError, SettingsError, did_you_mean
+from cobertes.errors import SettingsError, did_you_mean
 from cobertes.files import write_text
 from cobertes.fingerprint import changed_keys, fingerprint, stamp
 from cobertes.freshness import (
@@ -38,34 +38,17 @@ from cobertes.freshness import (
 )
 from cobertes.geo.grid import describe
 from cobertes.progress import SILENT, Progress
-from cobertes.project import Project, load_project
+from cobertes.project import Project
 from cobertes.runfolder import RunFolder
+from cobertes.stages import HEAD
 
 STAGES = ("labels", "tiles", "train", "evaluate", "predict", "report")
 
 MADE_BY = {"labels": {"legend", "bands", "scene-nodata", "labels"}, "tiles": {"tiles", "split"}}
 """The first stage that sections of the settings change, where it is not training."""
 
-HEAD = "# The settings of this run, defaults included."
-
-
-def open_run(folder: Path) -> tuple[Project, RunFolder]:
-    """The project of a run, as it was last run, and the run's files. Raises InputFileError, SettingsError."""
-    files = require_run(folder)
-    head, _, rest = files.project.read_text(encoding="utf-8").partition("\n")
-    place = rest.partition("\n")[0].removeprefix("# ")
-    if not head.startswith(HEAD):
-        raise SettingsError(f"{files.project} was not written by a run. Name a run's folder, under runs/.")
-    return load_project(files.project, Path(place)), files
-
-
-def require_run(folder: Path) -> RunFolder:
-    """The files of a run. Raises InputFileError where the folder is none."""
-    files = RunFolder(folder)
-    if not files.project.is_file():
-        missing = f"it has no {files.project.name}" if folder.is_dir() else "there is no such folder"
-        raise InputFileError(f"no run in {folder}: {missing}. Name the folder of a run, under runs/.")
-    return files
+open_run = stages.open_run
+require_run = stages.require_run
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cobertes.accuracy.calibration import read_calibration
-from cobertes.errors import InputFileError
+from cobertes.errors import InputFileError, SettingsError
 from cobertes.files import read_json, write_json
 from cobertes.fingerprint import stamp
 from cobertes.freshness import (
@@ -25,7 +25,7 @@ from cobertes.freshness import (
 from cobertes.labels.aggregate import make_labels
 from cobertes.labels.weights import Weighting
 from cobertes.progress import SILENT, Progress
-from cobertes.project import Project
+from cobertes.project import Project, load_project
 from cobertes.runfolder import RunFolder
 from cobertes.sources import resolve
 from cobertes.tiles.ground import Ground
@@ -40,6 +40,28 @@ if TYPE_CHECKING:
 
 WORST_SIDE = 256
 """Side of the squares of which the report shows the worst, in pixels, where tiles are not smaller."""
+
+HEAD = "# The settings of this run, defaults included."
+"""First line of a run's project.toml; the second says where its relative paths begin."""
+
+
+def open_run(folder: Path) -> tuple[Project, RunFolder]:
+    """The project of a run, as it was last run, and the run's files. Raises InputFileError, SettingsError."""
+    files = require_run(folder)
+    head, _, rest = files.project.read_text(encoding="utf-8").partition("\n")
+    place = rest.partition("\n")[0].removeprefix("# ")
+    if not head.startswith(HEAD):
+        raise SettingsError(f"{files.project} was not written by a run. Name a run's folder, under runs/.")
+    return load_project(files.project, Path(place)), files
+
+
+def require_run(folder: Path) -> RunFolder:
+    """The files of a run. Raises InputFileError where the folder is none."""
+    files = RunFolder(folder)
+    if not files.project.is_file():
+        missing = f"it has no {files.project.name}" if folder.is_dir() else "there is no such folder"
+        raise InputFileError(f"no run in {folder}: {missing}. Name the folder of a run, under runs/.")
+    return files
 
 
 def label(project: Project, files: RunFolder, progress: Progress = SILENT) -> str:
@@ -192,7 +214,12 @@ def evaluate(project: Project, files: RunFolder, progress: Progress = SILENT) ->
     from cobertes.apply.evaluate import assess
 
     settings, ground = project.settings.predict, open_ground(project, files)
-    engine = open_engine(files.model, device=settings.device, precision=settings.precision, engine=settings.engine)
+    if settings.precision == "int8":
+        make_int8(project, files, progress)
+    engine = open_engine(
+        files.model, device=settings.device, precision=settings.precision, engine=settings.engine,
+        views=settings.views,
+    )  # fmt: skip
     names = [area.name for area in project.areas]
     assessment = assess(
         engine,
@@ -203,6 +230,7 @@ def evaluate(project: Project, files: RunFolder, progress: Progress = SILENT) ->
         tile_size=min(project.settings.tiles.size, WORST_SIDE),
         window=settings.window,
         overlap=settings.overlap,
+        blend=settings.blend,
         batch_size=settings.batch_size,
         progress=progress,
     )
@@ -250,8 +278,38 @@ def model_file(project: Project, files: RunFolder) -> Path:
 def mapped_from(project: Project, files: RunFolder) -> dict[str, str]:
     """By area, the fingerprint of all that its map is made from, as it is on disk now."""
     model = model_file(project, files)
-    temperature = read_calibration(model.parent / files.calibration.name, trained_fingerprint(model))
+    calibration, views = model.parent / files.calibration.name, project.settings.predict.views
+    temperature = read_calibration(calibration, trained_fingerprint(model), views)
     return mapped_fingerprints(project, model, temperature)
+
+
+def make_int8(project: Project, files: RunFolder, progress: Progress = SILENT) -> None:
+    """Make the int8 version of this run's model, where there is none of it as it is now.
+
+    Raises ModelFileError where it loses too much, SettingsError without a training window or NNCF.
+    """
+    from cobertes.apply.quantize import quantize_model
+    from cobertes.apply.runtimes import is_quantized
+
+    if not is_quantized(files.model):
+        quantize_model(files.model, open_ground(project, files), progress=progress)
+
+
+def make_int8_of(model: Path, progress: Progress = SILENT) -> None:
+    """The same for the model of any run. Raises SettingsError where a model file without int8 is no run's."""
+    from cobertes.apply.runtimes import is_quantized
+    from cobertes.learn.modelfile import model_path
+
+    path = model_path(model)
+    if is_quantized(path):
+        return
+    files = RunFolder(path.parent)
+    if not files.project.is_file() or path != files.model:
+        raise SettingsError(
+            f"{path} has no int8 version and is not the model of a run, on whose training tiles it would be "
+            f"calibrated. Name a run's folder, or use precision bf16 or fp32."
+        )
+    make_int8(*open_run(files.path), progress)
 
 
 def predict(project: Project, files: RunFolder, progress: Progress = SILENT) -> str:
@@ -260,8 +318,14 @@ def predict(project: Project, files: RunFolder, progress: Progress = SILENT) -> 
     from cobertes.apply.predict import predict_map
 
     settings, made_from = project.settings.predict, mapped_from(project, files)
+    model = model_file(project, files)
+    if settings.precision == "int8":
+        if settings.model is None:
+            make_int8(project, files, progress)
+        else:
+            make_int8_of(model, progress)
     engine = open_engine(
-        model_file(project, files), device=settings.device, precision=settings.precision, engine=settings.engine
+        model, device=settings.device, precision=settings.precision, engine=settings.engine, views=settings.views
     )
     noted = read_notes(files).get("predict", {}).get("areas", {})
     mapped, pixels, seconds = [], 0.0, 0.0

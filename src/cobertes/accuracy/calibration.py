@@ -192,11 +192,13 @@ def calibrate(
     }  # fmt: skip
 
 
-def read_calibration(path: Path, fingerprint: str | None = None) -> float | None:
+def read_calibration(path: Path, fingerprint: str | None = None, views: str | None = None) -> float | None:
     """The temperature that logits are divided by before the softmax; None where there is no calibration.
 
     path         calibration.json of a run
     fingerprint  of the model's training: None too where the file was made for another model
+    views        of the windows (`apply.engine.VIEWS`): None too where the file was made for others, as the mean of
+                 several views is less sure than each
     Raises InputFileError where the file is damaged.
     """
     if not path.exists():
@@ -209,6 +211,8 @@ def read_calibration(path: Path, fingerprint: str | None = None) -> float | None
     except (KeyError, TypeError, ValueError) as error:
         raise InputFileError(f"{path} holds no temperature ({error}). Delete it, or evaluate again.") from error
     if fingerprint is not None and data.get("model") not in (None, fingerprint):
+        return None
+    if views is not None and data.get("views", "none") != views:
         return None
     return temperature
 

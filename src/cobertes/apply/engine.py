@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cobertes.accuracy.calibration import read_calibration
-from cobertes.apply.runtimes import TORCH, choose, open_runtime
+from cobertes.apply.runtimes import TORCH, choose, open_runtime, quantized_path
 from cobertes.errors import ModelFileError, SettingsError, did_you_mean
 from cobertes.fingerprint import fingerprint, stamp
 from cobertes.geo.scene import Scene
@@ -49,6 +49,8 @@ class Engine:
     how: str
     identity: str = ""
     temperature: float = 1.0
+    views: str = "none"
+    """Of every window, whose probabilities are averaged: a key of `VIEWS`."""
     reads: Reader | None = None
     """How it reads a window, where not as its header's inputs do."""
     members: tuple[ModelHeader, ...] = ()
@@ -77,7 +79,7 @@ def open_engine(
     device, precision  as in the settings: auto, cpu, cuda, mps; auto, fp32, bf16, int8
     engine             auto, torch, openvino, onnx
     views              none, flips, turns: the mean over mirrored and turned versions of each window
-    A ``calibration.json`` beside the model, made for it, gives the temperature.
+    A ``calibration.json`` beside the model, made for it and for these views, gives the temperature.
     Raises InputFileError, ModelFileError, SettingsError.
     """
     if views not in VIEWS:
@@ -89,9 +91,19 @@ def open_engine(
     logits = several_views(each_season(forward, header.inputs), VIEWS[views])
     how = f"{where} ({choice.reason})" + ("" if views == "none" else f", mean of {len(VIEWS[views])} views")
     # in another number of threads, torch may differ in the last digit
-    identity = fingerprint(header.to_json(), stamp(path), torch.get_num_threads() if choice.engine == TORCH else 0)
-    temperature = read_calibration(path.parent / CALIBRATION, header.training.get("fingerprint"))
-    return Engine(header, logits, how, identity, temperature or 1.0)
+    identity = fingerprint(
+        header.to_json(), stamp(path), torch.get_num_threads() if choice.engine == TORCH else 0,
+        stamp(quantized_path(path)) if choice.precision == "int8" else None,
+    )  # fmt: skip
+    calibration = path.parent / CALIBRATION
+    temperature = read_calibration(calibration, header.training.get("fingerprint"), views)
+    if temperature is None and read_calibration(calibration, header.training.get("fingerprint")) is not None:
+        log.warning(
+            "%s is of other views than '%s': confidences are not calibrated. Set views in [predict] and evaluate "
+            "again, or use those.",
+            calibration, views,
+        )  # fmt: skip
+    return Engine(header, logits, how, identity, temperature or 1.0, views)
 
 
 def several_views(forward: Forward, turns: Sequence[int]) -> Forward:

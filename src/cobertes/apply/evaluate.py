@@ -1,6 +1,7 @@
 """Evaluation: the model and its baselines on the same held-out blocks, each pixel once.
 
-The model is judged by what the map will say: with the map's windows and overlap, cut to the held-out blocks.
+The model is judged by what the map will say: with the map's windows, overlap, blending and views, cut to the
+held-out blocks.
 """
 
 import logging
@@ -21,11 +22,12 @@ from cobertes.accuracy.confusion import ConfusionMatrix
 from cobertes.accuracy.forest import judge_forest, most_frequent, train_forest
 from cobertes.accuracy.intervals import head_statistics, paired_difference, score_intervals
 from cobertes.accuracy.judgement import Judgement, brief_scores
+from cobertes.apply.as_mapped import AsMapped
 from cobertes.apply.engine import Engine
-from cobertes.apply.predict import default_overlap
+from cobertes.apply.predict import DEFAULT_BLEND, default_overlap
 from cobertes.errors import NoTilesError
 from cobertes.labels.legend import IGNORE_INDEX
-from cobertes.learn.infer import HeldOut, plan_as_mapped, read_ahead
+from cobertes.learn.infer import HeldOut, read_ahead
 from cobertes.learn.inputs import Inputs
 from cobertes.progress import SILENT, Progress
 from cobertes.tiles.census import read_labels
@@ -127,6 +129,7 @@ def assess(
     tile_size: int = 256,
     window: int | None = None,
     overlap: int | None = None,
+    blend: str = DEFAULT_BLEND,
     batch_size: int = 8,
     seed: int = 0,
     progress: Progress = SILENT,
@@ -137,16 +140,17 @@ def assess(
     frame      the tile index: the forest learns from its training tiles
     purity     area name -> raster of the purity of its labels, percent; any may be missing
     tile_size  side of the squares of which the worst are pointed out, in pixels
+    window, overlap, blend  those of the map, as in `predict_map`
     Raises NoTilesError where no held-out pixel is labelled.
     """
     split = "test" if any(area.windows(HELD_OUT["test"]) for area in ground.split.areas.values()) else "validation"
     letter = HELD_OUT[split]
     size = window or engine.header.window
-    plan = plan_as_mapped(ground, letter, size, default_overlap(size) if overlap is None else overlap)
+    mapped = AsMapped(ground, size, default_overlap(size) if overlap is None else overlap, blend)
     sample = LogitSample(seed=seed)
     judgement = judge_model(
-        engine, ground, letter, plan, purity=purity or {}, tile_size=tile_size, batch_size=batch_size,
-        sample=sample, progress=progress,
+        engine, ground, letter, mapped.held_out(letter), mapped=mapped, purity=purity or {}, tile_size=tile_size,
+        batch_size=batch_size, sample=sample, progress=progress,
     )  # fmt: skip
     if not judgement.counts.any():
         raise NoTilesError(f"no labelled and observed pixel lies in the {split} blocks: nothing to judge by")
@@ -157,18 +161,20 @@ def assess(
     fitted, judged, fitted_on = sample, None, split
     if split == "test":  # nothing is fitted to blocks that are to be free of doubt
         held_out = HELD_OUT["validation"]
-        others = plan_as_mapped(ground, held_out, size, default_overlap(size) if overlap is None else overlap)
-        others = others[:: max(1, len(others) // CALIBRATION_WINDOWS)]
+        others = mapped.held_out(held_out)
+        if not mapped.blends:  # some will do; blending needs neighbours
+            others = others[:: max(1, len(others) // CALIBRATION_WINDOWS)]
         fitted = LogitSample(seed=seed)
         judge_model(
-            engine, ground, held_out, others, purity={}, tile_size=tile_size, batch_size=batch_size,
-            sample=fitted, progress=progress,
+            engine, ground, held_out, others, mapped=mapped, purity={}, tile_size=tile_size,
+            batch_size=batch_size, sample=fitted, progress=progress,
         )  # fmt: skip
         if fitted.labels:
             judged, fitted_on = sample, "validation"
         else:  # no validation pixel is labelled
             fitted = sample
-    calibration = calibrate(fitted, judged, split=fitted_on) | {"model": engine.header.training.get("fingerprint")}
+    calibration = calibrate(fitted, judged, split=fitted_on)
+    calibration |= {"model": engine.header.training.get("fingerprint"), "views": engine.views}
     return Assessment(split, judgement, {"most_frequent": frequent, "random_forest": forest}, calibration)
 
 
@@ -178,27 +184,30 @@ def judge_model(
     letter: str,
     plan: Sequence[HeldOut],
     *,
+    mapped: AsMapped,
     purity: Mapping[str, Path],
     tile_size: int,
     batch_size: int = 8,
     sample: LogitSample | None = None,
     progress: Progress = SILENT,
 ) -> Judgement:
-    """Count what the model says in planned windows of a split's held-out blocks; collect a ``sample`` of logits.
+    """Count what the model says in windows of a split's held-out blocks; collect a ``sample`` of logits.
 
+    plan  of ``mapped.held_out(letter)``, all or some; where windows blend, some would be other logits
     Other arguments as in `assess`.
     """
     judgement = Judgement.begin(ground, letter, tile_size)
+    mapped.begin()
     waiting: list[tuple[HeldOut, _Read]] = []
     with progress.bar(f"judging on {SPLIT_NAMES[letter]}", len(plan), "windows") as advance:
-        for batch in read_ahead(plan, _reader(ground, engine.header.inputs, purity), batch_size):
+        for batch in read_ahead(plan, _reader(mapped, engine.header.inputs, purity), batch_size):
             waiting += [(item, one) for item, one in batch if one is not None]
             if len(waiting) >= batch_size:
-                _judge(engine, judgement, waiting[:batch_size], sample)
+                _judge(engine, mapped, judgement, waiting[:batch_size], sample)
                 del waiting[:batch_size]
             advance(len(batch))
         if waiting:
-            _judge(engine, judgement, waiting, sample)
+            _judge(engine, mapped, judgement, waiting, sample)
     return judgement
 
 
@@ -212,12 +221,14 @@ class _Read:
     seen: dict[str, NDArray[np.bool_]]
 
 
-def _reader(ground: Ground, inputs: Inputs, purity: Mapping[str, Path]) -> Any:
+def _reader(mapped: AsMapped, inputs: Inputs, purity: Mapping[str, Path]) -> Any:
+    ground = mapped.ground
     known = ground.legend.index_table() != IGNORE_INDEX
 
     def read(item: HeldOut) -> _Read | None:
         area, window = item[0], item[1].window
-        if not known[read_labels(ground.labels[area], item[1].interior)].any():
+        share = mapped.reach(item) if mapped.blends else item[1].interior
+        if not known[read_labels(ground.labels[area], share)].any():
             return None  # nothing to judge: with sparse labels, most windows
         observed, labels = ground.read_pixels(area, window)
         shares = None
@@ -231,13 +242,19 @@ def _reader(ground: Ground, inputs: Inputs, purity: Mapping[str, Path]) -> Any:
 
 
 def _judge(
-    engine: Engine, judgement: Judgement, batch: list[tuple[HeldOut, _Read]], sample: LogitSample | None
+    engine: Engine,
+    mapped: AsMapped,
+    judgement: Judgement,
+    batch: list[tuple[HeldOut, _Read]],
+    sample: LogitSample | None,
 ) -> None:
     """Predict a batch of windows and count their interiors."""
     x = torch.from_numpy(np.stack([one.x for _, one in batch]))
-    logits = engine.logits(x)
+    logits = mapped.blend([item for item, _ in batch], engine.logits(x))
     predicted = _classes(logits)
     for i, ((area, planned), one) in enumerate(batch):
+        if not planned.interior.height:  # it only lends to others
+            continue
         block = judgement.add(area, planned, one.labels, predicted[i], one.purity)
         if sample is not None:
             known = np.zeros(one.labels.shape, bool)

@@ -60,7 +60,7 @@ def quantize_model(
     if not scores["fp32"] - scores["int8"] <= MOST_LOST:
         raise ModelFileError(
             f"int8 would lose too much: mIoU {scores['int8']:.4f} on the validation blocks, {scores['fp32']:.4f} "
-            f"in fp32, and {MOST_LOST} is the most that may be lost. Use --precision bf16 or fp32."
+            f"in fp32, and {MOST_LOST} is the most that may be lost. Use precision bf16 or fp32."
         )
     xml = quantized_path(path)
     ov.save_model(small, xml, compress_to_fp16=False)

@@ -80,6 +80,7 @@ def predict(
     from cobertes.geo.raster import check_not_input, check_writable
     from cobertes.learn.modelfile import model_path
     from cobertes.sources import open_scenes
+    from cobertes.stages import make_int8_of
 
     models = [model, *(also or [])]
     check_not_input((out, confidence, probabilities, entropy, second, stac), map(model_path, models))
@@ -89,7 +90,7 @@ def predict(
         check_writable(stac, overwrite=overwrite or resume)
     choose(engine, device, precision)  # before minutes of quantisation
     for one in models if precision == "int8" else ():
-        _quantize(one, console)
+        make_int8_of(one, console.progress)
     running = ensemble(
         [open_engine(one, device=device, precision=precision, engine=engine, views=views) for one in models]
     )
@@ -126,18 +127,6 @@ def predict(
         skipped=made.skipped,
         seconds=made.seconds,
     )
-
-
-def _quantize(model: Path, console: Console) -> None:
-    """Make the int8 version of a run's model, where there is none."""
-    from cobertes.apply.quantize import quantize_model
-    from cobertes.apply.runtimes import is_quantized
-    from cobertes.run import open_run
-    from cobertes.stages import open_ground
-
-    if not is_quantized(model) and model.is_dir():
-        project, files = open_run(model)
-        quantize_model(files.model, open_ground(project, files), progress=console.progress)
 
 
 @command(app, "export", "Write a model for other programs.")

@@ -1,0 +1,100 @@
+"""What is judged is what the map says, however its windows blend and however many views are averaged."""
+
+import numpy as np
+import pytest
+import torch
+
+from cobertes.accuracy.calibration import LogitSample
+from cobertes.apply.as_mapped import AsMapped
+from cobertes.apply.engine import Engine, several_views
+from cobertes.apply.evaluate import judge_model
+from cobertes.apply.predict import predict_map
+from cobertes.geo.blend import BLENDS
+from cobertes.geo.scene import open_scene
+from cobertes.labels.legend import IGNORE_INDEX
+from cobertes.learn.modelfile import ModelHeader
+from cobertes.learn.unet import UNetSettings
+from rasters import read_raster
+from test_samples import EXACT, LEGEND, area_with_letters, coordinate_project
+
+K = len(LEGEND)
+SIZE = 32
+
+
+def by_place_in_window(x):
+    """Logits that differ from window to window, so that seams and blending can be seen."""
+    down = torch.linspace(0, 1.3, x.shape[2])[None, :, None]
+    right = torch.linspace(0, 2.1, x.shape[3])[None, None, :]
+    return torch.stack([torch.sin((k + 2) * (9 * x[:, 0] + 7 * x[:, 1] + down + right)) for k in range(K)], dim=1)
+
+
+@pytest.fixture
+def project(tmp_path):
+    """170 x 170 px, held-out blocks at the border, beside each other and alone; not multiples of the windows."""
+    return area_with_letters(
+        coordinate_project(tmp_path, (170, 170)), ["vttte", "ttvvt", "tttvt", "ettt-", "vtttv"], 34
+    )
+
+
+@pytest.mark.parametrize("blend", BLENDS)
+@pytest.mark.parametrize("overlap", [0, 7, 16, 27])
+@pytest.mark.parametrize("turns", [1, 4])
+def test_the_judged_pixels_are_the_map_s(tmp_path, project, blend, overlap, turns):
+    header = ModelHeader(UNetSettings(2, K, "scratch", 4, 2), EXACT, LEGEND, 10.0, SIZE, {})
+    engine = Engine(header, several_views(by_place_in_window, range(turns)), "by hand")
+    ground = project.ground
+    predict_map(
+        engine, {"scene": open_scene([str(tmp_path / "here-scene.tif")])}, tmp_path / "m.tif", confidence=tmp_path / "c.tif", overlap=overlap,
+        blend=blend, batch_size=3,
+    )  # fmt: skip
+    index = LEGEND.index_table()
+    codes, confidence = index[read_raster(tmp_path / "m.tif")], read_raster(tmp_path / "c.tif")
+    labels = index[read_raster(ground.labels["here"])]
+    mapped, sample = AsMapped(ground, SIZE, overlap, blend), LogitSample()
+    judgement = judge_model(
+        engine,
+        ground,
+        "v",
+        mapped.held_out("v"),
+        mapped=mapped,
+        purity={},
+        tile_size=10,
+        batch_size=4,
+        sample=sample,
+    )
+    judged = np.zeros(labels.shape, bool)
+    for block in ground.split.areas["here"].windows("v"):
+        judged[block.slices] = True
+    judged &= labels != IGNORE_INDEX
+    expected = np.zeros((K, K), int)
+    np.add.at(expected, (labels[judged], codes[judged]), 1)
+    assert np.array_equal(judgement.matrices.total.counts, expected)
+    assert (expected > 0).sum() > K
+
+    # the temperature is fitted to the logits that the map's confidence comes from
+    logits = torch.from_numpy(np.concatenate(sample.logits))
+    found = np.rint(100 * logits.softmax(dim=1).amax(dim=1).numpy())
+    assert len(found) == judged.sum()
+    assert np.abs(np.sort(found) - np.sort(confidence[judged].astype(float))).max() <= 1
+
+
+def test_a_second_pass_is_lent_nothing_by_the_first(project):
+    header = ModelHeader(UNetSettings(2, K, "scratch", 4, 2), EXACT, LEGEND, 10.0, SIZE, {})
+    engine, mapped = Engine(header, by_place_in_window, "by hand"), AsMapped(project.ground, SIZE, 16, "cosine")
+    passes = [
+        judge_model(
+            engine, project.ground, letter, mapped.held_out(letter), mapped=mapped, purity={}, tile_size=10
+        ).counts
+        for letter in "vev"
+    ]
+    assert np.array_equal(passes[0], passes[2])
+
+
+def test_only_windows_with_a_share_in_held_out_ground_are_planned(project):
+    whole = AsMapped(project.ground, SIZE, 8, "interior")
+    blended = AsMapped(project.ground, SIZE, 8, "cosine")
+    assert all(item[1].interior.height for item in whole.held_out("e"))
+    lending = [item for item in blended.held_out("e") if not item[1].interior.height]
+    assert lending
+    windows = {item[1].window for item in blended.held_out("e")}
+    assert len(windows) < blended.plans["here"].count
