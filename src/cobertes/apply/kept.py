@@ -122,8 +122,9 @@ def _keep(network: Any, place: Path) -> None:
         whole.mkdir(parents=True, exist_ok=True)
         ov.save_model(network, whole / XML, compress_to_fp16=False)
         (whole / SUMS).write_text(json.dumps({name: _hash(whole / name) for name in (XML, BIN)}))
-        shutil.rmtree(place, ignore_errors=True)  # a damaged one
-        os.rename(whole, place)
+        if not _is_whole(place):  # else another process has made it meanwhile, and may be reading it
+            shutil.rmtree(place, ignore_errors=True)
+            os.rename(whole, place)
         for old in sorted(_places(place.parent), key=lambda path: path.stat().st_mtime)[:-MOST_KEPT]:
             shutil.rmtree(old, ignore_errors=True)
     except (OSError, RuntimeError) as error:  # full, read-only, or another process was at it
