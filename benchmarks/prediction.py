@@ -343,12 +343,13 @@ def draw_seams(folder: Path, run: Path, picture: Path) -> None:
 
 def parity(options: argparse.Namespace) -> None:
     """Engines beside torch in fp32: on a scene, and on the validation blocks of the run."""
+    from cobertes.apply.as_mapped import AsMapped
     from cobertes.apply.engine import Engine, open_engine
     from cobertes.apply.predict import predict_map
     from cobertes.apply.quantize import quantize_model
     from cobertes.apply.runtimes import is_quantized
     from cobertes.errors import CobertesError
-    from cobertes.learn.infer import judge, plan_as_mapped
+    from cobertes.learn.infer import judge
     from cobertes.run import open_run
     from cobertes.sources import open_scenes
     from cobertes.stages import open_ground
@@ -372,7 +373,7 @@ def parity(options: argparse.Namespace) -> None:
             codes = file.read(1)
         expected = codes if expected is None else expected
         valid = expected != header.legend.nodata
-        plan = plan_as_mapped(ground, "v", header.window, header.window // 4)
+        plan = AsMapped(ground, header.window, header.window // 4, "interior").held_out("v")
         matrix, _ = judge(engine.logits, header.inputs, ground, plan, 32)
         print(f"| {name} {precision} | {(codes == expected)[valid].mean():.3%} | {matrix.miou:.4f} |", flush=True)
 

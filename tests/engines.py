@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 
+from cobertes.apply.as_mapped import AsMapped
 from cobertes.apply.engine import Engine
 from cobertes.labels.legend import LandClass, Legend
 from cobertes.learn.inputs import Inputs
@@ -45,6 +46,11 @@ def reads_coordinates(x):
     p = np.repeat(others[:, None], len(TENS), axis=1)
     np.put_along_axis(p, index[:, None].astype(int), share[:, None], axis=1)
     return torch.from_numpy(np.log(p).astype(np.float32))
+
+
+def plan_as_mapped(ground, letter, size, overlap):
+    """The windows of a map that keeps their interiors, cut to held-out blocks."""
+    return AsMapped(ground, size, overlap, "interior").held_out(letter)
 
 
 def engine_of(logits=reads_coordinates, **header):

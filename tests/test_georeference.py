@@ -17,14 +17,14 @@ from cobertes.geo.scene import open_scene
 from cobertes.geo.windows import Window
 from cobertes.labels.aggregate import make_labels
 from cobertes.labels.legend import translation
-from cobertes.learn.infer import judge, plan_as_mapped, plan_blocks
+from cobertes.learn.infer import judge, plan_blocks
 from cobertes.learn.inputs import Inputs
 from cobertes.learn.modelfile import ModelHeader
 from cobertes.learn.samples import Sampler, batches
 from cobertes.settings import AugmentationSettings, Chance, SplitSettings, TileSettings, TrainSettings
 from cobertes.tiles.ground import Ground
 from cobertes.tiles.index import build_index
-from engines import TENS, header_of
+from engines import TENS, header_of, plan_as_mapped
 from rasters import UTM, read_raster, write_raster
 
 SHAPE = (150, 170)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cobertes.accuracy.confusion import ConfusionMatrix
-from cobertes.geo.windows import PlannedWindow, Window, plan_strips
+from cobertes.geo.windows import PlannedWindow, plan_strips
 from cobertes.labels.legend import IGNORE_INDEX
 from cobertes.learn.inputs import Inputs
 from cobertes.learn.losses import CROSS_ENTROPY
@@ -64,17 +64,6 @@ def plan_blocks(ground: Ground, letter: str, size: int, overlap: int) -> list[He
         for part in split.rectangles(letter)
         for strip in plan_strips(part, size, overlap)
         for planned in strip
-    ]
-
-
-def plan_as_mapped(ground: Ground, letter: str, size: int, overlap: int) -> list[HeldOut]:
-    """The windows that map the whole area, cut to held-out blocks: each pixel gets what the map will say."""
-    return [
-        (name, PlannedWindow(planned.window, part))
-        for name, split in ground.split.areas.items()
-        for strip in plan_strips(Window(0, 0, *ground.areas[name].shape), size, overlap)
-        for planned in strip
-        for part in split.parts(planned.interior, letter)
     ]
 
 
