@@ -176,7 +176,7 @@ def test_no_crop_of_any_size_or_zoom_comes_near_held_out_ground(one, letters, si
     for _ in batches(sampler, EXACT, 1, 8):
         pass
     held = np.kron(np.isin(letters, ["v", "e"]), np.ones((40, 40), bool))
-    assert len(shown) == 40
+    assert len(shown) >= 40  # smaller windows come in larger numbers
     for window in shown:
         assert window == window.clip(held.shape)
         assert not held[window.grow(guard).clip(held.shape).slices].any()
@@ -504,7 +504,7 @@ def test_a_probability_alone_keeps_the_variation_s_own_strength():
         {"season-dropout": {"probability": 0.2}, "jitter": {"probability": 0.5}}
     )
     assert said.season_dropout == Chance(probability=0.2, strength=1.0)
-    assert said.jitter == Chance(probability=0.5, strength=0.05)
+    assert said.jitter == Chance(probability=0.5, strength=0.02)
     assert AugmentationSettings.model_validate({"noise": {"strength": 0.1}}).noise == Chance(strength=0.1)
     draws = [draw_variation(np.random.default_rng(n), said, 2, 3, 16) for n in range(500)]
     assert 0.14 < np.mean([any(not season.seen for season in one.seasons) for one in draws]) < 0.26

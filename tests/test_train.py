@@ -31,11 +31,12 @@ from cobertes.learn.plan import plan_training
 from cobertes.learn.schedule import rate_share
 from cobertes.learn.train import train_model
 from cobertes.learn.unet import UNet, UNetSettings
-from cobertes.settings import AugmentationSettings, ModelSettings, TrainSettings
+from cobertes.settings import AugmentationSettings, Chance, ModelSettings, TrainSettings
 from rasters import read_raster, write_raster
 from test_samples import LEGEND, PLAIN, project_of
 
 TIMES = {"seconds", "elapsed", "tiles_per_second", "waiting_share"}
+JITTERED = AugmentationSettings(jitter=Chance(strength=0.05))
 SCRATCH = {"encoder": "scratch", "width": 4, "depth": 2}
 
 
@@ -61,10 +62,13 @@ def project(tmp_path_factory):
 
 
 def plan_of(project, *, model=SCRATCH, fingerprint="same", **options):
-    options = {"epochs": 3, "samples": 24, "batch_size": 6, "precision": "fp32", "device": "cpu"} | options
+    options = {
+        "epochs": 3, "samples": 24, "batch_size": 6, "learning_rate": 0.001, "schedule": "plateau",
+        "precision": "fp32", "device": "cpu",
+    } | options  # fmt: skip
     return plan_training(
         project.index.frame, project.ground, project.index.statistics,
-        model=ModelSettings(**model), augmentation=options.pop("augmentation", AugmentationSettings()),
+        model=ModelSettings(**model), augmentation=options.pop("augmentation", JITTERED),
         train=TrainSettings(**options), tile_size=16, fingerprint=fingerprint,
     )  # fmt: skip
 

@@ -23,7 +23,7 @@ from cobertes.geo.grid import warn_without_crs
 from cobertes.geo.scene import Scene, open_scene
 from cobertes.labels.legend import Legend, load_crosswalk, load_legend, translation
 from cobertes.labels.reference import reference_nodata
-from cobertes.settings import WEIGHTS, AreaSettings, Settings
+from cobertes.settings import WEIGHTS, AreaSettings, Settings, fill_in
 from cobertes.sources import file_name, find_areas, resolve
 from cobertes.tiles.split import read_groups, require_known_groups
 
@@ -253,10 +253,8 @@ def _require_same_seasons(areas: Sequence[Area]) -> None:
 
 def _require_overlaps(settings: Settings, path: Path) -> None:
     """Refuse at once what prediction would refuse after hours of training."""
-    trained = settings.train.window
-    window = (
-        settings.predict.window or (max(trained) if isinstance(trained, list) else trained) or settings.tiles.size
-    )
+    trained = fill_in(settings.train, settings.model.encoder, settings.tiles.size)
+    window = settings.predict.window or max(trained.windows)
     for key, overlap, size in (
         ("tiles.overlap", settings.tiles.overlap, settings.tiles.size),
         ("predict.overlap", settings.predict.overlap, window),

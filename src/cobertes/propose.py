@@ -205,14 +205,12 @@ size = {size}    # px
 block = {block}    # px; a block goes to training or validation as a whole
 
 [model]
-encoder = "resnet50"    # "scratch", "resnet18", or another timm backbone
-# weights = "imagenet"    # start from pretrained weights, fetched once
+encoder = "scratch"    # a small U-Net; or a timm backbone: "resnet50", "resnet18", ...
+# weights = "imagenet"    # start a backbone from pretrained weights, fetched once
 
 [train]
 epochs = 100
 # minutes = 60    # stop after this wall time
-batch-size = 12
-learning-rate = 0.001
 # class-weights = "ins"    # rare classes count more
 """
 

@@ -16,8 +16,14 @@ Code = Annotated[int, Field(ge=0, le=255)]
 WEIGHTS = ("random", "imagenet", "sentinel2-moco", "sentinel2-dino")
 """Names that ``model.weights`` may have; anything else is a file."""
 
-BATCH_SIZE = 12
-"""Windows per step of a training where nothing else is asked."""
+SCRATCH = "scratch"
+"""The encoder that is no backbone of timm."""
+SCRATCH_RATE, BACKBONE_RATE = 0.004, 0.001
+"""First learning rates."""
+SMALL_WINDOW = 16
+"""Side of training windows, in pixels, from which a ``scratch`` encoder learns fastest: many places a batch."""
+BATCH_SIZE, BATCH_PIXELS = 12, 32_768
+"""A training step takes so many windows, or those of so many pixels where they are small."""
 
 LossName = Literal["cross-entropy", "focal", "dice", "lovasz"]
 WeightName = Literal["none", "ins", "sqrt-ins", "median-frequency", "effective-number"]
@@ -152,14 +158,14 @@ class ModelSettings(Section):
 
     architecture: Literal["unet", "unet++", "deeplabv3+", "segformer"] = "unet"
     """``unet`` is our own; the others are those of segmentation-models-pytorch, on a timm backbone."""
-    encoder: str = "resnet50"
+    encoder: str = "scratch"
     """``scratch``, or a timm backbone with feature maps (``resnet18``, ``resnet50``, ``efficientnet_b0``)."""
     weights: str = "random"
     """Where a backbone starts: ``random``, ``imagenet`` (timm's hub), ``sentinel2-moco`` or ``sentinel2-dino``
     (resnet50; TorchGeo's hub), or a file of weights; they are brought to the bands by name."""
     width: Pixels = 32
     """Channels of the first level of a ``scratch`` encoder; doubled at each level below."""
-    depth: Annotated[int, Field(ge=1, le=6)] = 4
+    depth: Annotated[int, Field(ge=1, le=6)] = 2
     """Levels below the first of a ``scratch`` encoder."""
     decoder: list[Pixels] = []
     """Channels of the decoder, from the bottom up; by default 256 to 16, or a scratch encoder's mirrored."""
@@ -179,12 +185,14 @@ class TrainSettings(Section):
     minutes: Annotated[float, Field(gt=0)] | None = None
     """Wall time after which training ends, even where epochs are left."""
     window: Pixels | Annotated[list[Pixels], Field(min_length=1)] | None = None
-    """Side of a training window in pixels; by default the tile's. Of several, each batch draws one."""
-    batch_size: Pixels | Literal["auto"] = BATCH_SIZE
-    """Windows per step, of all processes together. ``auto``: as many as fit in the memory of the GPU, 256 and an
-    eighth of an epoch at most; the default on other devices."""
+    """Side of a training window in pixels; by default the tile's, with a scratch encoder 16. Of several, each
+    batch draws one; of smaller ones it takes as many as have the same pixels."""
+    batch_size: Pixels | Literal["auto"] | None = None
+    """Windows per step, of the largest size, of all processes together; by default 12, or more small ones:
+    32,768 pixels. ``auto``: as many as fit in the memory of the GPU, 256 and an eighth of an epoch at most; the
+    default on other devices."""
     samples: Pixels | None = None
-    """Windows per epoch; by default as many as there are training tiles."""
+    """Windows per epoch, of the largest size; by default as many as have the pixels of the training tiles."""
     sampling: Literal["in-order", "shuffled", "balanced", "ins"] = "balanced"
     """Tiles in order, shuffled, or drawn so that rare classes are met more often: ``balanced`` by ``balance``;
     ``ins`` as often as their pixels weigh by the inverse number of samples of their classes."""
@@ -192,11 +200,11 @@ class TrainSettings(Section):
     """How far ``balanced`` goes: 0 leaves classes as frequent as they are, 1 aims at meeting all equally often."""
     optimizer: Literal["adam", "adamw"] = "adam"
     """The optimizer."""
-    learning_rate: Annotated[float, Field(gt=0)] = 0.001
-    """Its first step size."""
+    learning_rate: Annotated[float, Field(gt=0)] | None = None
+    """Its first step size; by default 0.001, with a scratch encoder 0.004."""
     averaging: Annotated[float, Field(ge=0, lt=1)] = 0.99
     """Decay of the running average of the weights, which is validated and kept; 0: the weights themselves."""
-    schedule: Literal["plateau", "cosine", "one-cycle", "constant"] = "plateau"
+    schedule: Literal["plateau", "cosine", "one-cycle", "constant"] = "cosine"
     """The learning rate: halved where validation no longer improves; half a cosine after a warm-up; up and down
     once; or as it is. Cosine and one-cycle end with the epochs or the minutes, whichever are over first."""
     plateau_factor: Annotated[float, Field(gt=0, lt=1)] = 0.5
@@ -246,6 +254,29 @@ class TrainSettings(Section):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """``auto`` tries a few steps of each and takes the faster one."""
 
+    @property
+    def windows(self) -> tuple[int, ...]:
+        """Sides of the training windows, in pixels; none where that is left open, see `fill_in`."""
+        return tuple(self.window) if isinstance(self.window, list) else (self.window,) if self.window else ()
+
+    @property
+    def rate(self) -> float:
+        """The first learning rate."""
+        return self.learning_rate or BACKBONE_RATE
+
+
+def default_batch(side: int) -> int:
+    """Windows of a ``side`` in pixels that a step takes where nothing else is asked."""
+    return max(BATCH_SIZE, BATCH_PIXELS // side**2)
+
+
+def fill_in(train: TrainSettings, encoder: str, tile_size: int) -> TrainSettings:
+    """The same with window and learning rate filled in where they are left open."""
+    small = encoder == SCRATCH
+    window = train.window or (min(SMALL_WINDOW, tile_size) if small else tile_size)
+    rate = train.learning_rate or (SCRATCH_RATE if small else BACKBONE_RATE)
+    return train.model_copy(update={"window": window, "learning_rate": rate})
+
 
 class Chance(Section):
     """A variation of samples: how often, and how strong."""
@@ -263,7 +294,7 @@ class AugmentationSettings(Section):
     """Mirror images."""
     turns: bool = True
     """Quarter turns."""
-    jitter: Chance = Chance(strength=0.05)
+    jitter: Chance = Chance(strength=0.02)
     """Random gain and offset per band (multispectral colour jitter)."""
     brightness: Chance = Chance()
     """A random offset that all bands of a season share."""

@@ -27,6 +27,7 @@ from cobertes.labels.weights import Weighting
 from cobertes.progress import SILENT, Progress
 from cobertes.project import Project, load_project
 from cobertes.runfolder import RunFolder
+from cobertes.settings import fill_in
 from cobertes.sources import resolve
 from cobertes.tiles.ground import Ground
 from cobertes.tiles.index import build_index, load_index, save_index
@@ -183,25 +184,24 @@ def train(
 def estimate(project: Project, files: RunFolder) -> "Estimate":
     """What training will take on this machine; tiles are counted in the index, or guessed where there is none."""
     from cobertes.learn.estimate import estimate_training
-    from cobertes.learn.plan import network_settings, training_windows
+    from cobertes.learn.plan import network_settings
 
     settings = project.settings
-    window = max(training_windows(settings.train, settings.tiles.size))
+    train = fill_in(settings.train, settings.model.encoder, settings.tiles.size)
+    window = max(train.windows)
     held = settings.split.validation
     if files.tiles.exists():
         frame = load_index(files.tiles)
-        tiles = int((frame["keep"] & (frame["split"] == "train")).sum())
-        judged = frame[frame["keep"] & (frame["split"] == "validation")]
-        held_pixels = (judged["height"] * judged["width"]).sum()
+        pixels = (frame["height"] * frame["width"])[frame["keep"]].groupby(frame["split"]).sum()
+        learnt_pixels, held_pixels = pixels.get("train", 0), pixels.get("validation", 0)
     else:
-        pixels = sum(area.shape[0] * area.shape[1] for area in project.areas)
-        tiles = max(1, int((1 - held - settings.split.test) * pixels / settings.tiles.size**2))
-        held_pixels = held * pixels
+        total = sum(area.shape[0] * area.shape[1] for area in project.areas)
+        learnt_pixels, held_pixels = (1 - held - settings.split.test) * total, held * total
     return estimate_training(
         network_settings(settings.model, project.bands, project.seasons, len(project.legend)),
-        settings.train,
+        train,
         window=window,
-        windows=settings.train.samples or tiles,
+        windows=train.samples or max(1, round(learnt_pixels / window**2)),
         held_out=max(1, int(held_pixels / window**2)),
         passes=len(project.seasons) if settings.model.seasons == "separate" else 1,
     )

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cobertes.errors import SettingsError, did_you_mean
-from cobertes.learn.unet import SCRATCH, UNet, UNetSettings
+from cobertes.learn.unet import UNet, UNetSettings
+from cobertes.settings import SCRATCH
 
 OTHERS = {"unet++": "UnetPlusPlus", "deeplabv3+": "DeepLabV3Plus", "segformer": "Segformer"}
 """Names in the settings -> classes of segmentation-models-pytorch."""

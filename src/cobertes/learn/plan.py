@@ -18,8 +18,8 @@ from cobertes.learn.inputs import Inputs
 from cobertes.learn.losses import Loss, class_weights
 from cobertes.learn.pretrained import RANDOM
 from cobertes.learn.samples import Sampler
-from cobertes.learn.unet import SCRATCH, UNetSettings
-from cobertes.settings import AugmentationSettings, ModelSettings, TrainSettings
+from cobertes.learn.unet import UNetSettings
+from cobertes.settings import SCRATCH, AugmentationSettings, ModelSettings, TrainSettings, fill_in
 from cobertes.tiles.ground import Ground
 from cobertes.tiles.split import VALIDATION
 from cobertes.tiles.statistics import Statistics
@@ -63,13 +63,6 @@ class TrainingPlan:
         return replace(self, ground=ground, sampler=replace(self.sampler, ground=ground))
 
 
-def training_windows(train: TrainSettings, tile_size: int) -> tuple[int, ...]:
-    """Sides of the training windows, in pixels."""
-    if isinstance(train.window, list):
-        return tuple(train.window)
-    return (train.window or tile_size,)
-
-
 def network_settings(
     model: ModelSettings, bands: Sequence[str], seasons: Sequence[str], classes: int
 ) -> UNetSettings:
@@ -106,9 +99,10 @@ def plan_training(
             "train.freeze-encoder keeps a backbone as it is, but one with random weights has learnt nothing yet. "
             "Set it to 0, or take a backbone with pretrained weights (model.encoder, model.weights)."
         )
+    train = fill_in(train, model.encoder, tile_size)
     inputs = Inputs.of(statistics, model.seasons)
     network = network_settings(model, inputs.bands, inputs.seasons, len(ground.legend))
-    sampler = Sampler.of(frame, ground, train, training_windows(train, tile_size), augmentation)
+    sampler = Sampler.of(frame, ground, train, train.windows, augmentation)
     tiles = frame[frame["keep"] & (frame["split"] == "train")]
     loss = _loss(train, ground.legend, statistics, np.array(tiles["counts"].to_list(), np.int64))
     return TrainingPlan(ground, sampler, inputs, network, train, loss, fingerprint, model.weights)

@@ -94,7 +94,7 @@ class Sampler:
 
     ``area`` names and ``tiles`` (n, 4) int: row, col, height, width, around which a window fits, at least at the
     shift ``fits`` (n, 2) from the middle; ``weights`` (n,) sum to 1; ``windows`` sides in pixels; ``poor`` ground
-    by area that no window may touch; ``kept`` the number of whole training tiles; ``shares`` bands of shares of
+    by area that no window may touch; ``kept`` pixels of whole training tiles; ``shares`` bands of shares of
     classes that samples bring along.
     """
 
@@ -127,10 +127,10 @@ class Sampler:
         tiles, area = rows[["row", "col", "height", "width"]].to_numpy(np.int64), rows["area"].tolist()
         counts = np.array(rows["counts"].to_list(), float).reshape(len(rows), len(ground.legend))
         counts[edge[rows.index]] = 0  # part of what they count is held out
-        n = len(rows)
+        n, pixels = len(rows), int((frame["height"] * frame["width"])[kept].sum())
         sampler = cls(
             ground, area, tiles, np.zeros((n, 2), np.int64), np.full(n, 1 / max(n, 1)), settings,
-            augmentation or AugmentationSettings(), windows, poor, int(kept.sum()),
+            augmentation or AugmentationSettings(), windows, poor, pixels,
             max(map(count_bands, ground.shares.values()), default=0),
         )  # fmt: skip
         return sampler._where_windows_fit(counts)
@@ -174,7 +174,7 @@ class Sampler:
 
     def __len__(self) -> int:
         """Windows per epoch, of the largest size."""
-        return self.settings.samples or self.kept or len(self.tiles)
+        return self.settings.samples or round(self.kept / max(self.windows) ** 2) or len(self.tiles)
 
     def instead(self, size: int) -> int:
         """Windows of a smaller size that stand for one of the largest: as many as have its pixels."""

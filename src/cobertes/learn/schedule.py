@@ -54,7 +54,7 @@ class Schedule:
         """Before a step of the optimizer, when a share ``over`` of the training has passed."""
         if self.settings.schedule in ("cosine", "one-cycle"):
             for group in self.optimizer.param_groups:
-                group["lr"] = self.settings.learning_rate * rate_share(self.settings, over)
+                group["lr"] = self.settings.rate * rate_share(self.settings, over)
 
     def validated(self, loss: float) -> None:
         """After a validation, by its loss; NaN where nothing held out is labelled."""

@@ -21,7 +21,7 @@ from cobertes.learn.device import choose_precision, fits_in_memory, is_cuda, sta
 from cobertes.learn.losses import Loss
 from cobertes.learn.network import Network
 from cobertes.learn.samples import count_batches
-from cobertes.settings import BATCH_SIZE, TrainSettings
+from cobertes.settings import BATCH_SIZE, TrainSettings, default_batch
 
 MOST = 256
 """Windows of the largest batch that is tried."""
@@ -75,10 +75,12 @@ def choose_step(
 def _choose_batch(
     train: TrainSettings, network: Network, loss: Loss, side: int, samples: int, processes: int, precision: str
 ) -> tuple[int, str]:
+    if train.batch_size is None:
+        return min(default_batch(side), samples), "the default"
     if train.batch_size != "auto":
         return min(train.batch_size, samples), "as set"
     if not is_cuda(train.device):
-        return min(BATCH_SIZE, samples), "auto: the default, as there is no CUDA device"
+        return min(default_batch(side), samples), "auto: the default, as there is no CUDA device"
     most = most_windows(samples, processes)
 
     def try_step(batch: int) -> bool:
@@ -142,7 +144,7 @@ def training_step(
     """A step of a training on random input, to be timed or to see what it takes; it changes the network."""
     kind = torch.optim.AdamW if train.optimizer == "adamw" else torch.optim.Adam
     network = network.to(memory_format=torch.channels_last)
-    model, optimizer = fabric.setup(network, kind(network.parameters(), lr=train.learning_rate))
+    model, optimizer = fabric.setup(network, kind(network.parameters(), lr=train.rate))
     classes, channels = network.settings.classes, network.settings.channels
     shape = (batch, channels, side, side)
     x = torch.empty(shape, device=fabric.device, memory_format=torch.channels_last).normal_()

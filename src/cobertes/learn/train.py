@@ -130,7 +130,7 @@ def _begin(plan: TrainingPlan, checkpoints: Path, progress: Progress) -> "_Loop"
     averaged.model.to(fabric.device)
     if settings.compile:
         network.compile()
-    model, optimizer = fabric.setup(network, kind(network.parameters(), lr=settings.learning_rate))
+    model, optimizer = fabric.setup(network, kind(network.parameters(), lr=settings.rate))
     schedule = Schedule(optimizer, settings)
     history: list[Epoch] = []
     if state is not None:
@@ -252,7 +252,7 @@ def _train_epoch(loop: _Loop, epoch: int) -> Epoch:
                 if not math.isfinite(value):
                     kept = save_batch(loop.checkpoints, x, y, rank)
                 sums += torch.tensor([value, float(pixels), kept is not None])
-                advance(len(x) * processes)
+                advance(len(x) * processes / plan.sampler.instead(x.shape[-1]))
             found, pixels_of_all, bad = add_up(fabric, sums).tolist()
             if bad:
                 raise _not_finite(plan, epoch, kept)
@@ -304,7 +304,7 @@ def _not_finite(plan: TrainingPlan, epoch: int, kept: Path | None) -> TrainingEr
     where = f"The batch is kept in {kept}." if kept else "Another process has kept the batch."
     return TrainingError(
         f"the loss is not finite in epoch {epoch}: lower train.learning-rate (now "
-        f'{plan.settings.learning_rate:g}), set train.clip-norm or train.precision = "fp32", or look for damaged '
+        f'{plan.settings.rate:g}), set train.clip-norm or train.precision = "fp32", or look for damaged '
         f"pixels in the scenes. {where}"
     )
 

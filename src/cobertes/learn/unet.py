@@ -24,8 +24,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cobertes.errors import SettingsError, did_you_mean
+from cobertes.settings import SCRATCH
 
-SCRATCH = "scratch"
 BACKBONE_DECODER = (256, 128, 64, 32, 16)
 STEM_WIDTH = 32
 
@@ -42,9 +42,9 @@ class UNetSettings:
 
     channels: int
     classes: int
-    encoder: str = "resnet50"
+    encoder: str = SCRATCH
     width: int = 32
-    depth: int = 4
+    depth: int = 2
     decoder: tuple[int, ...] = ()
     upsampling: str = "transposed"
     seasons: int = 1

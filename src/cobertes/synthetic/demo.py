@@ -141,7 +141,7 @@ def write_demo(out: Path, *, size: int = 1200, seed: int = 0, progress: Progress
 def _project(size: int) -> str:
     # a small landscape needs small tiles, so that there are enough of them to split
     tile = min(64, max(32, size // 6 // 32 * 32))
-    facts = {"@km@": f"{size * 10 / 1000:g}", "@tile@": str(tile), "@overlap@": str(tile // 4)}
+    facts = {"@km@": f"{size * 10 / 1000:g}", "@tile@": str(tile)}
     text = PROJECT
     for mark, fact in facts.items():
         text = text.replace(mark, fact)
@@ -344,17 +344,6 @@ drop-only = ["water"]      # the open sea teaches nothing
 [split]
 validation = 0.2           # in blocks of ground, never at random
 
-[model]
-encoder = "scratch"        # few parameters and many steps suit a small area and little time
-width = 24
-
 [train]
-epochs = 100
-minutes = 3.5              # ends earlier where this time is over
-samples = 1024
-batch-size = 32
-learning-rate = 0.002
-
-[predict]
-overlap = @overlap@
+minutes = 3.5              # of 100 epochs or this time, whichever is over first
 """
