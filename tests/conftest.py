@@ -6,6 +6,7 @@ import os
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import json
+import logging
 import shutil
 import subprocess
 
@@ -47,3 +48,27 @@ def qgis():
         return json.loads(done.stdout.splitlines()[-1])
 
     return run
+
+
+@pytest.fixture(scope="session")
+def cluster():
+    """A Ray cluster: a head, and two nodes of one processor that work. This process is its driver."""
+    from cobertes.scale.cluster import QUIET
+
+    ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'cobertes[scale]'")
+    os.environ.update(QUIET)
+    from ray.cluster_utils import Cluster
+
+    node = {"num_cpus": 1, "memory": 4 * 2**30, "object_store_memory": 80 * 2**20, "include_dashboard": False}
+    quick = {"health_check_initial_delay_ms": 500, "health_check_period_ms": 500, "health_check_timeout_ms": 1000}
+    found = Cluster(initialize_head=True, head_node_args=node | {"num_cpus": 0, "_system_config": quick})
+    found.grow = lambda: found.add_node(**node)
+    try:
+        found.grow()
+        found.grow()
+        # connected once: workers outlive the tests, and need not import torch anew
+        ray.init(found.address, log_to_driver=False, logging_level=logging.ERROR)
+        yield found
+    finally:
+        ray.shutdown()
+        found.shutdown()

@@ -18,7 +18,7 @@ import shapely
 import torch
 from shapely.geometry import Polygon, box
 
-from cobertes.apply import predict
+from cobertes.apply import predict, work
 from cobertes.apply.engine import Engine
 from cobertes.apply.mapping import ahead, batches, read_in_order
 from cobertes.apply.predict import predict_map
@@ -91,8 +91,8 @@ def run(scene, folder, engine=ENGINE, **options):
 @pytest.mark.parametrize("blend", ["interior", "cosine", "gaussian"])
 def test_memory_threads_and_columns_change_no_byte(tmp_path, scene, blend):
     run(scene, tmp_path / "a", blend=blend)
-    with patch.object(predict, "LEAST_CARRIED_MB", 0.02), patch.object(predict, "READ_THREADS", 7):
-        budget = predict._Budget.of(700, predict.WindowPlan.of(SHAPE, 32, 8, blend), 4, 2, 10)
+    with patch.object(work, "LEAST_CARRIED_MB", 0.02), patch.object(work, "READ_THREADS", 7):
+        budget = work.Budget.of(700, work.WindowPlan.of(SHAPE, 32, 8, blend), 4, 2, 10)
         assert budget.groups == (1 if blend == "interior" else 2)
         run(scene, tmp_path / "b", blend=blend, memory=700)
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
@@ -121,7 +121,7 @@ def test_an_interrupted_map_goes_on_and_ends_the_same(tmp_path, scene, blocks, b
         run(scene, tmp_path / "twice", blend=blend, progress=StoppedAfter(blocks, interrupt))
     assert all(name.startswith(".") for name in os.listdir(tmp_path / "twice"))
     watch = StoppedAfter()
-    with patch.object(predict, "LEAST_CARRIED_MB", 0.02):  # memory may be another
+    with patch.object(work, "LEAST_CARRIED_MB", 0.02):  # memory may be another
         twice = run(scene, tmp_path / "twice", blend=blend, resume="yes", memory=700, progress=watch)
     assert contents(tmp_path / "twice") == contents(tmp_path / "once")
     assert (twice.counts, twice.windows, twice.skipped) == (once.counts, once.windows, once.skipped)
@@ -279,7 +279,7 @@ def test_products_are_what_the_probabilities_say(tmp_path, scene, temperature):
     values = read_raster(tmp_path / "scene.tif")
     valid = (values != 0).any(axis=0)
     logits = np.zeros((10, *SHAPE), np.float32)
-    plan = predict.WindowPlan.of(SHAPE, 32, 8, "interior")
+    plan = work.WindowPlan.of(SHAPE, 32, 8, "interior")
     for row, col in np.ndindex(len(plan.rows), len(plan.cols)):
         window, block = plan.window(row, col), plan.block(row, col)
         x, _ = engine.read(scene, window)

@@ -80,6 +80,23 @@ ALLOWED = {
         "freshness",
         "runfolder",
     },
+    "scale": {
+        "errors",
+        "files",
+        "fingerprint",
+        "progress",
+        "settings",
+        "geo",
+        "labels",
+        "tiles",
+        "learn",
+        "apply",
+        "project",
+        "sources",
+        "stages",
+        "run",
+        "runfolder",
+    },
     "__main__": {"cli"},
 }
 WITHOUT_TORCH = {"geo", "labels", "tiles", "accuracy", "sources", "project", "propose", "synthetic", "cli"}
@@ -152,7 +169,7 @@ def test_public_names_are_sorted_and_there():
 def test_importing_the_package_and_its_help_load_nothing_heavy():
     code = (
         "import sys, cobertes, cobertes.cli.main\n"
-        "heavy = {'torch', 'rasterio', 'numba', 'sklearn', 'matplotlib', 'numpy'} & set(sys.modules)\n"
+        "heavy = {'torch', 'rasterio', 'numba', 'sklearn', 'matplotlib', 'numpy', 'ray'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

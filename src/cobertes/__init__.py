@@ -1,7 +1,7 @@
 """Land-cover maps from satellite mosaics and a reference map. Public names load when they are first used.
 
-geo -> labels -> tiles -> accuracy -> learn -> apply -> project, stages, run -> cli: each layer imports only
-what stands before it.
+geo -> labels -> tiles -> accuracy -> learn -> apply -> project, stages, run -> scale -> cli: each layer imports
+only what stands before it.
 """
 
 from importlib import import_module

@@ -12,6 +12,7 @@
     ├── TrainingError        (RuntimeError)       training can't go on
     ├── ModelFileError       (ValueError)         a model file is damaged, foreign or does not fit the scene
     ├── OutputExistsError    (FileExistsError)    a file would be overwritten
+    ├── ClusterError         (RuntimeError)       a Ray cluster can't be reached, or loses what it computes
     └── StorageError         (OSError)            a disk is full or a folder can't be written
 
 A message says what was found, what was needed and the way out. Each class also inherits the builtin
@@ -68,6 +69,10 @@ class ModelFileError(CobertesError, ValueError):
 
 class OutputExistsError(CobertesError, FileExistsError):
     """An output exists and overwriting was not asked for."""
+
+
+class ClusterError(CobertesError, RuntimeError):
+    """A Ray cluster can't be reached, or what it computes is lost again and again."""
 
 
 class StorageError(CobertesError, OSError):

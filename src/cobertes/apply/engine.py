@@ -31,6 +31,22 @@ VIEWS = {"none": (0,), "flips": (0, 2, 4, 6), "turns": tuple(range(8))}
 `learn.inputs.turned`."""
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """How to open the same model again, in another process: nothing is left to be chosen there.
+
+    device, precision, engine, views  as in `open_engine`, ``auto`` decided
+    threads                           processor threads; None as many as the engine takes
+    """
+
+    path: Path
+    device: str
+    precision: str
+    engine: str
+    views: str
+    threads: int | None
+
+
 Reader = Callable[[Mapping[str, Scene], Window], tuple[NDArray[np.float32], NDArray[np.bool_]]]
 
 
@@ -55,6 +71,8 @@ class Engine:
     """How it reads a window, where not as its header's inputs do."""
     members: tuple[ModelHeader, ...] = ()
     """Of the models of an ensemble."""
+    recipes: tuple[Recipe, ...] = ()
+    """By which it was opened, one for each of its models; none where it was made by hand."""
 
     def check_scenes(self, scenes: Mapping[str, Scene]) -> None:
         """Raise as `ModelHeader.check_scenes` does, for every model."""
@@ -73,12 +91,15 @@ def open_engine(
     precision: str = "auto",
     engine: str = "auto",
     views: str = "none",
+    threads: int | None = None,
 ) -> Engine:
     """Load a ``model.safetensors``, or that of a run's folder.
 
     device, precision  as in the settings: auto, cpu, cuda, mps; auto, fp32, bf16, int8
     engine             auto, torch, openvino, onnx
     views              none, flips, turns: the mean over mirrored and turned versions of each window
+    threads            processor threads; by default as many as the engine takes. PyTorch has one number for all
+                       of the process
     A ``calibration.json`` beside the model, made for it and for these views, gives the temperature.
     Raises InputFileError, ModelFileError, SettingsError.
     """
@@ -87,7 +108,7 @@ def open_engine(
     path = model_path(path)
     header = read_header(path)
     choice = choose(engine, device, precision)
-    forward, where = open_runtime(choice, path, header)
+    forward, where = open_runtime(choice, path, header, threads)
     logits = several_views(each_season(forward, header.inputs), VIEWS[views])
     how = f"{where} ({choice.reason})" + ("" if views == "none" else f", mean of {len(VIEWS[views])} views")
     # in another number of threads, torch may differ in the last digit
@@ -103,7 +124,13 @@ def open_engine(
             "again, or use those.",
             calibration, views,
         )  # fmt: skip
-    return Engine(header, logits, how, identity, temperature or 1.0, views)
+    recipe = Recipe(path, choice.device, choice.precision, choice.engine, views, threads)
+    return Engine(header, logits, how, identity, temperature or 1.0, views, recipes=(recipe,))
+
+
+def open_recipes(recipes: Sequence[Recipe]) -> Engine:
+    """The engine that was opened by them. Raises as `open_engine` and `ensemble` do."""
+    return ensemble([open_engine(**vars(one)) for one in recipes])
 
 
 def several_views(forward: Forward, turns: Sequence[int]) -> Forward:
@@ -164,4 +191,5 @@ def ensemble(engines: Sequence[Engine]) -> Engine:
         first, logits=logits, how=how, temperature=1.0, reads=read,
         identity=fingerprint(*((one.identity, one.temperature) for one in engines)),
         members=tuple(one.header for one in engines),
+        recipes=tuple(recipe for one in engines for recipe in one.recipes),
     )  # fmt: skip

@@ -1,6 +1,6 @@
 """Full-scene prediction: window by window, in memory that depends on the scene's width at most.
 
-    plan (blend) ─> read, model, blend (mapping) ─> code, confidence ... (products) ─> raw files, ledger ─> COGs
+    plan (blend) ─> finished blocks (work: here, or on Ray) ─> raw files, ledger ─> COGs
 
 The plan comes from the scene, the window, the overlap and the blending alone. A block is a rectangle that one
 window finishes; the ledger keeps which blocks are written, so that a killed pass goes on, and what their zones
@@ -10,22 +10,20 @@ computed.
 
 import logging
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import rasterio
 from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 
 from cobertes.apply.engine import Engine
-from cobertes.apply.mapping import Place, Seen, blocks
-from cobertes.apply.products import MAP, PRODUCTS, Products, kind_of
+from cobertes.apply.products import MAP, PRODUCTS, kind_of
 from cobertes.apply.stac import write_item
+from cobertes.apply.work import Compute, Finished, Work, compute_here
 from cobertes.errors import CobertesError, SettingsError
 from cobertes.fingerprint import fingerprint, stamp
 from cobertes.geo.area import ONLY_SEASON
@@ -38,24 +36,11 @@ from cobertes.geo.raster import check_not_input, new_raster, partial_folder
 from cobertes.geo.scene import Scene
 from cobertes.geo.windows import Window
 from cobertes.labels.legend import CODES, Legend
-from cobertes.learn.infer import READ_THREADS
 from cobertes.progress import SILENT, Progress
 
 log = logging.getLogger(__name__)
 
 DEFAULT_BLEND = INTERIOR
-
-LIBRARIES_MB = 850
-"""Peak memory of the process with its libraries loaded."""
-
-FORWARD_BYTES = 2700
-"""Of a forward pass, for every pixel of a batch: a ResNet50 in fp32."""
-
-CACHE_MB = (64, 1024)
-"""Least and most that GDAL keeps of the scenes' storage blocks."""
-
-LEAST_CARRIED_MB = 32
-"""Of the lower zones of a strip, however little memory there is."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +107,7 @@ def predict_map(
     resume: Resume = "no",
     overwrite: bool = False,
     progress: Progress = SILENT,
+    compute: Compute = compute_here,
 ) -> MapReport:
     """Map a scene: a COG of legend codes with palette, names and areas, and whatever else is asked for.
 
@@ -140,6 +126,7 @@ def predict_map(
     clip           polygons, or a raster that is not nodata there: map that part only
     resume         go on from what an interrupted pass left: "yes" raises SettingsError where inputs or settings
                    were others, "if-same" starts anew then. The result is the same to the byte.
+    compute        who computes the blocks, `compute_here` or `scale.prediction`: no byte depends on it
     Raises SettingsError, GridMismatchError, BandMismatchError, ModelFileError, InputFileError,
     OutputExistsError, StorageError; whatever happens, ``out`` is the old file or the whole new one.
     """
@@ -155,7 +142,6 @@ def predict_map(
     overlap = default_overlap(size) if overlap is None else overlap
     plan = WindowPlan.of((grid.height, grid.width), size, overlap, blend)
     batch = min(batch_size, plan.count)
-    budget = _Budget.of(memory, plan, batch, engine.header.inputs.channels, len(engine.header.legend))
     made_from = fingerprint(
         engine.how, engine.identity, engine.temperature, describe(grid),
         {season: [stamp(file) for path in scene.files for file in source_files(path)]
@@ -175,7 +161,6 @@ def predict_map(
             kind.tags["temperature"] = f"{engine.temperature:.6g}"
     try:
         with ExitStack() as files:
-            files.enter_context(rasterio.Env(GDAL_CACHEMAX=budget.cache))
             rasters = {
                 name: files.enter_context(
                     new_raster(paths[name], part, kinds[name], overwrite=overwrite, resumable=True)
@@ -183,8 +168,8 @@ def predict_map(
                 for name in missing
             }
             if rasters:
-                products = Products(rasters, legend, engine.temperature)
-                _Pass(engine, scenes, region, clipped, plan, products, ledger).run(batch, budget, progress)
+                work = Work(scenes, region, clipped, plan, tuple(rasters), legend, engine.temperature, batch)
+                _write(work, rasters, ledger, lambda wanted: compute(engine, work, wanted, memory), progress)
             counts = _per_code(legend, ledger.sums["written"])
             hectares = _hectares(counts, pixel_hectares(grid))
             if MAP in kinds:
@@ -236,139 +221,47 @@ def _hectares(counts: Mapping[int, int], pixel: float | None) -> dict[int, float
     return {} if pixel is None else {code: count * pixel for code, count in counts.items()}
 
 
-@dataclass(frozen=True)
-class _Budget:
-    """What the memory is used for: GDAL's ``cache`` in bytes, ``ahead`` windows, ``groups`` of columns."""
+def _write(
+    work: Work,
+    rasters: Mapping[str, Any],
+    ledger: Ledger,
+    compute: Callable[[NDArray[np.bool_]], Generator[Finished, None, None]],
+    progress: Progress,
+) -> None:
+    """Write all blocks that the ledger lacks, as they come; ``rasters`` (bands, height, width) by product."""
+    pages = list(rasters.values())
+    nodata = {name: kind_of(name, work.legend).nodata for name in rasters}
+    wanted = ~work.outside()
+    ledger.done.update(np.flatnonzero(~wanted).tolist())
+    wanted.flat[list(ledger.done)] = False
+    total, left = work.region.height * work.region.width, work.pixels(wanted)
+    try:
+        with progress.bar("map", total / 1e6, "Mpx") as advance, closing(compute(wanted)) as found:
+            if left < total:
+                advance((total - left) / 1e6)
+            row = -1
+            for block in found:
+                if block.rows.start != row:  # a new strip
+                    row = block.rows.start
+                    for pixels in pages:
+                        release(pixels)
+                    ledger.save_if_due(pages)
+                for name, raster in rasters.items():
+                    raster[:, block.rows, block.cols] = nodata[name] if block.made is None else block.made[name]
+                windows = np.array([block.computed, not block.computed], np.int64)
+                ledger.enter(block.number, {"written": block.written, "windows": windows})
+                advance(int(block.written.sum()) / 1e6)
+    except BaseException as error:
+        _keep(ledger, pages, error)
+        raise
+    ledger.save(pages)
 
-    cache: int
-    ahead: int
-    groups: int
 
-    @classmethod
-    def of(cls, memory: int, plan: WindowPlan, batch: int, channels: int, classes: int) -> "_Budget":
-        """Of the whole process, after libraries, a forward pass, and the batches under way."""
-        pixels = batch * plan.size**2
-        under_way = 4 * pixels * (4 * channels + 3 * classes)  # float32: four batches in, three out
-        room = memory - LIBRARIES_MB - (FORWARD_BYTES * pixels + under_way) // 2**20
-        if room < CACHE_MB[0] + LEAST_CARRIED_MB:
-            log.warning(
-                "windows of %d px in batches of %d take about %d MB, more than the %d MB of --memory",
-                plan.size, batch, memory - room + CACHE_MB[0], memory,
-            )  # fmt: skip
-        carried = 4 * classes * plan.carried() / 2**20
-        groups = int(np.ceil(carried / max(room / 2, LEAST_CARRIED_MB)))
-        cache = min(max((room - carried) / 2, CACHE_MB[0]), CACHE_MB[1])
-        return cls(int(cache * 2**20), 2 * batch, max(groups, 1))
-
-
-class _Pass:
-    """One pass over the windows of a region."""
-
-    def __init__(
-        self,
-        engine: Engine,
-        scenes: Mapping[str, Scene],
-        region: Window,
-        clip: Clip | None,
-        plan: WindowPlan,
-        products: Products,
-        ledger: Ledger,
-    ) -> None:
-        self.engine, self.scenes, self.region, self.clip = engine, scenes, region, clip
-        self.plan, self.products, self.ledger = plan, products, ledger
-        self.wanted = np.zeros((len(plan.rows), len(plan.cols)), bool)
-        for row, col in np.ndindex(*self.wanted.shape):
-            self.wanted[row, col] = plan.block(row, col).meet(region) is not None
-        for number in range(plan.count):
-            if not self.wanted.flat[number]:
-                self.ledger.done.add(number)
-        for number in self.ledger.done:
-            self.wanted.flat[number] = False
-
-    def run(self, batch: int, budget: _Budget, progress: Progress) -> None:
-        """Compute and write all blocks that the ledger lacks."""
-        pages, waiting = list(self.products.rasters.values()), self.wanted.copy()
-        done = blocks(
-            self.engine.logits,
-            self.plan,
-            self._places(budget.groups),
-            self._read,
-            batch_size=batch,
-            threads=READ_THREADS,
-            windows_ahead=budget.ahead,
-        )
-        total = self.region.height * self.region.width
-        left = sum(part.height * part.width for part in self._parts())
-        try:
-            with progress.bar("map", total / 1e6, "Mpx") as advance, closing(done):  # type: ignore[type-var]
-                if left < total:
-                    advance((total - left) / 1e6)
-                before = -1
-                for block in done:
-                    if block.place[0] != before:  # a new strip
-                        before = block.place[0]
-                        for pixels in pages:
-                            release(pixels)
-                        self.ledger.save_if_due(pages)
-                    if waiting[block.place]:  # a window that only lends its zone finishes nothing
-                        waiting[block.place] = False
-                        advance(self._write(*block.place, block.logits, block.valid) / 1e6)
-        except BaseException as error:
-            self._keep(pages, error)
-            raise
-        self.ledger.save(pages)
-
-    def _keep(self, pages: list[Any], error: BaseException) -> None:
-        """Enter what is finished; a disk that fails now must not hide the error."""
-        if isinstance(error, CobertesError) and not isinstance(error, OSError):
-            return
-        try:
-            self.ledger.save(pages)
-        except OSError as failed:
-            log.debug("the ledger can't be written: %s", failed)
-
-    def _parts(self) -> Iterable[Window]:
-        for row, col in np.argwhere(self.wanted):
-            yield from filter(None, [self.plan.block(row, col).meet(self.region)])
-
-    def _places(self, groups: int) -> Iterator[Place]:
-        """Windows that have a share in blocks to be written, by groups of columns."""
-        cols = len(self.plan.cols)
-        edges = sorted({cols * group // groups for group in range(groups + 1)})
-        for first, stop in pairwise(edges):
-            for row in range(len(self.plan.rows)):
-                for col in range(max(first - 1, 0), stop):
-                    fed = self.plan.feeds(row, col)
-                    if any(self.wanted[i, j] for i, j in fed if first <= j < stop):
-                        yield row, col
-
-    def _read(self, place: Place) -> Seen | None:
-        """Channels and validity of a window; None where none of the pixels that it has a share in is wanted."""
-        window, reach = self.plan.window(*place), self.plan.reach(*place)
-        inside = None
-        if self.clip is not None:
-            inside = self.clip.inside(window)
-            if not inside[reach.within(window)].any():
-                return None
-        if not any(scene.is_stored(window.clip(scene.shape)) for scene in self.scenes.values()):
-            return None
-        x, valid = self.engine.read(self.scenes, window)
-        if inside is not None:
-            valid &= inside
-        return (x, valid) if valid[reach.within(window)].any() else None
-
-    def _write(
-        self, row: int, col: int, logits: NDArray[np.float32] | None, valid: NDArray[np.bool_] | None
-    ) -> int:
-        """Write a block as far as it lies in the region; returns the number of pixels."""
-        block = self.plan.block(row, col)
-        part = block.meet(self.region)
-        if part is None:  # it is not wanted
-            return 0
-        inside = part.within(block)
-        mask = np.zeros(part.shape, bool) if valid is None else valid[inside]
-        written = self.products.write(*part.within(self.region), None if logits is None else logits[inside], mask)
-        number = self.plan.number(row, col)
-        windows = np.array([logits is not None, logits is None], np.int64)
-        self.ledger.enter(number, {"written": written, "windows": windows})
-        return mask.size
+def _keep(ledger: Ledger, pages: list[Any], error: BaseException) -> None:
+    """Enter what is finished; a disk that fails now must not hide the error."""
+    if isinstance(error, CobertesError) and not isinstance(error, OSError):
+        return
+    try:
+        ledger.save(pages)
+    except OSError as failed:
+        log.debug("the ledger can't be written: %s", failed)

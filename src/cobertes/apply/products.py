@@ -1,8 +1,6 @@
 """What a map tells of each pixel, from its logits: code, confidence, second class, entropy, probabilities."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Collection
 
 import numpy as np
 from numpy.typing import NDArray
@@ -172,35 +170,27 @@ def _soften(
             plane[col] = rest[col]
 
 
-@dataclass(frozen=True)
-class Products:
-    """The rasters of a map and how they are made: ``rasters`` (bands, height, width) uint8 by product."""
+Made = dict[str, NDArray[np.uint8]]
+"""(bands, height, width) by product."""
 
-    rasters: Mapping[str, Any]
-    legend: Legend
-    temperature: float
 
-    def write(
-        self, rows: slice, cols: slice, logits: NDArray[np.float32] | None, valid: NDArray[np.bool_]
-    ) -> NDArray[np.int64]:
-        """Fill a part of all rasters, with nodata where not ``valid``; returns its (256,) pixels per code.
+def describe_pixels(
+    logits: NDArray[np.float32],
+    valid: NDArray[np.bool_],
+    products: Collection[str],
+    legend: Legend,
+    temperature: float,
+) -> tuple[Made, NDArray[np.int64]]:
+    """What the products say of some pixels, nodata where not ``valid``; and (256,) pixels per code.
 
-        logits  (height, width, classes); None where no pixel is valid
-        """
-        shape = valid.shape
-        if logits is None:
-            for name, raster in self.rasters.items():
-                raster[:, rows, cols] = kind_of(name, self.legend).nodata
-            counts = np.zeros(CODES, np.int64)
-            counts[self.legend.nodata] = valid.size
-            return counts
-        # arrays of one layout, so that one compiled version serves all
-        made = {name: np.empty(shape if name in self.rasters else (0, 0), np.uint8) for name in PRODUCTS[:-1]}
-        shares = np.empty((len(self.legend), *shape) if PROBABILITIES in self.rasters else (0, 0, 0), np.uint8)
-        table, nodata = self.legend.code_table(), self.legend.nodata
-        logits, valid = np.ascontiguousarray(logits), np.ascontiguousarray(valid)
-        codes, sure, second, entropy = made.values()
-        _describe(logits, valid, self.temperature, table, nodata, codes, sure, second, entropy, shares)
-        for name, raster in self.rasters.items():
-            raster[:, rows, cols] = shares if name == PROBABILITIES else made[name]
-        return np.bincount(made[MAP].ravel(), minlength=CODES)
+    logits  (height, width, classes)
+    """
+    shape = valid.shape
+    # arrays of one layout, so that one compiled version serves all
+    made = {name: np.empty(shape if name in (MAP, *products) else (0, 0), np.uint8) for name in PRODUCTS[:-1]}
+    shares = np.empty((len(legend), *shape) if PROBABILITIES in products else (0, 0, 0), np.uint8)
+    logits, valid = np.ascontiguousarray(logits), np.ascontiguousarray(valid)
+    codes, sure, second, entropy = made.values()
+    _describe(logits, valid, temperature, legend.code_table(), legend.nodata, codes, sure, second, entropy, shares)
+    found = {name: shares if name == PROBABILITIES else made[name][None] for name in products}
+    return found, np.bincount(codes.ravel(), minlength=CODES)

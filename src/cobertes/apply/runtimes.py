@@ -97,23 +97,28 @@ def need(module: str | None, extra: str | None) -> Any:
         raise SettingsError(f"{module} is not installed. Install it: pip install 'cobertes[{extra}]'") from error
 
 
-def open_runtime(choice: Choice, path: Path, header: ModelHeader) -> tuple[Forward, str]:
+def open_runtime(
+    choice: Choice, path: Path, header: ModelHeader, threads: int | None = None
+) -> tuple[Forward, str]:
     """The network of a model file as a function of its own channels, and where it runs in words.
 
+    threads  of the processor; by default as many as the engine takes
     Raises ModelFileError where its weights do not fit its header.
     """
     where = f"{choice.engine} on {choice.device} in {choice.precision}"
     if choice.precision == "int8":
-        return openvino_forward(read_quantized(path, header), "int8"), where
+        return openvino_forward(read_quantized(path, header), "int8", threads), where
     network = cache(lambda: load_model(path)[0])
     if choice.engine == OPENVINO:
         if not is_kept(path, (header.inputs.channels, header.window, header.window)):
             network()  # else what is wrong with it would come out in the middle of a map
         return openvino_forward(
-            lambda shape: kept_or_made(path, shape, lambda: to_openvino(network(), shape)), choice.precision
+            lambda shape: kept_or_made(path, shape, lambda: to_openvino(network(), shape)), choice.precision, threads
         ), where
     if choice.engine == ONNX:
-        return _onnx_forward(network()), where
+        return _onnx_forward(network(), threads), where
+    if threads is not None:
+        torch.set_num_threads(threads)
     return _torch_forward(network(), choice.device, choice.precision), where
 
 
@@ -150,12 +155,16 @@ def to_openvino(model: nn.Module, shape: Shape) -> Any:
     return steps.build()
 
 
-def openvino_forward(convert: Callable[[Shape], Any], precision: str) -> Forward:
+def openvino_forward(convert: Callable[[Shape], Any], precision: str, threads: int | None = None) -> Forward:
     """Run what ``convert`` makes for a shape of windows; compiled once for the largest batch of each shape."""
     ov = need("openvino", "openvino")
     core = ov.Core()
     ready: dict[Shape, tuple[int, Any]] = {}
-    settings = {"INFERENCE_PRECISION_HINT": OPENVINO_TYPES[precision], "PERFORMANCE_HINT": "LATENCY"}
+    settings: dict[str, Any] = {
+        "INFERENCE_PRECISION_HINT": OPENVINO_TYPES[precision], "PERFORMANCE_HINT": "LATENCY",
+    }  # fmt: skip
+    if threads is not None:
+        settings["INFERENCE_NUM_THREADS"] = threads
 
     def forward(x: Tensor) -> Tensor:
         count, channels, height, width = x.shape
@@ -238,14 +247,18 @@ def to_onnx(model: nn.Module, shape: Shape, names: tuple[str, str] = ("channels"
     return file.getvalue()
 
 
-def _onnx_forward(model: nn.Module) -> Forward:
+def _onnx_forward(model: nn.Module, threads: int | None) -> Forward:
     runtime = need("onnxruntime", "export")
     sessions: dict[Shape, Any] = {}
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = threads or 0  # 0: as many as it takes
 
     def forward(x: Tensor) -> Tensor:
         shape = (x.shape[1], x.shape[2], x.shape[3])
         if shape not in sessions:
-            sessions[shape] = runtime.InferenceSession(to_onnx(model, shape), providers=["CPUExecutionProvider"])
+            sessions[shape] = runtime.InferenceSession(
+                to_onnx(model, shape), options, providers=["CPUExecutionProvider"]
+            )
         return torch.from_numpy(sessions[shape].run(None, {"channels": x.contiguous().numpy()})[0])
 
     return forward

@@ -7,7 +7,7 @@ import typer
 
 from cobertes.cli.app import app
 from cobertes.cli.console import Console, class_table
-from cobertes.cli.options import Overwrite, command
+from cobertes.cli.options import Overwrite, Ray, command, computing
 
 DEFAULT_BLEND = "interior"
 """That of `predict_map`, whose module is too heavy for a help text; a test compares them."""
@@ -64,13 +64,18 @@ def predict(
     precision: Annotated[str, typer.Option(metavar="auto|fp32|bf16|int8", help="How to compute.")] = "auto",
     batch: Annotated[int, typer.Option(metavar="N", min=1, help="Windows computed together.")] = 8,
     memory: Annotated[int, typer.Option(metavar="MB", help="Peak memory of the process.")] = 3500,
+    threads: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Processors of a process. Default: all.")
+    ] = None,
+    ray: Ray = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted call stopped.")] = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Map a whole scene with a trained model, in bounded memory.
 
     Seasons are read as the model was trained. The map is the same whatever the memory, and however often it was
-    interrupted. int8 is made from a run's training tiles the first time it is asked for.
+    interrupted. int8 is made from a run's training tiles the first time it is asked for. With --ray, the processes
+    of a Ray cluster share the work, to the same bytes; model and scenes must lie at the same paths on every node.
 
     cobertes predict runs/catalonia april=s2_april.tif august=s2_august.tif -o map.tif --confidence confidence.tif
     """
@@ -92,29 +97,34 @@ def predict(
     for one in models if precision == "int8" else ():
         make_int8_of(one, console.progress)
     running = ensemble(
-        [open_engine(one, device=device, precision=precision, engine=engine, views=views) for one in models]
+        [
+            open_engine(one, device=device, precision=precision, engine=engine, views=views, threads=threads)
+            for one in models
+        ]
     )
     console.say(f"engine: {running.how}")
-    made = predict_map(
-        running,
-        open_scenes(scenes, running.header.inputs.bands, running.header.scene_nodata),
-        out,
-        confidence=confidence,
-        probabilities=probabilities,
-        entropy=entropy,
-        second=second,
-        stac=stac,
-        window=window,
-        overlap=overlap,
-        blend=blend,
-        batch_size=batch,
-        bounds=_bounds(bounds),
-        clip=clip,
-        memory=memory,
-        resume="yes" if resume else "no",
-        overwrite=overwrite,
-        progress=console.progress,
-    )
+    with computing(ray, threads) as compute:
+        made = predict_map(
+            running,
+            open_scenes(scenes, running.header.inputs.bands, running.header.scene_nodata),
+            out,
+            confidence=confidence,
+            probabilities=probabilities,
+            entropy=entropy,
+            second=second,
+            stac=stac,
+            window=window,
+            overlap=overlap,
+            blend=blend,
+            batch_size=batch,
+            bounds=_bounds(bounds),
+            clip=clip,
+            memory=memory,
+            resume="yes" if resume else "no",
+            overwrite=overwrite,
+            progress=console.progress,
+            compute=compute,
+        )
     speed = f"{made.mpx_per_second:.2f} Mpx/s, {made.windows} windows, {made.skipped} empty ones skipped"
     table = class_table(running.header.legend, made.counts, made.hectares)
     console.answer(

@@ -5,22 +5,46 @@ import os
 import signal
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cobertes.cli.console import Console
 from cobertes.errors import CobertesError
 
+if TYPE_CHECKING:
+    from cobertes.apply.work import Compute
+
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing outputs.")]
+
+Ray = Annotated[
+    str | None,
+    typer.Option(metavar="local|auto|HOST:PORT", help="Share the work on Ray: on this machine, or a cluster's."),
+]
 
 SHARED = {
     "quiet": Annotated[bool, typer.Option("--quiet", help="No progress, no log; errors and the result only.")],
     "debug": Annotated[bool, typer.Option("--debug", help="Log every step, and show tracebacks.")],
     "as_json": Annotated[bool, typer.Option("--json", help="The result as one JSON object on standard output.")],
 }
+
+
+@contextmanager
+def computing(ray: str | None, threads: int | None = None) -> Iterator["Compute"]:
+    """What computes a map: this process, or the cluster at Ray's address."""
+    from cobertes.apply.work import compute_here
+
+    if ray is None:
+        yield compute_here
+        return
+    from cobertes.scale.prediction import on_ray
+
+    with on_ray(ray, threads) as compute:
+        yield compute
+
 
 USER_CAN_MEND, UNEXPECTED, INTERRUPTED = 2, 1, 130
 

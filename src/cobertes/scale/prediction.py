@@ -1,0 +1,162 @@
+"""A map's blocks as Ray tasks: pieces of many windows, written as they come by the one who asked.
+
+    Work, wanted blocks ─> pieces ─> tasks, a bounded number at once ─> Finished blocks ─> the plain run's writer
+                                     │ each worker opens the engine once
+                                     └ lost with its worker or node: Ray computes it again
+
+No byte depends on pieces, workers or their order: a piece computes along what lends its blocks their zones, as a
+pass that goes on after an interruption does.
+"""
+
+import logging
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import lru_cache
+from math import isqrt
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rasterio
+import torch
+from numpy.typing import NDArray
+
+from cobertes.apply.engine import Engine, Recipe, open_recipes
+from cobertes.apply.products import PROBABILITIES
+from cobertes.apply.work import Budget, Compute, Finished, Work
+from cobertes.errors import ClusterError, SettingsError
+from cobertes.geo.scene import Scene
+from cobertes.scale.cluster import connected, result_of, slots
+
+log = logging.getLogger(__name__)
+
+PIECE_WINDOWS = 256
+"""Of a piece at most: minutes of one processor, seconds of many."""
+
+PIECE_BYTES = 48 * 2**20
+"""Of what a piece sends back, at most."""
+
+PIECES_PER_WORKER = 8
+"""At least, where the scene has as many windows: so that all workers end at about the same time."""
+
+IN_FLIGHT = 2
+"""Pieces for each worker that are computed or wait: one is ready when another ends, and memory stays bounded."""
+
+RETRIES = 5
+"""Of a piece whose worker or node was lost."""
+
+Numbers = NDArray[np.int64]
+"""Of blocks in a window plan."""
+
+
+@contextmanager
+def on_ray(address: str, threads: int | None = None) -> Iterator[Compute]:
+    """What `predict_map` takes to compute a map on a Ray cluster; see `cluster.connected` for the address.
+
+    threads  processors of a task; by default as many as PyTorch takes in this process. A map is that of
+             `predict_map` here with an engine of as many threads, to the byte, on the same kind of processor.
+    Model and scenes must lie at the same paths on every node.
+    """
+    each = threads or torch.get_num_threads()
+    with connected(address, each) as ray:
+
+        def compute(
+            engine: Engine, work: Work, wanted: NDArray[np.bool_], memory: int
+        ) -> Generator[Finished, None, None]:
+            recipes = tuple(replace(one, path=one.path.resolve(), threads=each) for one in engine.recipes)
+            if not recipes:
+                raise SettingsError("an engine made by hand can't be opened on other machines: use open_engine")
+            budget = Budget.of(memory, work.plan, work.batch, engine.header.inputs.channels, len(work.legend))
+            gpus = float(any(one.device == "cuda" for one in recipes))
+            needs = {"CPU": float(each), "GPU": gpus, "memory": memory * 2.0**20}
+            _require_room(ray, needs)
+            task = ray.remote(_compute_piece).options(
+                num_cpus=each, num_gpus=gpus, memory=memory * 2**20, max_retries=RETRIES
+            )
+            elsewhere = replace(work, scenes={name: _absolute(scene) for name, scene in work.scenes.items()})
+            shared = ray.put((recipes, elsewhere, budget))
+            todo = iter(divide(work, wanted, max(slots(ray, needs), 1)))
+            running: list[Any] = []
+            try:
+                while True:
+                    room = IN_FLIGHT * max(slots(ray, needs), 1)  # nodes come and go
+                    while len(running) < room and (piece := next(todo, None)) is not None:
+                        running.append(task.remote(shared, piece))
+                    if not running:
+                        return
+                    (ready, *_), running = ray.wait(running, num_returns=1, fetch_local=False)
+                    yield from result_of(ray, ready)
+                    del ready  # the pixels stay in memory as long as somebody may ask for them
+            finally:
+                for reference in running:
+                    ray.cancel(reference, force=True)
+
+        yield compute
+
+
+def divide(work: Work, wanted: NDArray[np.bool_], workers: int) -> Iterator[Numbers]:
+    """The wanted blocks in pieces: numbers of blocks in the plan, each in one piece.
+
+    Without zones between windows, whole batches in row-major order. With zones, squares: windows along their
+    upper and left sides are computed twice, by two pieces.
+    """
+    plan, count = work.plan, int(wanted.sum())
+    if not count:
+        return
+    per_pixel = sum(len(work.legend) if name == PROBABILITIES else 1 for name in work.products)
+    fitting = PIECE_BYTES * count // max(work.pixels(wanted) * per_pixel, 1)
+    fair = count // (PIECES_PER_WORKER * workers)
+    size = max(min(PIECE_WINDOWS, fitting, fair) // work.batch, 1) * work.batch
+    if not any(span.stop > span.last for span in (*plan.rows, *plan.cols)):
+        numbers = np.flatnonzero(wanted)
+        yield from (numbers[first : first + size] for first in range(0, count, size))
+        return
+    side = max(isqrt(size), 1)
+    for top in range(0, wanted.shape[0], side):
+        for left in range(0, wanted.shape[1], side):
+            piece = np.zeros_like(wanted)
+            piece[top : top + side, left : left + side] = wanted[top : top + side, left : left + side]
+            if piece.any():
+                yield np.flatnonzero(piece)
+
+
+def _compute_piece(shared: tuple[tuple[Recipe, ...], Work, Budget], piece: Numbers) -> list[Finished]:
+    """What runs on a worker."""
+    recipes, work, budget = shared
+    wanted = np.zeros((len(work.plan.rows), len(work.plan.cols)), bool)
+    wanted.flat[piece] = True
+    with rasterio.Env(GDAL_CACHEMAX=budget.cache):
+        return list(work.finished(_engine(recipes), wanted, budget))
+
+
+@lru_cache(maxsize=1)
+def _engine(recipes: tuple[Recipe, ...]) -> Engine:
+    """Of this worker: it outlives the piece."""
+    return open_recipes(recipes)
+
+
+def _absolute(scene: Scene) -> Scene:
+    """The same files by names that hold in every folder."""
+
+    def place(path: str) -> str:
+        return path if "://" in path or path.startswith("/vsi") else str(Path(path).resolve())
+
+    return replace(scene, bands=tuple(replace(band, path=place(band.path)) for band in scene.bands))
+
+
+def _require_room(ray: Any, needs: dict[str, float]) -> None:
+    """Raise ClusterError where this machine can never run a task; of a cluster, say that it waits for a node."""
+    if slots(ray, needs):
+        return
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    found = ", ".join(_in_words({name: node.get(name, 0.0) for name in needs}) for node in nodes)
+    message = f"no node has {_in_words(needs)} (found: {found}). Give fewer --threads or less --memory"
+    if len(nodes) == 1:
+        raise ClusterError(message)
+    log.warning("%s, or wait until one joins", message)
+
+
+def _in_words(resources: dict[str, float]) -> str:
+    gpus = f", {resources['GPU']:g} GPU" if resources["GPU"] else ""
+    return f"{resources['CPU']:g} processors{gpus} and {resources['memory'] / 2**20:.0f} MB of memory"

@@ -1,0 +1,266 @@
+"""Prediction on Ray: the map of one process, to the byte, whatever dies meanwhile."""
+
+import json
+import os
+import subprocess
+import sys
+from contextlib import contextmanager
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cobertes.apply.engine import open_engine
+from cobertes.apply.predict import predict_map
+from cobertes.apply.work import Work
+from cobertes.errors import ClusterError, InputFileError, SettingsError
+from cobertes.geo.blend import BLENDS, WindowPlan
+from cobertes.geo.scene import open_scene
+from cobertes.geo.windows import Window
+from cobertes.learn.modelfile import save_model
+from cobertes.learn.unet import UNet
+from cobertes.scale import cluster as clusters
+from cobertes.scale import prediction
+from cobertes.scale.prediction import divide, on_ray
+from engines import TENS, engine_of, header_of
+from rasters import ORIGIN, grid_at, write_raster
+
+SHAPE = 200, 260
+MEMORY = 1500
+KINDS = ("confidence", "probabilities", "entropy", "second")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A scene with a corner that was not observed, and a model."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+    values = np.random.default_rng(0).integers(1, 1000, (2, *SHAPE)).astype(np.uint16)
+    values[:, :70, :90] = 0
+    write_raster(folder / "scene.tif", values, grid_at(*SHAPE), nodata=0)
+    torch.manual_seed(0)
+    header = header_of()
+    save_model(folder / "model.safetensors", UNet(header.network).state_dict(), header)
+    return folder
+
+
+def engine_in(folder, **options):
+    return open_engine(folder / "model.safetensors", engine="torch", precision="fp32", threads=1, **options)
+
+
+def predict(folder, out, *, engine=None, **options):
+    """All products of the scene; returns their files' bytes and the report's counts."""
+    out.mkdir(exist_ok=True)
+    paths = {kind: out / f"{kind}.tif" for kind in KINDS}
+    engine = engine or engine_in(folder)
+    scenes = {"scene": open_scene([str(folder / "scene.tif")])}
+    made = predict_map(
+        engine, scenes, out / "map.tif", **paths, batch_size=4, memory=MEMORY, overwrite=True, **options
+    )
+    return contents(out), made.counts, made.windows, made.skipped
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+class Moments:
+    """A progress bar that does something when it has moved so often."""
+
+    def __init__(self, number, what):
+        self.left, self.what = number, what
+
+    @contextmanager
+    def bar(self, name, total, unit):
+        def advance(amount):
+            self.left -= 1
+            if self.left == 0:
+                self.what()
+
+        yield advance
+
+
+# --- pieces ------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    shape=st.tuples(st.integers(1, 400), st.integers(1, 400)),
+    overlap=st.integers(0, 20),
+    blend=st.sampled_from(BLENDS),
+    workers=st.integers(1, 50),
+    batch=st.integers(1, 9),
+    seed=st.integers(0, 9),
+)
+def test_pieces_hold_each_wanted_block_once(shape, overlap, blend, workers, batch, seed):
+    plan = WindowPlan.of(shape, 32, overlap, blend)
+    work = Work({}, Window(0, 0, *shape), None, plan, ("map",), TENS, 1.0, batch)
+    wanted = np.random.default_rng(seed).random((len(plan.rows), len(plan.cols))) < 0.7
+    pieces = list(divide(work, wanted, workers))
+    assert sorted(np.concatenate([*pieces, []]).tolist()) == np.flatnonzero(wanted).tolist()
+    if blend == "interior":
+        assert all(len(piece) % batch == 0 for piece in pieces[:-1]), "no window is computed for nothing"
+
+
+def test_what_a_piece_sends_back_is_bounded():
+    plan = WindowPlan.of((4000, 4000), 256, 64, "cosine")
+    work = Work({}, Window(0, 0, 4000, 4000), None, plan, ("map", "probabilities"), TENS, 1.0, 1)
+    wanted = np.ones((len(plan.rows), len(plan.cols)), bool)
+    with patch.object(prediction, "PIECE_BYTES", 4 * 2**20):
+        for piece in divide(work, wanted, 1):
+            mine = np.zeros_like(wanted)
+            mine.flat[piece] = True
+            assert work.pixels(mine) * 11 <= 4 * 2**20
+
+
+# --- the same map ------------------------------------------------------------------------------------------
+
+
+BOUNDS = (ORIGIN[0] + 310, ORIGIN[1] - 1790, ORIGIN[0] + 2010, ORIGIN[1] - 410)
+
+
+@pytest.mark.parametrize(
+    ("blend", "options"),
+    [("interior", {}), ("cosine", {"bounds": BOUNDS}), ("gaussian", {"clip": True, "overlap": 13})],
+)
+def test_a_cluster_makes_the_map_of_one_process(tmp_path, folder, cluster, blend, options):
+    if "clip" in options:
+        wanted = np.zeros(SHAPE, np.uint8)
+        wanted[50:150, 40:222] = 1
+        options = options | {"clip": write_raster(tmp_path / "clip.tif", wanted, grid_at(*SHAPE), nodata=0)}
+    here = predict(folder, tmp_path / "here", blend=blend, **options)
+    with patch.object(prediction, "PIECE_WINDOWS", 16), on_ray(cluster.address, 1) as compute:
+        there = predict(folder, tmp_path / "there", blend=blend, compute=compute, **options)
+    assert here == there
+
+
+def test_an_interrupted_map_goes_on_elsewhere_and_back(tmp_path, folder, cluster):
+    """The pass on a cluster takes up that of one process, with holes, and the other way round."""
+
+    def stop():
+        raise KeyboardInterrupt
+
+    whole = predict(folder, tmp_path / "whole", blend="cosine")
+    with on_ray(cluster.address, 1) as compute:
+        for first, second in (({}, {"compute": compute}), ({"compute": compute}, {})):
+            out = tmp_path / f"{len(first)}"
+            with patch.object(prediction, "PIECE_WINDOWS", 16), pytest.raises(KeyboardInterrupt):
+                predict(folder, out, blend="cosine", progress=Moments(30, stop), **first)
+            assert contents(out) == {}
+            assert predict(folder, out, blend="cosine", resume="yes", **second)[0] == whole[0]
+
+
+def test_a_node_that_dies_takes_nothing_with_it(tmp_path, folder, cluster):
+    from ray._private.state import available_resources_per_node
+
+    engine, killed = engine_in(folder, views="turns"), []
+
+    def kill():
+        node = next(iter(cluster.worker_nodes))
+        free = available_resources_per_node().get(node.node_id, {})
+        cluster.remove_node(node, allow_graceful=False)
+        killed.append(free.get("CPU", 0.0) == 0.0)
+
+    whole = predict(folder, tmp_path / "whole", engine=engine)
+    with patch.object(prediction, "PIECE_WINDOWS", 4), on_ray(cluster.address, 1) as compute:
+        made = predict(folder, tmp_path / "made", engine=engine, compute=compute, progress=Moments(9, kill))
+        cluster.grow()
+    assert killed == [True], "the node was to die while it was at work"
+    assert made == whole
+
+
+# --- what goes wrong ---------------------------------------------------------------------------------------
+
+
+def test_a_scene_that_can_t_be_read_says_the_same_there(tmp_path, folder, cluster):
+    broken = tmp_path / "scene.tif"
+    values = np.random.default_rng(0).integers(1, 1000, (2, *SHAPE)).astype(np.uint16)
+    write_raster(
+        broken, values, grid_at(*SHAPE), nodata=0, tiled=True, blockxsize=64, blockysize=64, compress="lzw"
+    )
+    os.truncate(broken, broken.stat().st_size * 2 // 3)
+    engine, scenes = engine_in(folder), {"scene": open_scene([str(broken)])}
+    with (
+        on_ray(cluster.address, 1) as compute,
+        pytest.raises(InputFileError, match=r"can't read rows .*scene\.tif"),
+    ):
+        predict_map(engine, scenes, tmp_path / "map.tif", memory=MEMORY, compute=compute)
+    assert not (tmp_path / "map.tif").exists()
+
+
+@pytest.mark.slow
+def test_a_piece_that_kills_every_worker_ends_with_a_word(tmp_path, folder, cluster):
+    def dies(shared, piece):
+        os._exit(1)
+
+    with (
+        patch.object(prediction, "_compute_piece", dies),
+        patch.object(prediction, "RETRIES", 0),
+        on_ray(cluster.address, 1) as compute,
+        pytest.raises(ClusterError, match="a task was lost again and again"),
+    ):
+        predict(folder, tmp_path / "map", compute=compute)
+
+
+def test_what_does_not_fit_any_node_is_said(tmp_path, folder, cluster, caplog):
+    import ray
+
+    with on_ray(cluster.address, 1):
+        needs = {"CPU": 9.0, "GPU": 0.0, "memory": 3500 * 2.0**20}
+        assert clusters.slots(ray, needs) == 0
+        assert clusters.slots(ray, needs | {"CPU": 1.0}) == 2
+        prediction._require_room(ray, needs)
+    assert "no node has 9 processors and 3500 MB of memory" in caplog.text
+
+
+def test_an_address_that_is_none():
+    with pytest.raises(SettingsError, match=r"'scene\.tif' is no address of a Ray cluster"), on_ray("scene.tif"):
+        pass
+
+
+def test_without_ray_the_pip_command_is_told(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(SettingsError, match=r"pip install 'cobertes\[scale\]'"), on_ray("local"):
+        pass
+
+
+def test_an_engine_made_by_hand_stays_here(tmp_path, folder, cluster):
+    with on_ray(cluster.address, 1) as compute, pytest.raises(SettingsError, match="made by hand"):
+        predict(folder, tmp_path / "map", engine=engine_of(), compute=compute)
+
+
+@pytest.mark.slow
+def test_a_cluster_that_does_not_answer_is_said(tmp_path, folder):
+    pytest.importorskip("ray")
+    command = [sys.executable, "-m", "cobertes", "predict", "model.safetensors", "scene.tif", "-o", "map.tif"]
+    done = subprocess.run(
+        [*command, "--ray", "127.0.0.1:1"], capture_output=True, text=True, check=False, cwd=folder
+    )
+    assert done.returncode == 2, done.stderr
+    assert "no Ray cluster at '127.0.0.1:1'" in done.stderr
+    assert not (folder / "map.tif").exists()
+
+
+@pytest.mark.slow
+def test_the_command_on_a_ray_of_its_own(tmp_path, folder):
+    pytest.importorskip("ray")
+    command = [
+        sys.executable, "-m", "cobertes", "predict", "model.safetensors", "scene.tif", "--memory", str(MEMORY), "--json",
+        "--quiet", "--threads", "1", "--engine", "torch",
+    ]  # fmt: skip
+    answers = [
+        json.loads(
+            subprocess.run(
+                [*command, "-o", str(tmp_path / name), *more],
+                capture_output=True,
+                text=True,
+                check=True,
+                cwd=folder,
+            ).stdout
+        )
+        for name, more in (("here.tif", []), ("there.tif", ["--ray", "local"]))
+    ]
+    assert answers[0]["counts"] == answers[1]["counts"]
+    assert (tmp_path / "here.tif").read_bytes() == (tmp_path / "there.tif").read_bytes()
