@@ -81,6 +81,7 @@ ALLOWED = {
         "runfolder",
     },
     "scale": {
+        "",
         "errors",
         "files",
         "fingerprint",
@@ -93,6 +94,7 @@ ALLOWED = {
         "apply",
         "project",
         "sources",
+        "freshness",
         "stages",
         "run",
         "runfolder",

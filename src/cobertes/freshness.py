@@ -26,7 +26,7 @@ LEARNING_SECTIONS = (
 )
 """Settings that decide what a model learns."""
 
-NOT_LEARNT = {"labels": {"memory"}, "tiles": {"store", "store-gb"}, "train": {"device", "precision"}}
+NOT_LEARNT = {"labels": {"memory"}, "tiles": {"store", "store-gb"}, "train": {"device", "precision", "threads"}}
 """Keys of those sections that say how to compute, not what."""
 
 

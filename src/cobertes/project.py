@@ -167,7 +167,7 @@ def read_settings(path: Path) -> Settings:
     try:
         return Settings.model_validate(data)
     except ValidationError as error:
-        raise SettingsError(f"{path}: {'; '.join(_explain(error))}") from error
+        raise SettingsError(f"{path}: {'; '.join(explain(error))}") from error
 
 
 # --- errors of the settings, as a person would say them
@@ -177,7 +177,8 @@ KINDS = re.compile(r"[\[\]]|^(str|dict|(constrained-)?(int|float))$")
 """Parts of a place in the settings that are kinds of values, not keys."""
 
 
-def _explain(error: ValidationError) -> list[str]:
+def explain(error: ValidationError) -> list[str]:
+    """Each mistake once: the key, what is wrong, what was found."""
     lines: dict[str, str] = {}
     for item in error.errors():
         where = [part for part in item["loc"] if not (isinstance(part, str) and KINDS.search(part))]

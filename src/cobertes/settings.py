@@ -251,6 +251,8 @@ class TrainSettings(Section):
     """Of first weights, windows and variations."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to compute."""
+    threads: Pixels | None = None
+    """Processor threads of PyTorch; by default all. In another number, sums may differ in the last digit."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """``auto`` tries a few steps of each and takes the faster one."""
 
@@ -350,6 +352,56 @@ class PredictSettings(Section):
     """Peak memory of the process in MB."""
 
 
+class Range(Section):
+    """What a searched setting is drawn from: one of these."""
+
+    choice: Annotated[list[Any], Field(min_length=1)] | None = None
+    """Any of these values."""
+    uniform: tuple[float, float] | None = None
+    """A number between two."""
+    log_uniform: tuple[float, float] | None = None
+    """A number between two, each power of ten as likely."""
+    integer: tuple[int, int] | None = None
+    """A whole number between two, both included."""
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> "Range":
+        given = [ends for ends in (self.choice, self.uniform, self.log_uniform, self.integer) if ends is not None]
+        if len(given) != 1:
+            raise ValueError("needs one of choice, uniform, log-uniform and integer")
+        if self.choice is None and not given[0][0] < given[0][1]:
+            raise ValueError("the first number must be less than the second")
+        if self.log_uniform is not None and self.log_uniform[0] <= 0:
+            raise ValueError("log-uniform needs numbers above 0")
+        return self
+
+
+class TuneSettings(Section):
+    """The search of `cobertes tune`."""
+
+    search: dict[str, Range] = {}
+    """What is searched, of ``[model]``, ``[train]`` and ``[augmentation]``:
+    ``"train.learning-rate" = { log-uniform = [1e-4, 1e-2] }``, ``"train.batch-size" = { integer = [4, 32] }``,
+    ``"model.encoder" = { choice = ["scratch", "resnet18"] }``,
+    ``"augmentation.jitter.strength" = { uniform = [0, 0.2] }``."""
+    trials: Pixels = 20
+    """Trainings that are tried."""
+    epochs: Pixels | None = None
+    """Of a trial, at most; by default ``train.epochs``."""
+    grace_epochs: Pixels = 5
+    """Epochs before a weak trial may be stopped."""
+    algorithm: Literal["random", "tpe"] = "tpe"
+    """How values are drawn: at random, or by Optuna's tree of Parzen estimators, which learns from the trials."""
+    minutes: Annotated[float, Field(gt=0)] | None = None
+    """Wall time after which the search ends with what it has."""
+    cpus: Annotated[float, Field(gt=0)] = 1.0
+    """Processors of a trial; less than 1 puts several on one."""
+    gpus: Annotated[float, Field(ge=0)] = 0.0
+    """GPUs of a trial; 0.5 puts two on one."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Of the values that are drawn. (What a training draws comes from ``train.seed``.)"""
+
+
 class Settings(Section):
     """A whole ``project.toml``."""
 
@@ -371,3 +423,4 @@ class Settings(Section):
     train: TrainSettings = TrainSettings()
     augmentation: AugmentationSettings = AugmentationSettings()
     predict: PredictSettings = PredictSettings()
+    tune: TuneSettings = TuneSettings()

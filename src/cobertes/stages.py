@@ -33,11 +33,12 @@ from cobertes.tiles.ground import Ground
 from cobertes.tiles.index import build_index, load_index, save_index
 from cobertes.tiles.split import Split
 from cobertes.tiles.statistics import Statistics
-from cobertes.tiles.store import make_store
+from cobertes.tiles.store import Store, make_store
 
 if TYPE_CHECKING:
     from cobertes.accuracy.map_audit import AuditedArea
     from cobertes.learn.estimate import Estimate
+    from cobertes.learn.plan import TrainingPlan
 
 WORST_SIDE = 256
 """Side of the squares of which the report shows the worst, in pixels, where tiles are not smaller."""
@@ -142,15 +143,28 @@ def train(
 ) -> str:
     """Train the model, or go on from the last checkpoint; ``on_epoch`` gets each epoch's record."""
     from cobertes.learn.device import leader_first, part
-    from cobertes.learn.plan import plan_training
     from cobertes.learn.train import train_model
 
+    plan = plan_training(project, files)
+    # the first process has also moved an old model and its checkpoints aside
+    with leader_first(project.settings.train.device):
+        plan = plan.reading(store(plan, project, files, progress))
+    header = train_model(plan, files.path, progress=progress, report=on_epoch)
+    part()
+    facts = header.training
+    miou = facts["validation_miou"]
+    score = "no held-out label to score it by" if miou is None else f"mIoU {miou:.3f}"
+    return f"best of {facts['epochs']} epochs: {facts['best_epoch']}, {score}"
+
+
+def plan_training(project: Project, files: RunFolder) -> "TrainingPlan":
+    """What the train stage would train, on the tiles and labels of this run."""
+    from cobertes.learn import plan
+
     settings = project.settings
-    shares = {area.name: files.shares(area.name, settings.train) for area in project.areas}
-    known = {name: path for name, path in shares.items() if path is not None}
-    plan = plan_training(
+    return plan.plan_training(
         load_index(files.tiles),
-        replace(open_ground(project, files), shares=known),
+        replace(open_ground(project, files), shares=_shares(project, files)),
         Statistics.from_dict(read_json(files.statistics)),
         model=settings.model.model_copy(update={"weights": project.weights}),
         train=settings.train,
@@ -158,27 +172,31 @@ def train(
         tile_size=settings.tiles.size,
         fingerprint=training_fingerprint(project, files),
     )
-    with leader_first(settings.train.device):  # which has also moved an old model and its checkpoints aside
-        if settings.tiles.store != "never":
-            store = make_store(
-                files.store,
-                plan.ground.areas,
-                plan.ground.labels,
-                plan.feeding_windows(),
-                shares=known,
-                made_from=observed_fingerprint(project, files),
-                every_scene=settings.tiles.store == "always",
-                budget=settings.tiles.store_gb,
-                unreadable=settings.tiles.unreadable,
-                progress=progress,
-            )
-            plan = plan.reading(store)
-    header = train_model(plan, files.path, progress=progress, report=on_epoch)
-    part()
-    facts = header.training
-    miou = facts["validation_miou"]
-    score = "no held-out label to score it by" if miou is None else f"mIoU {miou:.3f}"
-    return f"best of {facts['epochs']} epochs: {facts['best_epoch']}, {score}"
+
+
+def store(plan: "TrainingPlan", project: Project, files: RunFolder, progress: Progress = SILENT) -> Store | None:
+    """The tile store of the ground that a plan reads, made or taken up; None where it is not wanted."""
+    tiles = project.settings.tiles
+    if tiles.store == "never":
+        return None
+    return make_store(
+        files.store,
+        plan.ground.areas,
+        plan.ground.labels,
+        plan.feeding_windows(),
+        shares=_shares(project, files),
+        made_from=observed_fingerprint(project, files),
+        every_scene=tiles.store == "always",
+        budget=tiles.store_gb,
+        unreadable=tiles.unreadable,
+        progress=progress,
+    )
+
+
+def _shares(project: Project, files: RunFolder) -> dict[str, Path]:
+    """By area, what is learnt from beside the labels."""
+    found = {area.name: files.shares(area.name, project.settings.train) for area in project.areas}
+    return {name: path for name, path in found.items() if path is not None}
 
 
 def estimate(project: Project, files: RunFolder) -> "Estimate":

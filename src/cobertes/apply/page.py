@@ -4,12 +4,12 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
 
-def environment() -> Environment:
-    """Templates of this folder, with the filters that write numbers."""
-    loader = PackageLoader("cobertes.apply", ".")
+def environment(package: str = "cobertes.apply") -> Environment:
+    """Templates of a package's folder and of this one, with the filters that write numbers."""
+    loader = ChoiceLoader([PackageLoader(name, ".") for name in dict.fromkeys((package, "cobertes.apply"))])
     made = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )

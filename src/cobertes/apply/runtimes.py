@@ -113,7 +113,9 @@ def open_runtime(
         if not is_kept(path, (header.inputs.channels, header.window, header.window)):
             network()  # else what is wrong with it would come out in the middle of a map
         return openvino_forward(
-            lambda shape: kept_or_made(path, shape, lambda: to_openvino(network(), shape)), choice.precision, threads
+            lambda shape: kept_or_made(path, shape, lambda: to_openvino(network(), shape)),
+            choice.precision,
+            threads,
         ), where
     if choice.engine == ONNX:
         return _onnx_forward(network(), threads), where

@@ -8,10 +8,11 @@ import typer
 
 from cobertes.cli.app import app
 from cobertes.cli.console import Console
-from cobertes.cli.options import Overwrite, command
+from cobertes.cli.options import Overwrite, Ray, command
 
 if TYPE_CHECKING:
     from cobertes.run import Run
+    from cobertes.scale.tuning import Search
 
 ProjectFile = Annotated[Path, typer.Argument(help="The project file, project.toml.", metavar="PROJECT")]
 RunOption = Annotated[
@@ -168,3 +169,63 @@ def init(
 
     found = write_project(scenes, reference, out, overwrite=overwrite)
     console.answer(f"{found}\nwrote {out}. Look it over, then: cobertes run {out}", project=str(out), found=found)
+
+
+@command(app, "tune", "Search for better settings.")
+def tune(
+    console: Console,
+    *,
+    project: ProjectFile,
+    run: Annotated[
+        Path | None,
+        typer.Option(
+            "--run", metavar="DIR", help="The search's folder. Default: runs/NAME-tune beside the project file."
+        ),
+    ] = None,
+    ray: Ray = "local",
+) -> None:
+    """Search for the settings of training that score best on the validation blocks, as [tune] of the project says.
+
+    Labels, tiles and store are made once, then many trainings are tried, and weak ones stopped early. The same
+    command goes on after an interruption. The best settings become best.toml, a project to run.
+
+    cobertes tune project.toml
+    """
+    from cobertes.project import load_project
+    from cobertes.scale.tuning import tune as search
+    from cobertes.sources import file_name
+
+    loaded = load_project(project)
+    folder = run or project.parent / "runs" / f"{file_name(loaded.settings.name)}-tune"
+    found = search(
+        loaded,
+        folder,
+        address=ray or "local",
+        progress=console.progress,
+        tell=lambda what, text: console.say(f"{what:<9} {text}"),
+    )
+    console.answer(
+        _trials_table(found),
+        best=found.best.drawn,
+        miou=found.best.score,
+        trials=len(found.trials),
+        project=str(found.project),
+        page=str(found.page),
+        table=str(found.table),
+    )
+
+
+def _trials_table(found: "Search") -> str:
+    """The trials from the best one down, and where everything is."""
+    keys = list(found.best.drawn)
+    rows = [["trial", "mIoU", "epochs", "outcome", *keys]]
+    order = sorted(found.trials, key=lambda trial: -1.0 if isnan(trial.score) else trial.score, reverse=True)
+    for trial in order:
+        score = "-" if isnan(trial.score) else f"{trial.score:.3f}"
+        values = [str(trial.drawn.get(key, "-")) for key in keys]
+        rows.append([str(trial.number), score, str(len(trial.history)), trial.outcome, *values])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows]
+    lines += [f"trial {trial.number}: {trial.failed}" for trial in order if trial.failed]
+    said = [f"page: {found.page}", f"best: {found.project}. Train it again: cobertes run {found.project}"]
+    return "\n".join([*lines, "", *said])

@@ -94,6 +94,8 @@ def _begin(plan: TrainingPlan, checkpoints: Path, progress: Progress) -> "_Loop"
     """Network, optimizer and all that goes with them: new, or as the last checkpoint has them."""
     settings = plan.settings
     checkpoints.mkdir(parents=True, exist_ok=True)
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
     state = load_checkpoint(checkpoints, plan.fingerprint)
     # The seed decides the first weights; all later choices are functions of (seed, epoch, position).
     torch.manual_seed(settings.seed)

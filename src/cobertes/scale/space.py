@@ -1,0 +1,134 @@
+"""What a search draws from: settings by dotted key, checked before the first trial."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from cobertes.errors import SettingsError, did_you_mean
+from cobertes.project import explain
+from cobertes.settings import Range, Section, Settings
+
+SEARCHED = ("model", "train", "augmentation")
+"""Sections of which settings can be searched."""
+
+SHARED = {
+    "train.targets": "all trials learn from the same labels",
+    "train.epochs": "set tune.epochs",
+    "train.minutes": "time would make a trial another one on another day: set tune.epochs",
+    "train.threads": "set tune.cpus",
+    "train.device": "set tune.gpus",
+}
+"""Keys of those sections that can't, and why."""
+
+
+def require_space(settings: Settings) -> None:
+    """Raise SettingsError unless all that is searched is a setting of trials, and all that can be drawn is valid.
+
+    Ends of ranges and each choice are tried one by one, with the project's other settings.
+    """
+    if not settings.tune.search:
+        raise SettingsError(
+            'nothing to search: [tune] needs search = { "train.learning-rate" = { log-uniform = [1e-4, 1e-2] } }'
+        )
+    for key, values in settings.tune.search.items():
+        _require_key(key)
+        for value in _extremes(values):
+            try:
+                with_values(settings, {key: value})
+            except SettingsError as error:
+                raise SettingsError(f'tune.search: "{key}" may become {value!r}: {error}') from error
+
+
+def with_values(settings: Settings, drawn: Mapping[str, Any]) -> Settings:
+    """The settings with some values by dotted key. Raises SettingsError where they are not valid."""
+    data = settings.model_dump(by_alias=True)
+    for key, value in drawn.items():
+        *tables, last = key.split(".")
+        table = data
+        for name in tables:
+            table = table[name]
+        table[last] = value
+    try:
+        return Settings.model_validate(data)
+    except ValidationError as error:
+        raise SettingsError("; ".join(explain(error))) from error
+
+
+def param_space(search: Mapping[str, Range]) -> dict[str, Any]:
+    """The same in Ray Tune's terms; choices, which may be tables, by their number."""
+    from ray import tune
+
+    space: dict[str, Any] = {}
+    for key, values in search.items():
+        if values.choice is not None:
+            space[key] = tune.choice(list(range(len(values.choice))))
+        elif values.uniform is not None:
+            space[key] = tune.uniform(*values.uniform)
+        elif values.log_uniform is not None:
+            space[key] = tune.loguniform(*values.log_uniform)
+        elif values.integer is not None:
+            space[key] = tune.randint(values.integer[0], values.integer[1] + 1)
+    return space
+
+
+def drawn_values(search: Mapping[str, Range], config: Mapping[str, Any]) -> dict[str, Any]:
+    """What Ray Tune has drawn, as values of settings: numbers of six digits, which a person can copy."""
+    drawn: dict[str, Any] = {}
+    for key, values in search.items():
+        value = config[key]
+        if values.choice is not None:
+            drawn[key] = values.choice[int(value)]
+        elif values.integer is not None:
+            drawn[key] = int(value)
+        else:
+            drawn[key] = float(f"{value:.6g}")
+    return drawn
+
+
+def position(values: Range, value: Any) -> float:
+    """Where a value lies between the ends of its range, 0 to 1."""
+    if values.choice is not None:
+        return (values.choice.index(value) + 0.5) / len(values.choice)
+    if values.log_uniform is not None:
+        low, high = map(math.log, values.log_uniform)
+        return min(max((math.log(value) - low) / (high - low), 0.0), 1.0)
+    low, high = values.uniform or values.integer or (0.0, 1.0)
+    return min(max((value - low) / (high - low), 0.0), 1.0)
+
+
+def _require_key(key: str) -> None:
+    section: Any = Settings
+    names = key.split(".")
+    if names[0] not in SEARCHED:
+        known = _keys(Settings)
+        why = (
+            f"trials share labels, tiles and split, so only {', '.join(SEARCHED)} can be searched. Make a search "
+            f"for each value of it"
+            if names[0] in known
+            else f"there is no such section.{did_you_mean(names[0], SEARCHED)}"
+        )
+        raise SettingsError(f'tune.search: "{key}": {why}')
+    for depth, name in enumerate(names):
+        if name not in _keys(section):
+            beside = [".".join([*names[:depth], other]) for other in _keys(section)]
+            raise SettingsError(f'tune.search: no setting "{key}".{did_you_mean(key, beside)}')
+        field = next(f for n, f in section.model_fields.items() if (f.alias or n) == name)
+        section = field.annotation
+    if isinstance(section, type) and issubclass(section, BaseModel):
+        raise SettingsError(
+            f'tune.search: "{key}" is a table.{did_you_mean("", [f"{key}.{k}" for k in _keys(section)])}'
+        )
+    if key in SHARED:
+        raise SettingsError(f'tune.search: "{key}" can\'t be searched: {SHARED[key]}')
+
+
+def _keys(section: Any) -> list[str]:
+    if not (isinstance(section, type) and issubclass(section, Section)):
+        return []
+    return [field.alias or name for name, field in section.model_fields.items()]
+
+
+def _extremes(values: Range) -> list[Any]:
+    return list(values.choice or values.uniform or values.log_uniform or values.integer or [])
