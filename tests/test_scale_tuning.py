@@ -11,6 +11,7 @@ from dataclasses import replace
 import pytest
 from pydantic import ValidationError
 
+from cobertes.apply.report import toml_text
 from cobertes.errors import SettingsError
 from cobertes.learn.history import read_history
 from cobertes.project import load_project
@@ -113,6 +114,13 @@ def test_values_are_set_at_any_depth_and_the_rest_stays():
         update={"train": before.train, "augmentation": before.augmentation, "model": before.model}
     )
     assert changed == before
+
+
+def test_settings_of_a_search_survive_being_written(tmp_path):
+    choices = ["dice", {"cross-entropy": 1.0, "dice": 0.5}]
+    settings = settings_with(**{"train.loss": {"choice": choices}, "model.decoder": {"choice": [[64, 32], [16]]}})
+    text = toml_text(settings.model_dump(by_alias=True, mode="json"))
+    assert Settings.model_validate(tomllib.loads(text)) == settings
 
 
 def test_positions_lie_between_the_ends():

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from cobertes.errors import InputFileError, SettingsError, did_you_mean
 from cobertes.geo.area import ONLY_SEASON
@@ -24,6 +25,8 @@ from cobertes.geo.scene import Scene, open_scene
 from cobertes.settings import AreaSettings
 
 log = logging.getLogger(__name__)
+
+OBJECT_STORES = {"s3": "/vsis3/", "gs": "/vsigs/", "az": "/vsiaz/"}
 
 RASTER_SUFFIXES = {".tif", ".tiff", ".vrt", ".jp2", ".img"}
 
@@ -143,8 +146,8 @@ def scene_files(spec: str | Iterable[str], folder: Path = Path()) -> list[str]:
         raise InputFileError(f"a scene without a file: {spec!r}. Name a file, a folder, a glob or a list of them.")
     files: list[str] = []
     for part in parts:
-        if "://" in part or part.startswith("/vsi"):
-            files.append(part)
+        if is_remote(part):
+            files.append(_for_gdal(part))
             continue
         path = resolve(part, folder)
         if _is_glob(part, folder):
@@ -196,6 +199,8 @@ def resolve(text: str, folder: Path) -> Path:
 
     Raises SettingsError for a variable that is not set, unless a file has it in its name.
     """
+    if is_remote(text):
+        return Path(_for_gdal(text, as_path=True))
     path = folder / Path(os.path.expandvars(text)).expanduser()
     unset = re.search(r"\$\{?(\w+)", str(path))
     if unset and not path.exists() and not glob.glob(str(path)):
@@ -206,13 +211,33 @@ def resolve(text: str, folder: Path) -> Path:
     return path
 
 
+def is_remote(text: str) -> bool:
+    """Whether a file is on none of this machine's disks: ``s3://``, ``gs://``, ``https://``, ``/vsi...``"""
+    return "://" in text or text.startswith("/vsi")
+
+
+def _for_gdal(text: str, *, as_path: bool = False) -> str:
+    """What GDAL opens; it takes keys of object stores from its own variables (AWS_ACCESS_KEY_ID and others).
+
+    as_path   also where two slashes become one, as `Path` makes them
+    """
+    kind, _, rest = text.partition("://")
+    if kind in OBJECT_STORES:
+        return f"{OBJECT_STORES[kind]}{rest}"
+    if as_path and kind in ("http", "https"):
+        return f"/vsicurl?url={quote(text, safe='')}"
+    return text
+
+
 def _is_glob(spec: Any, folder: Path) -> bool:
     """Whether a text is a pattern; the name of a file may hold brackets, too."""
-    return isinstance(spec, str) and bool(re.search(r"[*?]|\[.+\]", spec)) and not resolve(spec, folder).exists()
+    if not isinstance(spec, str) or is_remote(spec):
+        return False
+    return bool(re.search(r"[*?]|\[.+\]", spec)) and not resolve(spec, folder).exists()
 
 
 def _existing(path: Path, what: str) -> Path:
-    if not path.exists():
+    if not is_remote(str(path)) and not path.exists():
         beside = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
         hint = did_you_mean(path.name, beside) if len(beside) <= 1000 else ""
         near = hint if hint.startswith(" Did") else ""

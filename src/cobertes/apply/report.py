@@ -150,18 +150,31 @@ def toml_text(settings: Mapping[str, Any], table: str = "") -> str:
     """Nested settings as TOML, for reading; what is None is left out."""
     plain, nested = [], []
     for name, value in settings.items():
-        bare = re.fullmatch(r"[A-Za-z0-9_-]+", str(name))
-        key = str(name) if bare else json.dumps(str(name), ensure_ascii=False)
+        key = _toml_key(name)
         path = f"{table}.{key}" if table else key
         if isinstance(value, Mapping):
             nested.append(f"\n[{path}]\n{toml_text(value, path)}")
         elif isinstance(value, list | tuple) and value and all(isinstance(item, Mapping) for item in value):
             nested += [f"\n[[{path}]]\n{toml_text(item, path)}" for item in value]
-        elif isinstance(value, float) and not math.isfinite(value):
-            plain.append(f"{key} = {value}\n")  # nan and inf are words in TOML, in JSON they are others
         elif value is not None:
-            plain.append(f"{key} = {json.dumps(value, ensure_ascii=False, default=str)}\n")
+            plain.append(f"{key} = {_toml_value(value)}\n")
     return "".join(plain + nested)
+
+
+def _toml_key(name: Any) -> str:
+    bare = re.fullmatch(r"[A-Za-z0-9_-]+", str(name))
+    return str(name) if bare else json.dumps(str(name), ensure_ascii=False)
+
+
+def _toml_value(value: Any) -> str:
+    """On one line."""
+    if isinstance(value, Mapping):
+        return "{ " + ", ".join(f"{_toml_key(key)} = {_toml_value(one)}" for key, one in value.items()) + " }"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_toml_value, value)) + "]"
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)  # nan and inf are words in TOML, in JSON they are others
+    return json.dumps(value, ensure_ascii=False, default=str)
 
 
 # --- learning

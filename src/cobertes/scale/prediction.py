@@ -28,6 +28,7 @@ from cobertes.apply.work import Budget, Compute, Finished, Work
 from cobertes.errors import ClusterError, SettingsError
 from cobertes.geo.scene import Scene
 from cobertes.scale.cluster import connected, result_of, slots
+from cobertes.sources import is_remote
 
 log = logging.getLogger(__name__)
 
@@ -140,7 +141,7 @@ def _absolute(scene: Scene) -> Scene:
     """The same files by names that hold in every folder."""
 
     def place(path: str) -> str:
-        return path if "://" in path or path.startswith("/vsi") else str(Path(path).resolve())
+        return path if is_remote(path) else str(Path(path).resolve())
 
     return replace(scene, bands=tuple(replace(band, path=place(band.path)) for band in scene.bands))
 

@@ -16,7 +16,7 @@ from cobertes.project import Project
 from cobertes.scale.space import position, with_values
 from cobertes.scale.trials import Trial, trial_settings
 from cobertes.settings import WEIGHTS, Range
-from cobertes.sources import resolve
+from cobertes.sources import is_remote, resolve
 
 WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 1100.0, 380.0, 60.0, 40.0, 330.0
 """Of the charts, in SVG units."""
@@ -90,7 +90,7 @@ def _moved(data: dict[str, Any], project: Project, folder: Path) -> dict[str, An
     def path(text: str) -> str:
         parts = [part.strip() for part in text.split(",")]
         return ",".join(
-            part if "://" in part or part.startswith(("/", "~", "$")) else f"{way}/{part}" for part in parts
+            part if is_remote(part) or part.startswith(("/", "~", "$")) else f"{way}/{part}" for part in parts
         )
 
     def paths(found: Any) -> Any:
