@@ -101,15 +101,19 @@ def main() -> None:
         "one process, one thread": ["--threads", "1"],
         f"Ray, {cpus} workers of one thread": ["--threads", "1", "--ray", "local"],
     }
-    speeds, first = {}, None
-    print(f"{options.encoder}, {options.side} x {options.side} px, {cpus} processors, best of {options.repeats}\n")
-    print("| | net Mpx/s | seconds around | same bytes |\n|---|---|---|---|")
-    for number, (name, more) in enumerate(runs.items()):
-        made = out / f"map-{number}.tif"
-        tries = [predict(model, scene, made, *more) for _ in range(options.repeats)]
-        speeds[name], around = max(tries)
-        first = first or made
-        print(f"| {name} | {speeds[name]:.2f} | {around:.1f} | {same(first, made)} |", flush=True)
+    tries: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
+    for _ in range(options.repeats):  # in turn: a slow moment of the machine meets all alike
+        for number, (name, more) in enumerate(runs.items()):
+            tries[name].append(predict(model, scene, out / f"map-{number}.tif", *more))
+    print(
+        f"{options.encoder}, {options.side} x {options.side} px, {prediction.processor()}, best of {options.repeats}"
+    )
+    print("\n| | net Mpx/s | all | seconds around | same bytes |\n|---|---|---|---|---|")
+    speeds = {name: max(tried)[0] for name, tried in tries.items()}
+    for number, (name, tried) in enumerate(tries.items()):
+        every = ", ".join(f"{speed:.2f}" for speed, _ in tried)
+        same_bytes = same(out / "map-0.tif", out / f"map-{number}.tif")
+        print(f"| {name} | {speeds[name]:.2f} | {every} | {max(tried)[1]:.1f} | {same_bytes} |")
     plain, ray, single, many = speeds.values()
     print(f"\noverhead of Ray on one machine: {plain / ray - 1:.1%} of the plain run's time")
     print(f"efficiency from 1 to {cpus} workers: {many / (cpus * single):.0%}\n")

@@ -264,3 +264,27 @@ def test_the_command_on_a_ray_of_its_own(tmp_path, folder):
     ]
     assert answers[0]["counts"] == answers[1]["counts"]
     assert (tmp_path / "here.tif").read_bytes() == (tmp_path / "there.tif").read_bytes()
+
+
+def test_many_areas_are_mapped_at_once_and_as_one_by_one(tmp_path, cluster):
+
+    from cobertes.project import load_project
+    from cobertes.run import Run
+
+    header = header_of(window=16)
+    save_model(tmp_path / "model.safetensors", UNet(header.network).state_dict(), header)
+    areas = ""
+    for number in range(5):
+        values = np.random.default_rng(number).integers(1, 1000, (2, 40, 50)).astype(np.uint16)
+        write_raster(tmp_path / f"{number}.tif", values, grid_at(40, 50))
+        areas += f'[[area]]\nname = "a{number}"\nscenes = "{number}.tif"\n'
+    (tmp_path / "project.toml").write_text(
+        f'name = "many"\n{areas}[predict]\nmodel = "model.safetensors"\nengine = "torch"\nprecision = "fp32"\nmemory = 1500\n',
+        encoding="utf-8",
+    )
+    torch.set_num_threads(1)
+    project = load_project(tmp_path / "project.toml")
+    Run(project, tmp_path / "here").run(only="predict")
+    with on_ray(cluster.address, 1) as compute:
+        Run(project, tmp_path / "there", compute=compute).run(only="predict")
+    assert contents(tmp_path / "here" / "maps") == contents(tmp_path / "there" / "maps")

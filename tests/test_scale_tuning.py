@@ -15,12 +15,13 @@ from cobertes.apply.report import toml_text
 from cobertes.errors import SettingsError
 from cobertes.learn.history import read_history
 from cobertes.project import load_project
-from cobertes.run import Run, open_run
+from cobertes.run import Run
 from cobertes.scale.results import best_toml
 from cobertes.scale.space import drawn_values, position, require_space, with_values
 from cobertes.scale.trials import Trial, best_trial, read_trials, train_trial
 from cobertes.scale.tuning import tune
 from cobertes.settings import AreaSettings, Range, Settings
+from cobertes.stages import open_run
 from projects import write_ground, write_project
 
 SEARCH = """

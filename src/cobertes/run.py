@@ -24,6 +24,7 @@ from pathlib import Path
 
 from cobertes import stages
 from cobertes.apply.report import toml_text
+from cobertes.apply.work import Compute
 from cobertes.errors import SettingsError, did_you_mean
 from cobertes.files import write_text
 from cobertes.fingerprint import changed_keys, fingerprint, stamp
@@ -63,7 +64,8 @@ class Step:
 class Run:
     """A project in its run folder.
 
-    ``tell`` gets (stage, text) when a stage has finished, ``on_epoch`` the record of each epoch.
+    ``tell`` gets (stage, text) when a stage has finished, ``on_epoch`` the record of each epoch; ``compute`` is
+    who computes maps, by default this process.
     """
 
     def __init__(
@@ -74,9 +76,10 @@ class Run:
         progress: Progress = SILENT,
         tell: Callable[[str, str], None] = lambda stage, text: None,
         on_epoch: Callable[[dict[str, float]], None] = lambda record: None,
+        compute: Compute | None = None,
     ) -> None:
         self.project, self.files = project, RunFolder(folder)
-        self.progress, self.tell, self.on_epoch = progress, tell, on_epoch
+        self.progress, self.tell, self.on_epoch, self.compute = progress, tell, on_epoch, compute
         # torchrun starts several processes that train together: the first one tells and writes
         self.processes, rank = (int(os.environ.get(name, d)) for name, d in (("WORLD_SIZE", "1"), ("RANK", "0")))
         self.leads = rank == 0
@@ -237,7 +240,7 @@ class Run:
             case "evaluate":
                 return stages.evaluate(*todo)
             case "predict":
-                return stages.predict(*todo)
+                return stages.predict(*todo, self.compute)
             case _:
                 return stages.report(*todo)
 

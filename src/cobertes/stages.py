@@ -5,7 +5,9 @@
 A stage never calls the next one. Each returns a line for people that says what came out.
 """
 
+import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +24,7 @@ from cobertes.freshness import (
     training_fingerprint,
     write_note,
 )
+from cobertes.geo.area import Area
 from cobertes.labels.aggregate import make_labels
 from cobertes.labels.weights import Weighting
 from cobertes.progress import SILENT, Progress
@@ -37,8 +40,12 @@ from cobertes.tiles.store import Store, make_store
 
 if TYPE_CHECKING:
     from cobertes.accuracy.map_audit import AuditedArea
+    from cobertes.apply.work import Compute
     from cobertes.learn.estimate import Estimate
     from cobertes.learn.plan import TrainingPlan
+
+AREAS_AT_ONCE = 8
+"""Maps that are made at the same time where others than this process compute them."""
 
 WORST_SIDE = 256
 """Side of the squares of which the report shows the worst, in pixels, where tiles are not smaller."""
@@ -330,10 +337,17 @@ def make_int8_of(model: Path, progress: Progress = SILENT) -> None:
     make_int8(*open_run(files.path), progress)
 
 
-def predict(project: Project, files: RunFolder, progress: Progress = SILENT) -> str:
-    """Map every area, but for those whose map an interrupted run has made from the same already."""
+def predict(
+    project: Project, files: RunFolder, progress: Progress = SILENT, compute: "Compute | None" = None
+) -> str:
+    """Map every area, but for those whose map an interrupted run has made from the same already.
+
+    compute  who computes, by default this process, area by area. Others get several areas at once, so that many
+             small ones keep a cluster busy.
+    """
     from cobertes.apply.engine import open_engine
-    from cobertes.apply.predict import predict_map
+    from cobertes.apply.predict import MapReport, predict_map
+    from cobertes.apply.work import compute_here
 
     settings, made_from = project.settings.predict, mapped_from(project, files)
     model = model_file(project, files)
@@ -346,17 +360,20 @@ def predict(project: Project, files: RunFolder, progress: Progress = SILENT) -> 
         model, device=settings.device, precision=settings.precision, engine=settings.engine, views=settings.views
     )
     noted = read_notes(files).get("predict", {}).get("areas", {})
-    mapped, pixels, seconds = [], 0.0, 0.0
-    for area in project.areas:
+
+    def entry(area: Area) -> list[Any]:
         outputs = files.map(area.name), files.confidence(area.name)
-        sources = [made_from[area.name], engine.how]
-        if noted.get(area.name) == [sources, *map(stamp, outputs)]:
-            continue
-        made = predict_map(
+        return [[made_from[area.name], engine.how], *map(stamp, outputs)]
+
+    todo = [area for area in project.areas if noted.get(area.name) != entry(area)]
+    several = compute is not None and len(todo) > 1
+
+    def make(area: Area) -> MapReport:
+        return predict_map(
             engine,
             area.scenes,
-            outputs[0],
-            confidence=outputs[1],
+            files.map(area.name),
+            confidence=files.confidence(area.name),
             window=settings.window,
             overlap=settings.overlap,
             blend=settings.blend,
@@ -364,18 +381,25 @@ def predict(project: Project, files: RunFolder, progress: Progress = SILENT) -> 
             memory=settings.memory,
             resume="if-same",
             overwrite=True,
-            progress=progress,
+            progress=SILENT if several else progress,
+            compute=compute or compute_here,
         )
-        noted[area.name] = [sources, *map(stamp, outputs)]
-        write_note(files, "predict", areas=noted)
-        mapped.append(area)
-        pixels, seconds = pixels + sum(made.counts.values()), seconds + made.seconds
-    kept = _count(project.areas[len(mapped) :], "map") + " from before"
-    if not mapped:
+
+    begin, pixels = time.monotonic(), 0
+    pool = ThreadPoolExecutor(AREAS_AT_ONCE if several else 1)
+    try:
+        for area, made in zip(todo, (pool.map if several else map)(make, todo), strict=True):
+            noted[area.name] = entry(area)
+            write_note(files, "predict", areas=noted)
+            pixels += sum(made.counts.values())
+    finally:
+        pool.shutdown(cancel_futures=True)
+    kept = _count(project.areas[len(todo) :], "map") + " from before"
+    if not todo:
         return kept
-    speed = pixels / 1e6 / max(seconds, 1e-9)
-    text = f"{_count(mapped, 'map')} of {pixels / 1e6:.2f} Mpx at {speed:.2f} Mpx/s, {engine.how}"
-    return text if len(mapped) == len(project.areas) else f"{text}; {kept}"
+    speed = pixels / 1e6 / max(time.monotonic() - begin, 1e-9)
+    text = f"{_count(todo, 'map')} of {pixels / 1e6:.2f} Mpx at {speed:.2f} Mpx/s, {engine.how}"
+    return text if len(todo) == len(project.areas) else f"{text}; {kept}"
 
 
 def report(project: Project, files: RunFolder, progress: Progress = SILENT) -> str:

@@ -82,6 +82,7 @@ def predict(
     from cobertes.apply.engine import ensemble, open_engine
     from cobertes.apply.predict import predict_map
     from cobertes.apply.runtimes import choose
+    from cobertes.apply.work import compute_here
     from cobertes.geo.raster import check_not_input, check_writable
     from cobertes.learn.modelfile import model_path
     from cobertes.sources import open_scenes
@@ -123,7 +124,7 @@ def predict(
             resume="yes" if resume else "no",
             overwrite=overwrite,
             progress=console.progress,
-            compute=compute,
+            compute=compute or compute_here,
         )
     speed = f"{made.mpx_per_second:.2f} Mpx/s, {made.windows} windows, {made.skipped} empty ones skipped"
     table = class_table(running.header.legend, made.counts, made.hectares)

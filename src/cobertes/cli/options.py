@@ -33,12 +33,10 @@ SHARED = {
 
 
 @contextmanager
-def computing(ray: str | None, threads: int | None = None) -> Iterator["Compute"]:
-    """What computes a map: this process, or the cluster at Ray's address."""
-    from cobertes.apply.work import compute_here
-
+def computing(ray: str | None, threads: int | None = None) -> Iterator["Compute | None"]:
+    """What computes a map: the cluster at Ray's address; None without one."""
     if ray is None:
-        yield compute_here
+        yield None
         return
     from cobertes.scale.prediction import on_ray
 

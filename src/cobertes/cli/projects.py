@@ -8,7 +8,7 @@ import typer
 
 from cobertes.cli.app import app
 from cobertes.cli.console import Console
-from cobertes.cli.options import Overwrite, Ray, command
+from cobertes.cli.options import Overwrite, Ray, command, computing
 
 if TYPE_CHECKING:
     from cobertes.run import Run
@@ -72,10 +72,11 @@ def run(
         bool,
         typer.Option("--plan", help="Say what would be done, and what training would take: some steps are timed."),
     ] = False,
+    ray: Ray = None,
 ) -> None:
     """Run a project: labels -> tiles -> train -> evaluate -> predict -> report.
 
-    A second run does only what changed. A trained model is never replaced.
+    A second run does only what changed. A trained model is never replaced. With --ray, maps are computed there.
 
     cobertes run project.toml
     """
@@ -103,7 +104,8 @@ def run(
             training, lines = found.to_dict(), [*lines, "", *found.lines()]
         console.answer("\n".join(lines), steps=[vars(step) for step in steps], training=training)
         return
-    ran = job.run(only, start)
+    with computing(ray) as job.compute:
+        ran = job.run(only, start)
     if job.leads:
         _tell_results(console, job, ran)
 

@@ -23,10 +23,10 @@ from cobertes.learn.history import Epoch, best_epoch, read_history
 from cobertes.learn.modelfile import MODEL_FILE, read_header
 from cobertes.learn.train import train_model
 from cobertes.project import Project
-from cobertes.run import open_run
 from cobertes.runfolder import RunFolder
 from cobertes.scale.space import drawn_values, with_values
 from cobertes.settings import Settings
+from cobertes.stages import open_run
 
 FAILED = "failed.txt"
 

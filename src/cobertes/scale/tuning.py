@@ -23,7 +23,7 @@ from cobertes.fingerprint import changed_keys
 from cobertes.freshness import learning_settings
 from cobertes.progress import SILENT, Progress
 from cobertes.project import Project
-from cobertes.run import Run, open_run
+from cobertes.run import Run
 from cobertes.scale.cluster import connected
 from cobertes.scale.results import write_results
 from cobertes.scale.space import param_space, require_space
@@ -88,7 +88,7 @@ def tune(
     shared = Run(project, shared_folder(folder), progress=progress, tell=tell)
     for stage in ("labels", "tiles"):
         shared.run(only=stage)
-    project, files = open_run(shared.files.path)
+    project, files = stages.open_run(shared.files.path)
     plan = stages.plan_training(project, files)
     if not plan.held_out():
         raise SettingsError("there is no validation block to score trials on: set split.validation")
