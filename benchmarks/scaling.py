@@ -2,16 +2,18 @@
 
     python benchmarks/scaling.py --out DIR [--side PIXELS] [--encoder resnet18]
 
-    overhead     `cobertes predict` with and without --ray local, the same processors; best of --repeats
+    overhead     prediction with and without a local Ray, the same processors; best of --repeats
     efficiency   one thread a worker: one worker and as many as there are processors, on the same scene
     model        speed and efficiency up to 100 nodes, from what was measured and from assumptions that are printed
 
-Speed counts pixels of the map from the first window to the finished COGs; starting Ray is told beside it. The maps
-must be the same to the byte.
+Speed counts pixels of the map from the first window to the finished COGs, of a process's second map: "cold" is the
+first one, in which workers start and open the model. The maps must be the same to the byte.
 """
 
 import argparse
+import json
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -35,12 +37,23 @@ PIECE = PIECE_WINDOWS * (prediction.WINDOW - prediction.OVERLAP) ** 2 / 1e6
 LEGEND = "catalonia-12"
 
 
-def predict(model: Path, scene: Path, out: Path, *options: str) -> tuple[float, float]:
-    """Net Mpx/s of the map, and seconds of the process around it."""
-    begin = time.perf_counter()
-    confidence = out.with_name(f"{out.stem}.confidence.tif")
-    found, *_ = prediction.ours(model, [str(scene)], out, "--confidence", str(confidence), *options)
-    return found["net"], time.perf_counter() - begin - found["seconds"]
+def predict(model: Path, scene: Path, out: Path, threads: int, ray: str | None) -> None:
+    """Map a scene twice in this process, and print the net Mpx/s of both: cold, and with what is open by then."""
+    from cobertes.apply.engine import open_engine
+    from cobertes.apply.predict import predict_map
+    from cobertes.apply.work import compute_here
+    from cobertes.cli.options import computing
+    from cobertes.geo.scene import open_scene
+
+    engine, found = open_engine(model, threads=threads), []
+    with computing(ray, threads) as compute:
+        for _ in range(2):
+            made = predict_map(
+                engine, {"scene": open_scene([str(scene)])}, out, overwrite=True, compute=compute or compute_here,
+                confidence=out.with_name(f"{out.stem}.confidence.tif"),
+            )  # fmt: skip
+            found.append(made.mpx_per_second)
+    print(json.dumps({"cold": found[0], "warm": found[1]}))
 
 
 def same(a: Path, b: Path) -> str:
@@ -89,31 +102,37 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=4000, metavar="PIXELS")
     parser.add_argument("--encoder", default="resnet18")
     parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--predict", nargs=5, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.predict:
+        *paths, threads, ray = options.predict
+        predict(*map(Path, paths), int(threads), None if ray == "no" else ray)
+        return
     out, cpus = options.out, os.cpu_count() or 1
     out.mkdir(parents=True, exist_ok=True)
     prediction.SIDE = options.side
     scene = prediction.make_scene(out / f"scene-{options.side}.tif", options.side)
     model = prediction.make_model(out / options.encoder / "model.safetensors", options.encoder)
-    runs = {
-        f"one process, {cpus} threads": ["--threads", str(cpus)],
-        f"Ray, one worker of {cpus} threads": ["--threads", str(cpus), "--ray", "local"],
-        "one process, one thread": ["--threads", "1"],
-        f"Ray, {cpus} workers of one thread": ["--threads", "1", "--ray", "local"],
+    runs: dict[str, tuple[int, str]] = {
+        f"one process, {cpus} threads": (cpus, "no"),
+        f"Ray, one worker of {cpus} threads": (cpus, "local"),
+        "one process, one thread": (1, "no"),
+        f"Ray, {cpus} workers of one thread": (1, "local"),
     }
-    tries: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
+    tries: dict[str, list[dict[str, float]]] = {name: [] for name in runs}
     for _ in range(options.repeats):  # in turn: a slow moment of the machine meets all alike
-        for number, (name, more) in enumerate(runs.items()):
-            tries[name].append(predict(model, scene, out / f"map-{number}.tif", *more))
-    print(
-        f"{options.encoder}, {options.side} x {options.side} px, {prediction.processor()}, best of {options.repeats}"
-    )
-    print("\n| | net Mpx/s | all | seconds around | same bytes |\n|---|---|---|---|---|")
-    speeds = {name: max(tried)[0] for name, tried in tries.items()}
+        for number, (name, how) in enumerate(runs.items()):
+            given = [str(model), str(scene), str(out / f"map-{number}.tif"), *map(str, how)]
+            me = [sys.executable, __file__, "--out", str(out), "--predict", *given]
+            tries[name].append(prediction.measured(me)[0])
+    print(f"{options.encoder}, {options.side} x {options.side} px, best of {options.repeats}")
+    print(f"{prediction.processor()}\n\n| | net Mpx/s | all | cold | same bytes |\n|---|---|---|---|---|")
+    speeds = {name: max(one["warm"] for one in tried) for name, tried in tries.items()}
     for number, (name, tried) in enumerate(tries.items()):
-        every = ", ".join(f"{speed:.2f}" for speed, _ in tried)
+        every = ", ".join(f"{one['warm']:.2f}" for one in tried)
+        cold = max(one["cold"] for one in tried)
         same_bytes = same(out / "map-0.tif", out / f"map-{number}.tif")
-        print(f"| {name} | {speeds[name]:.2f} | {every} | {max(tried)[1]:.1f} | {same_bytes} |")
+        print(f"| {name} | {speeds[name]:.2f} | {every} | {cold:.2f} | {same_bytes} |")
     plain, ray, single, many = speeds.values()
     print(f"\noverhead of Ray on one machine: {plain / ray - 1:.1%} of the plain run's time")
     print(f"efficiency from 1 to {cpus} workers: {many / (cpus * single):.0%}\n")

@@ -38,8 +38,9 @@ PIECE_WINDOWS = 256
 PIECE_BYTES = 48 * 2**20
 """Of what a piece sends back, at most."""
 
-PIECES_PER_WORKER = 8
-"""At least, where the scene has as many windows: so that all workers end at about the same time."""
+PIECES_PER_WORKER = 4
+"""Of several, at least, where the scene has as many windows: so that all end at about the same time. A piece costs
+half a batch: the model waits for the first windows, and the last ones for nothing."""
 
 IN_FLIGHT = 2
 """Pieces for each worker that are computed or wait: one is ready when another ends, and memory stays bounded."""
@@ -107,7 +108,7 @@ def divide(work: Work, wanted: NDArray[np.bool_], workers: int) -> Iterator[Numb
         return
     per_pixel = sum(len(work.legend) if name == PROBABILITIES else 1 for name in work.products)
     fitting = PIECE_BYTES * count // max(work.pixels(wanted) * per_pixel, 1)
-    fair = count // (PIECES_PER_WORKER * workers)
+    fair = count // (PIECES_PER_WORKER * workers) if workers > 1 else count
     size = max(min(PIECE_WINDOWS, fitting, fair) // work.batch, 1) * work.batch
     if not any(span.stop > span.last for span in (*plan.rows, *plan.cols)):
         numbers = np.flatnonzero(wanted)
