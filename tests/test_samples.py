@@ -320,14 +320,24 @@ def test_a_damaged_scene_stops_the_feed_with_its_name(tmp_path):
 
 
 def test_each_batch_draws_one_of_the_windows(tmp_path):
-    sampler = coordinate_project(tmp_path).sampler(window=(12, 16), samples=64)
+    sampler = coordinate_project(tmp_path).sampler(window=(12, 16), samples=64, window_order="random")
     sizes = [x.shape[-1] for x, _, _ in batches(sampler, EXACT, 1, 4)]
     assert sizes == [x.shape[-1] for x, _, _ in batches(sampler, EXACT, 1, 4)]
     assert set(sizes) == {12, 16}
 
 
+def test_the_largest_windows_come_last(tmp_path):
+    project = coordinate_project(tmp_path)
+    sampler = project.sampler(window=(8, 12, 16), samples=64)
+    for last, sizes in ((False, {8, 12}), (True, {16})):
+        drawn = batches(sampler, EXACT, 1, 4, in_last_part=last)
+        assert {x.shape[-1] for x, _, _ in drawn} == sizes
+    alone = project.sampler(window=16, samples=8)
+    assert {x.shape[-1] for x, _, _ in batches(alone, EXACT, 1, 4)} == {16}
+
+
 def test_smaller_windows_come_in_numbers_that_have_the_pixels_of_the_largest(tmp_path):
-    sampler = coordinate_project(tmp_path).sampler(window=(8, 16, 32), samples=64)
+    sampler = coordinate_project(tmp_path).sampler(window=(8, 16, 32), samples=64, window_order="random")
     found = [x.copy() for x, _, _ in batches(sampler, EXACT, 1, 4)]
     assert len(found) == 16
     assert {x.shape[-1]: len(x) for x in found} == {8: 64, 16: 16, 32: 4}

@@ -99,7 +99,7 @@ def test_without_cuda_auto_is_the_default_and_says_so():
     found = choose()
     assert found.batch == 128  # 32,768 pixels
     assert choose(sides=[300]).batch == 12
-    assert choose(TrainSettings(precision="fp32", device="cpu"), sides=[16, 64]).batch == 12
+    assert choose(TrainSettings(precision="fp32", device="cpu"), sides=[16, 64]).batch == 8
     assert found.why_batch == "auto: the default, as there is no CUDA device"
     assert choose(samples=5).batch == 5
     assert choose(TrainSettings(batch_size=7, precision="fp32", device="cpu")).why_batch == "as set"

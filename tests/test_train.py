@@ -28,6 +28,7 @@ from cobertes.learn.infer import judge, plan_blocks
 from cobertes.learn.inputs import Inputs
 from cobertes.learn.modelfile import load_model, read_header
 from cobertes.learn.plan import plan_training
+from cobertes.learn.samples import batches
 from cobertes.learn.schedule import rate_share
 from cobertes.learn.train import train_model
 from cobertes.learn.unet import UNet, UNetSettings
@@ -195,6 +196,36 @@ def test_the_learning_rate_halves_where_validation_does_not_improve(project, tmp
         if bad > 1:
             bad, rate = 0, rate / 2
     assert rate < 1
+
+
+def test_batch_norm_is_kept_where_large_windows_come_last(project, tmp_path, monkeypatch):
+    seen = []
+
+    def watched(sampler, inputs, epoch, *others, in_last_part):
+        for batch in batches(sampler, inputs, epoch, *others, in_last_part=in_last_part):
+            seen.append((epoch, batch.x.shape))
+            yield batch
+
+    monkeypatch.setattr(train, "batches", watched)
+    gathered = {}
+
+    def keep(record):
+        state = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=False)["model"]
+        gathered[record["epoch"]] = {k: v for k, v in state.items() if "running" in k}
+        gathered[record["epoch"], "weights"] = state["head.weight"]
+
+    plan = plan_of(project, epochs=8, window=[8, 16])
+    train_model(plan, tmp_path / "run", report=keep)
+    assert {(epoch > 6, shape[-1], len(shape)) for epoch, shape in seen} == {(False, 8, 4), (True, 16, 4)}
+    assert {shape[0] * shape[-1] ** 2 for _, shape in seen} == {6 * 16**2}
+
+    def same(a, b):
+        return all(torch.equal(gathered[a][name], gathered[b][name]) for name in gathered[a])
+
+    assert same(6, 7)
+    assert same(7, 8)
+    assert not same(5, 6)
+    assert not torch.equal(gathered[7, "weights"], gathered[8, "weights"])
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "one-cycle"])

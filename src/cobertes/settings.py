@@ -20,10 +20,12 @@ SCRATCH = "scratch"
 """The encoder that is no backbone of timm."""
 SCRATCH_RATE, BACKBONE_RATE = 0.004, 0.001
 """First learning rates."""
-SMALL_WINDOW = 16
-"""Side of training windows, in pixels, from which a ``scratch`` encoder learns fastest: many places a batch."""
-BATCH_SIZE, BATCH_PIXELS = 12, 32_768
-"""A training step takes so many windows, or those of so many pixels where they are small."""
+SCRATCH_WINDOWS = (16, 64)
+"""Sides of training windows, in pixels, for a ``scratch`` encoder: it learns fastest from many small ones."""
+LAST_PART = 0.25
+"""Share of a training, at its end, that sees the largest windows alone where the small ones come first."""
+BATCH_SIZE, BATCH_PIXELS, SMALL = 12, 32_768, 64
+"""A training step takes so many windows; of small ones, up to that side, as many as have so many pixels."""
 
 LossName = Literal["cross-entropy", "focal", "dice", "lovasz"]
 WeightName = Literal["none", "ins", "sqrt-ins", "median-frequency", "effective-number"]
@@ -185,12 +187,15 @@ class TrainSettings(Section):
     minutes: Annotated[float, Field(gt=0)] | None = None
     """Wall time after which training ends, even where epochs are left."""
     window: Pixels | Annotated[list[Pixels], Field(min_length=1)] | None = None
-    """Side of a training window in pixels; by default the tile's, with a scratch encoder 16. Of several, each
-    batch draws one; of smaller ones it takes as many as have the same pixels."""
+    """Side of a training window in pixels; by default the tile's, with a scratch encoder 16 and then 64. Of
+    several, each batch has one; of smaller ones it takes as many as have the same pixels."""
+    window_order: Literal["random", "small-first"] = "small-first"
+    """Of several window sizes: each batch draws one, or the largest comes in the last quarter of the training
+    alone, when batch norm stays as it is."""
     batch_size: Pixels | Literal["auto"] | None = None
-    """Windows per step, of the largest size, of all processes together; by default 12, or more small ones:
-    32,768 pixels. ``auto``: as many as fit in the memory of the GPU, 256 and an eighth of an epoch at most; the
-    default on other devices."""
+    """Windows per step, of the largest size, of all processes together; by default 12; of windows of 64 px
+    and less, as many as have 32,768 pixels. ``auto``: as many as fit in the memory of the GPU, 256 and an eighth
+    of an epoch at most; the default on other devices."""
     samples: Pixels | None = None
     """Windows per epoch, of the largest size; by default as many as have the pixels of the training tiles."""
     sampling: Literal["in-order", "shuffled", "balanced", "ins"] = "balanced"
@@ -269,13 +274,17 @@ class TrainSettings(Section):
 
 def default_batch(side: int) -> int:
     """Windows of a ``side`` in pixels that a step takes where nothing else is asked."""
-    return max(BATCH_SIZE, BATCH_PIXELS // side**2)
+    return BATCH_PIXELS // side**2 if side <= SMALL else BATCH_SIZE
+
+
+def _scratch_windows(tile_size: int) -> list[int]:
+    return sorted({min(side, tile_size) for side in SCRATCH_WINDOWS})
 
 
 def fill_in(train: TrainSettings, encoder: str, tile_size: int) -> TrainSettings:
     """The same with window and learning rate filled in where they are left open."""
     small = encoder == SCRATCH
-    window = train.window or (min(SMALL_WINDOW, tile_size) if small else tile_size)
+    window = train.window or (_scratch_windows(tile_size) if small else tile_size)
     rate = train.learning_rate or (SCRATCH_RATE if small else BACKBONE_RATE)
     return train.model_copy(update={"window": window, "learning_rate": rate})
 

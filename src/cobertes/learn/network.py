@@ -91,6 +91,13 @@ def freeze(network: Network, frozen: bool) -> None:
         backbone.requires_grad_(not frozen).train(not frozen)
 
 
+def hold_batch_norm(network: Network) -> None:
+    """Let batch norm take what it has gathered for what it is; call it after ``train()``."""
+    for module in network.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()
+
+
 def count_parameters(network: nn.Module) -> int:
     """Number of trained values."""
     return sum(p.numel() for p in network.parameters())

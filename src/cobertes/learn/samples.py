@@ -195,12 +195,14 @@ class Sampler:
         drawn = np.searchsorted(ends / ends[-1], (np.arange(count) + rng.random()) / count)
         return rng.permutation(some[drawn])
 
-    def size(self, epoch: int, batch: int) -> int:
-        """Side of the windows of a batch, in pixels."""
-        if len(self.windows) == 1:
-            return self.windows[0]
+    def size(self, epoch: int, batch: int, *, in_last_part: bool) -> int:
+        """Side of the windows of a batch, in pixels; whether that lies in the last part of the training."""
+        sizes = self.windows
+        if self.settings.window_order == "small-first" and len(sizes) > 1:
+            largest = max(sizes)
+            sizes = (largest,) if in_last_part else tuple(size for size in sizes if size < largest)
         rng = np.random.default_rng((self.settings.seed, epoch, 0, 1 + batch))
-        return self.windows[int(rng.integers(len(self.windows)))]
+        return sizes[int(rng.integers(len(sizes)))]
 
     def sample(
         self, inputs: Inputs, epoch: int, position: int, tile: int, size: int, into: Batch | None = None
@@ -360,11 +362,18 @@ def count_batches(samples: int, batch_size: int) -> int:
 
 
 def batches(
-    sampler: Sampler, inputs: Inputs, epoch: int, batch_size: int, part: tuple[int, int] = (0, 1)
+    sampler: Sampler,
+    inputs: Inputs,
+    epoch: int,
+    batch_size: int,
+    part: tuple[int, int] = (0, 1),
+    *,
+    in_last_part: bool = False,
 ) -> Iterator[Batch]:
     """The batches of an epoch, read ahead by threads; the next batch may take the memory of this one.
 
-    part   of each batch: one of how many
+    part          of each batch: one of how many
+    in_last_part  whether the epoch is in the last part of a training, see `Sampler.size`
     """
     order = sampler.epoch(epoch)
     # near-equal batches: a last batch of one small window would be too little for batch norm
@@ -381,7 +390,7 @@ def batches(
 
     def tasks() -> Iterator[list[tuple[Batch, int, int]]]:
         for number, group in enumerate(groups):
-            size = sampler.size(epoch, number)
+            size = sampler.size(epoch, number, in_last_part=in_last_part)
             positions = (group[:, None] * most + np.arange(sampler.instead(size))).ravel()
             batch = memory(len(positions), size)
             yield [(batch, slot, int(position)) for slot, position in enumerate(positions)]

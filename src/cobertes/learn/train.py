@@ -25,14 +25,14 @@ from cobertes.learn.device import add_up, as_the_leader, start_together
 from cobertes.learn.history import Epoch, best_epoch, finite, stands_still, time_is_up, write_history
 from cobertes.learn.infer import Forward, HeldOut, each_season, judge
 from cobertes.learn.modelfile import MODEL_FILE, ModelHeader, save_model
-from cobertes.learn.network import Network, build_network, count_parameters, freeze
+from cobertes.learn.network import Network, build_network, count_parameters, freeze, hold_batch_norm
 from cobertes.learn.plan import TrainingPlan
 from cobertes.learn.pretrained import RANDOM, load_pretrained
 from cobertes.learn.samples import Batch, batches, count_batches
 from cobertes.learn.schedule import Schedule
 from cobertes.learn.step import StepChoice, choose_step
 from cobertes.progress import SILENT, Progress
-from cobertes.settings import TrainSettings
+from cobertes.settings import LAST_PART, TrainSettings
 
 log = logging.getLogger(__name__)
 
@@ -115,13 +115,14 @@ def _begin(plan: TrainingPlan, checkpoints: Path, progress: Progress) -> "_Loop"
     chosen = cast("StepChoice", together.broadcast(chosen))
     precision = chosen.precision
     fabric = start_together(settings.device, precision, some_idle=settings.freeze_encoder > 0)
+    between = ", then " if settings.window_order == "small-first" else " or "
     log.info(
         "%s with encoder %s, %.1f million parameters, on %s in %s (%s); %d windows of %s px per epoch, "
         "in batches of %d%s",
         plan.network.architecture.replace("unet", "U-Net"), plan.network.encoder,
         count_parameters(network) / 1e6, fabric.device.type, precision,
         "as before" if "precision" in kept else chosen.why_precision,
-        len(plan.sampler), " or ".join(map(str, plan.sampler.windows)), chosen.batch,
+        len(plan.sampler), between.join(map(str, plan.sampler.windows)), chosen.batch,
         f" ({'as before' if 'batch_size' in kept else chosen.why_batch})" if settings.batch_size == "auto" else "",
     )  # fmt: skip
 
@@ -232,13 +233,18 @@ def _train_epoch(loop: _Loop, epoch: int) -> Epoch:
     plan, settings, model, optimizer = loop.plan, loop.plan.settings, loop.model, loop.optimizer
     model.train()
     freeze(loop.network, epoch <= settings.freeze_encoder)
+    last_part = loop.share_over(epoch - 1) >= 1 - LAST_PART
+    if last_part and settings.window_order == "small-first" and len(plan.sampler.windows) > 1:
+        hold_batch_norm(loop.network)  # large windows are few in a batch, too few to say what is usual
     fabric, (rank, processes) = loop.fabric, (loop.fabric.global_rank, loop.fabric.world_size)
     torch.manual_seed(settings.seed + 1_000_003 * epoch + rank)  # for dropout, where an encoder has it
     unit = loop.batch_size * plan.window**2  # gradients are of sums over pixels; in this unit they keep their size
     begin, waited, total, weight = time.monotonic(), 0.0, 0.0, 0.0
     count = count_batches(len(plan.sampler), loop.batch_size)
     with loop.progress.bar(f"epoch {epoch}", len(plan.sampler), "tiles") as advance:
-        feed = batches(plan.sampler, plan.inputs, epoch, loop.batch_size, (rank, processes))
+        feed = batches(
+            plan.sampler, plan.inputs, epoch, loop.batch_size, (rank, processes), in_last_part=last_part
+        )
         for first in range(0, count, settings.accumulate):
             loop.schedule.step(loop.share_over(epoch - 1 + first / count))
             sums, kept = torch.zeros(3, dtype=torch.float64), None  # loss, weight of its pixels, not finite
