@@ -120,7 +120,7 @@ def test_a_small_project_is_learnt_in_seconds(project, tmp_path):
     for record in records:
         assert record.keys() == {
             "epoch", "loss", "validation_loss", "miou", "mean_dice", "overall_accuracy", "learning_rate",
-            "seconds", "elapsed", "tiles_per_second", "waiting_share",
+            "window", "seconds", "elapsed", "tiles_per_second", "waiting_share",
         }  # fmt: skip
         assert 0 <= record["waiting_share"] <= 1
 
@@ -210,9 +210,13 @@ def test_batch_norm_is_kept_where_large_windows_come_last(project, tmp_path, mon
     gathered = {}
 
     def keep(record):
-        state = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=False)["model"]
-        gathered[record["epoch"]] = {k: v for k, v in state.items() if "running" in k}
-        gathered[record["epoch"], "weights"] = state["head.weight"]
+        state = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=False)
+        for name, kept in (
+            (record["epoch"], state["model"]),
+            (f"average {record['epoch']}", state["averaged"]["model"]),
+        ):
+            gathered[name] = {k: v for k, v in kept.items() if "running" in k}
+        gathered[record["epoch"], "weights"] = state["model"]["head.weight"]
 
     plan = plan_of(project, epochs=8, window=[8, 16])
     train_model(plan, tmp_path / "run", report=keep)
@@ -222,10 +226,11 @@ def test_batch_norm_is_kept_where_large_windows_come_last(project, tmp_path, mon
     def same(a, b):
         return all(torch.equal(gathered[a][name], gathered[b][name]) for name in gathered[a])
 
-    assert same(6, 7)
+    assert same("average 6", 7)
     assert same(7, 8)
     assert not same(5, 6)
     assert not torch.equal(gathered[7, "weights"], gathered[8, "weights"])
+    assert [record["window"] for record in read_history(tmp_path / "run" / "metrics.jsonl")] == 6 * [8] + 2 * [16]
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "one-cycle"])

@@ -195,12 +195,16 @@ class Sampler:
         drawn = np.searchsorted(ends / ends[-1], (np.arange(count) + rng.random()) / count)
         return rng.permutation(some[drawn])
 
+    def sizes(self, in_last_part: bool) -> tuple[int, ...]:
+        """Sides that the windows of an epoch may have, in pixels; whether it is in the last part of a training."""
+        if self.settings.window_order == "random" or len(self.windows) == 1:
+            return self.windows
+        largest = max(self.windows)
+        return (largest,) if in_last_part else tuple(size for size in self.windows if size < largest)
+
     def size(self, epoch: int, batch: int, *, in_last_part: bool) -> int:
-        """Side of the windows of a batch, in pixels; whether that lies in the last part of the training."""
-        sizes = self.windows
-        if self.settings.window_order == "small-first" and len(sizes) > 1:
-            largest = max(sizes)
-            sizes = (largest,) if in_last_part else tuple(size for size in sizes if size < largest)
+        """Side of the windows of a batch."""
+        sizes = self.sizes(in_last_part)
         rng = np.random.default_rng((self.settings.seed, epoch, 0, 1 + batch))
         return sizes[int(rng.integers(len(sizes)))]
 
@@ -373,7 +377,7 @@ def batches(
     """The batches of an epoch, read ahead by threads; the next batch may take the memory of this one.
 
     part          of each batch: one of how many
-    in_last_part  whether the epoch is in the last part of a training, see `Sampler.size`
+    in_last_part  whether the epoch is in the last part of a training, see `Sampler.sizes`
     """
     order = sampler.epoch(epoch)
     # near-equal batches: a last batch of one small window would be too little for batch norm

@@ -234,8 +234,12 @@ def _train_epoch(loop: _Loop, epoch: int) -> Epoch:
     model.train()
     freeze(loop.network, epoch <= settings.freeze_encoder)
     last_part = loop.share_over(epoch - 1) >= 1 - LAST_PART
-    if last_part and settings.window_order == "small-first" and len(plan.sampler.windows) > 1:
+    window = max(plan.sampler.sizes(last_part))
+    if last_part and window > max(plan.sampler.sizes(False)):
         hold_batch_norm(loop.network)  # large windows are few in a batch, too few to say what is usual
+        if loop.history and loop.history[-1]["window"] < window:
+            # what batch norm has seen last is as chancy as the last weights: their averages are steady
+            loop.network.load_state_dict(loop.averaged.model.state_dict())
     fabric, (rank, processes) = loop.fabric, (loop.fabric.global_rank, loop.fabric.world_size)
     torch.manual_seed(settings.seed + 1_000_003 * epoch + rank)  # for dropout, where an encoder has it
     unit = loop.batch_size * plan.window**2  # gradients are of sums over pixels; in this unit they keep their size
@@ -282,6 +286,7 @@ def _train_epoch(loop: _Loop, epoch: int) -> Epoch:
         "epoch": epoch,
         "loss": total / weight if weight else float("nan"),
         "learning_rate": optimizer.param_groups[0]["lr"],
+        "window": window,
         "seconds": seconds,
         "tiles_per_second": len(plan.sampler) / seconds,
         "waiting_share": waited / seconds,
