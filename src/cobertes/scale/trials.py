@@ -11,7 +11,6 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -112,15 +111,16 @@ def _own_folder(trials: Path, trial: str) -> Path:
         if read_json(known)["id"] == trial:
             return known.parent
     trials.mkdir(parents=True, exist_ok=True)
-    for number in count(1):
+    number = 1
+    while True:
         folder = trial_folder(trials.parent, number)
         try:
             folder.mkdir()
-        except FileExistsError:  # of a trial that begins at the same time
+        except FileExistsError:  # of another trial
+            number += 1
             continue
         write_json(folder / "trial.json", {"id": trial, "drawn": {}})
         return folder
-    raise AssertionError("numbers do not end")
 
 
 @dataclass(frozen=True)
