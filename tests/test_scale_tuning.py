@@ -196,6 +196,7 @@ def kill_a_node(cluster, search, killed):
         time.sleep(0.05)
 
 
+@pytest.mark.slow  # minutes: Ray takes its time to notice that a node is gone
 def test_a_search_that_is_interrupted_and_loses_a_node_finds_the_same(tmp_path, cluster):
     project, search = project_in(tmp_path), tmp_path / "search"
 
