@@ -141,7 +141,7 @@ class Run:
                 self._forget(stage)
             with self._old_model_kept(retrain) if stage == "train" and self.leads else nullcontext():
                 made_from = self._fingerprint(stage)  # before: what changes meanwhile is not in what is made
-                if self.leads:  # what is left half done is not up to date, whatever the settings are then
+                if self.leads and stage in read_notes(self.files):  # half done, it is not up to date any more
                     write_note(self.files, stage, fingerprint=None)
                 made = self._make(stage)
             if self.leads:
