@@ -563,7 +563,7 @@ def test_ctrl_c_during_training_stops_cleanly_and_the_same_command_goes_on(place
     while time.monotonic() < deadline and not (metrics.exists() and metrics.read_text()):
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
-    _, told = process.communicate(timeout=60)
+    _, told = process.communicate(timeout=180)
     assert process.returncode == 130, told
     assert told.splitlines()[-1].startswith("error: interrupted; nothing is half-written.")
     assert "Traceback" not in told
