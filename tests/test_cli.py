@@ -554,7 +554,7 @@ def start(*arguments):
 def test_ctrl_c_during_training_stops_cleanly_and_the_same_command_goes_on(place):
     project = write_project(place)
     text = PROJECT.format(area="", tiles="", split="", train="", predict="")
-    project.write_text(text.replace("epochs = 8", "epochs = 50").replace("samples = 64", "samples = 16"))
+    project.write_text(text.replace("epochs = 8", "epochs = 30").replace("samples = 64", "samples = 16"))
     for stage in ("labels", "tiles"):
         assert call("run", project, "--only", stage).exit_code == 0
     process = start("run", project, "--only", "train")
@@ -570,11 +570,11 @@ def test_ctrl_c_during_training_stops_cleanly_and_the_same_command_goes_on(place
     assert not (place / "runs" / "small" / "model.safetensors").exists()
     assert not has_partial(place)
     epochs = len(metrics.read_text().splitlines())
-    assert 0 < epochs < 50
+    assert 0 < epochs < 30
     done = call("run", project, "--only", "train")
     assert done.exit_code == 0, done.stderr
     assert f"going on after epoch {epochs}\n" in done.stderr
-    assert len(metrics.read_text().splitlines()) == 50
+    assert len(metrics.read_text().splitlines()) == 30
 
 
 def test_a_real_process_keeps_results_and_messages_apart(trained, tmp_path):

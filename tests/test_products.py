@@ -17,7 +17,7 @@ from cobertes.apply.products import (
     PROBABILITIES,
     PRODUCTS,
     SECOND,
-    Products,
+    describe_pixels,
 )
 from cobertes.labels.legend import Legend
 
@@ -35,13 +35,9 @@ def described(
     logits: NDArray[np.float32], valid: NDArray[np.bool_], temperature: float = 1.0
 ) -> Mapping[str, NDArray[np.uint8]]:
     """All products of (height, width, classes)."""
-    classes = logits.shape[2]
-    rasters = {
-        name: np.full((classes if name == PROBABILITIES else 1, *valid.shape), 77, np.uint8) for name in PRODUCTS
-    }
-    counts = Products(rasters, legend_of(classes), temperature).write(slice(None), slice(None), logits, valid)
-    assert np.array_equal(counts, np.bincount(rasters[MAP].ravel(), minlength=256))
-    return rasters
+    made, counts = describe_pixels(logits, valid, PRODUCTS, legend_of(logits.shape[2]), temperature)
+    assert np.array_equal(counts, np.bincount(made[MAP].ravel(), minlength=256))
+    return made
 
 
 def shares_of(logits: NDArray[np.float32], temperature: float) -> NDArray[np.float64]:
