@@ -332,8 +332,9 @@ def test_the_largest_windows_come_last(tmp_path):
     for last, sizes in ((False, {8, 12}), (True, {16})):
         drawn = batches(sampler, EXACT, 1, 4, in_last_part=last)
         assert {x.shape[-1] for x, _, _ in drawn} == sizes
-    alone = project.sampler(window=16, samples=8)
-    assert {x.shape[-1] for x, _, _ in batches(alone, EXACT, 1, 4)} == {16}
+    for alone in (16, (16, 16)):
+        sampler = project.sampler(window=alone, samples=8)
+        assert {x.shape[-1] for x, _, _ in batches(sampler, EXACT, 1, 4)} == {16}
 
 
 def test_smaller_windows_come_in_numbers_that_have_the_pixels_of_the_largest(tmp_path):

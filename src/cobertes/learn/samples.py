@@ -197,10 +197,11 @@ class Sampler:
 
     def sizes(self, in_last_part: bool) -> tuple[int, ...]:
         """Sides that the windows of an epoch may have, in pixels; whether it is in the last part of a training."""
-        if self.settings.window_order == "random" or len(self.windows) == 1:
-            return self.windows
         largest = max(self.windows)
-        return (largest,) if in_last_part else tuple(size for size in self.windows if size < largest)
+        smaller = tuple(size for size in self.windows if size < largest)
+        if self.settings.window_order == "random" or not smaller:
+            return self.windows
+        return (largest,) if in_last_part else smaller
 
     def size(self, epoch: int, batch: int, *, in_last_part: bool) -> int:
         """Side of the windows of a batch."""
