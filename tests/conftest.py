@@ -72,3 +72,15 @@ def cluster():
     finally:
         ray.shutdown()
         found.shutdown()
+
+
+@pytest.fixture
+def one_thread():
+    """Torch in one thread, its random numbers from the same seed."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    yield
+    torch.set_num_threads(before)

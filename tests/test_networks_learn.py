@@ -37,13 +37,7 @@ SIDE, CLASSES = 64, 3
 CPU = TrainSettings(precision="fp32", device="cpu")
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def network(name, channels=3):

@@ -11,13 +11,7 @@ from cobertes.learn.unet import UNet, UNetSettings
 BACKBONES = ("resnet18", "resnet50", "efficientnet_b0")
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def tiny(channels=3, classes=4, **options):
