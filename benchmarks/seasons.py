@@ -8,14 +8,12 @@ scene in place of their own. The same ground, epochs and samples for all; prints
 are not repeated.
 """
 
-import argparse
 import dataclasses
 import logging
 from pathlib import Path
 
-import numpy as np
 import torch
-from variants import merged, parse, train
+from variants import merged, options, parse, run_until, spread
 
 from cobertes.geo.scene import Scene
 from cobertes.learn.infer import each_season, judge, plan_blocks
@@ -59,21 +57,9 @@ def score(folder: Path, shown: dict[str, dict[str, Scene]]) -> float:
     return matrix.miou
 
 
-def spread(values: list[float] | None) -> str:
-    """Mean and standard deviation over the seeds."""
-    if values is None:
-        return "–"
-    return f"{np.mean(values):.3f} ± {np.std(values, ddof=1) if len(values) > 1 else 0:.3f}"
-
-
 def main() -> None:
     """Train all ways with all seeds and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("project", type=Path)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--out", type=Path, required=True)
-    arguments = parser.parse_args()
+    arguments = options(__doc__).parse_args()
     logging.basicConfig(level=logging.WARNING, format="  %(message)s")
     project = load_project(arguments.project)
     seasons = project.seasons
@@ -82,7 +68,7 @@ def main() -> None:
     for seed in arguments.seeds:
         for name, changes in WAYS.items():
             folder = arguments.out / f"{name.replace(', ', '-')}-{seed}"
-            train(merged(project, parse(f"{name}: {changes}")[1], seed, arguments.epochs), folder)
+            run_until("train", merged(project, parse(f"{name}: {changes}")[1], seed, arguments.epochs), folder)
             found.setdefault((name, "all"), []).append(score(folder, scenes))
             if name == "stack":
                 continue
@@ -91,7 +77,8 @@ def main() -> None:
                 found.setdefault((name, season), []).append(score(folder, alone))
         for season in seasons:
             folder = arguments.out / f"{season}-{seed}"
-            train(merged(with_scenes(project, {season: season}), {}, seed, arguments.epochs), folder)
+            one = merged(with_scenes(project, {season: season}), {}, seed, arguments.epochs)
+            run_until("train", one, folder)
             for shown in seasons:
                 other = {area: {season: by_season[shown]} for area, by_season in scenes.items()}
                 found.setdefault((f"{season} alone", shown), []).append(score(folder, other))
@@ -99,11 +86,8 @@ def main() -> None:
     print("| learnt from | " + " | ".join(f"judged on {column}" for column in columns) + " |")
     print("|---" * (1 + len(columns)) + "|")
     for name in dict.fromkeys(name for name, _ in found):
-        cells = [found.get((name, column)) for column in columns]
-        texts = [
-            "–" if c is None else f"{np.mean(c):.3f} ± {np.std(c, ddof=min(1, len(c) - 1)):.3f}" for c in cells
-        ]
-        print(f"| {name} | " + " | ".join(texts) + " |")
+        cells = [spread(found[name, column]) if (name, column) in found else "–" for column in columns]
+        print(f"| {name} | " + " | ".join(cells) + " |")
 
 
 if __name__ == "__main__":

@@ -20,9 +20,10 @@ from cobertes.learn.device import start
 from cobertes.learn.losses import CROSS_ENTROPY
 from cobertes.learn.network import build_network, count_parameters
 from cobertes.learn.unet import UNetSettings
+from cobertes.settings import SCRATCH
 
 CHANNELS, CLASSES = 10, 12
-ENCODERS = {"scratch, width 24": ("scratch", 24), "ResNet18": ("resnet18", 32), "ResNet50": ("resnet50", 32)}
+NETWORKS = {"scratch, width 32, depth 2": SCRATCH, "ResNet18": "resnet18", "ResNet50": "resnet50"}
 
 
 def time_steps(step: Callable[[], None], steps: int, device: str) -> float:
@@ -53,11 +54,11 @@ def plain(batch: int, size: int, device: str) -> Callable[[], None]:
 
 
 def ours(
-    encoder: str, width: int, precision: str, compiled: bool, batch: int, size: int, device: str
+    encoder: str, precision: str, compiled: bool, batch: int, size: int, device: str
 ) -> tuple[Callable[[], None], float]:
     """A step as `cobertes run` makes it, and the millions of parameters."""
     fabric = start(device, precision)
-    model = build_network(UNetSettings(CHANNELS, CLASSES, encoder, width)).to(memory_format=torch.channels_last)
+    model = build_network(UNetSettings(CHANNELS, CLASSES, encoder)).to(memory_format=torch.channels_last)
     parameters = count_parameters(model) / 1e6
     if compiled:
         model.compile()
@@ -97,11 +98,11 @@ def main() -> None:
     )
     print("| network | million parameters | how | Mpx/s | beside the plain loop |\n|---|---|---|---|---|")
     print(f"| smp Unet, ResNet50 | | fp32, channels first | {base:.3f} | 1.0 |", flush=True)
-    for name, (encoder, width) in ENCODERS.items():
+    for name, encoder in NETWORKS.items():
         for precision in ("fp32", "bf16"):
             for compiled in (False, True) if arguments.compiled else (False,):
                 torch._dynamo.reset()
-                step, parameters = ours(encoder, width, precision, compiled, *shape)
+                step, parameters = ours(encoder, precision, compiled, *shape)
                 speed = mpx / time_steps(step, arguments.steps, arguments.device)
                 how = f"{precision}, channels last{', compiled' if compiled else ''}"
                 print(f"| {name} | {parameters:.1f} | {how} | {speed:.3f} | {speed / base:.1f} |", flush=True)

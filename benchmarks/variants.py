@@ -11,7 +11,6 @@ Finished runs are not repeated.
 
 import argparse
 import dataclasses
-import json
 import logging
 import platform
 import tomllib
@@ -20,8 +19,10 @@ from typing import Any
 
 import numpy as np
 
+from cobertes.learn.history import best_epoch, read_history
 from cobertes.project import Project, load_project
 from cobertes.run import Run
+from cobertes.runfolder import RunFolder
 from cobertes.settings import Settings
 
 SCORES = ("miou", "overall_accuracy")
@@ -44,22 +45,35 @@ def merged(project: Project, changes: dict[str, Any], seed: int, epochs: int) ->
     return dataclasses.replace(project, settings=Settings.model_validate(settings))
 
 
-def train(project: Project, folder: Path) -> list[dict[str, float]]:
-    """The epochs of one run, trained where they are not there yet."""
+def run_until(stage: str, project: Project, folder: Path) -> RunFolder:
+    """A run up to a stage, ``tiles`` or ``train``; what is there is not made again."""
     run = Run(project, folder, tell=lambda stage, text: print(f"  {stage}: {text}", flush=True))
-    for stage in ("labels", "tiles", "train"):
-        run.run(only=stage)
-    return [json.loads(line) for line in run.files.metrics.read_text(encoding="utf-8").splitlines()]
+    for each in ("labels", "tiles", "train"):
+        run.run(only=each)
+        if each == stage:
+            break
+    return run.files
+
+
+def options(description: str | None) -> argparse.ArgumentParser:
+    """What a comparison of trainings is asked for: project, seeds, epochs and where the runs go."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("project", type=Path)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--out", type=Path, required=True)
+    return parser
+
+
+def spread(values: list[float]) -> str:
+    """Mean and standard deviation over the seeds."""
+    return f"{np.mean(values):.3f} ± {np.std(values, ddof=1) if len(values) > 1 else 0:.3f}"
 
 
 def main() -> None:
     """Train every variant with every seed and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("project", type=Path)
+    parser = options(__doc__)
     parser.add_argument("--variant", action="append", required=True, type=parse)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="  %(message)s")
     project = load_project(arguments.project)
@@ -68,8 +82,8 @@ def main() -> None:
         for name, changes in arguments.variant:
             print(f"seed {seed}, {name}", flush=True)
             one = merged(project, changes, seed, arguments.epochs)
-            epochs = train(one, arguments.out / f"{name}-{seed}")
-            best = max(epochs, key=lambda record: record["miou"])
+            epochs = read_history(run_until("train", one, arguments.out / f"{name}-{seed}").metrics)
+            best = best_epoch(epochs)
             seconds = float(np.mean([record["seconds"] for record in epochs[1:] or epochs]))
             found.setdefault(name, []).append(best | {"seconds": seconds})
             print(f"  mIoU {best['miou']:.3f} in epoch {best['epoch']:.0f}", flush=True)
@@ -77,10 +91,10 @@ def main() -> None:
     print("| variant | " + " | ".join(f"mIoU, seed {seed}" for seed in arguments.seeds), end="")
     print(" | mIoU | overall accuracy | s / epoch |\n|" + "---|" * (len(arguments.seeds) + 4))
     for name, runs in found.items():
-        miou, accuracy = (np.array([run[key] for run in runs]) for key in SCORES)
-        spread = [f"{v.mean():.3f} ± {v.std(ddof=1) if len(v) > 1 else 0:.3f}" for v in (miou, accuracy)]
+        miou, accuracy = ([run[key] for run in runs] for key in SCORES)
         seconds = float(np.mean([run["seconds"] for run in runs]))
-        print(f"| {name} | " + " | ".join(f"{v:.3f}" for v in miou), *spread, f"{seconds:.1f} |", sep=" | ")
+        each = " | ".join(f"{v:.3f}" for v in miou)
+        print(f"| {name} | {each} | {spread(miou)} | {spread(accuracy)} | {seconds:.1f} |")
 
 
 if __name__ == "__main__":

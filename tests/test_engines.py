@@ -1,6 +1,7 @@
 """Engines: the same answer whatever runs the network, and a clear word where something is missing."""
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -138,6 +139,20 @@ def test_engines_agree_in_fp32(tmp_path, engine, size):
     torch.testing.assert_close(other.logits(x[:2]), expected[:2], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(other.logits(torch.cat([x, x]))[3:], expected, rtol=1e-4, atol=1e-4)
     assert len(expected.argmax(1).unique()) > 3
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="only Linux tells a thread's processors")
+@pytest.mark.parametrize("engine", ["torch", "openvino", "onnx"])
+def test_no_thread_is_bound_to_one_processor(tmp_path, engine):
+    """Else two processes on one machine, as workers of a cluster are, compute on the same one."""
+    pytest.importorskip({"openvino": "openvino", "onnx": "onnxruntime"}.get(engine, "torch"))
+    allowed = os.sched_getaffinity(0)
+    if len(allowed) < 2:
+        pytest.skip("there is only one processor")
+    engine = open_engine(model_in(tmp_path), device="cpu", precision="fp32", engine=engine, threads=1)
+    engine.logits(windows())
+    bound = {task for task in os.listdir("/proc/self/task") if os.sched_getaffinity(int(task)) != allowed}
+    assert not bound
 
 
 @pytest.mark.parametrize(("engine", "precision"), [("torch", "fp32"), ("torch", "bf16"), ("openvino", "fp32"), ("openvino", "bf16"), ("onnx", "fp32")])  # fmt: skip

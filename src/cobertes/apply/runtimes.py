@@ -164,6 +164,7 @@ def openvino_forward(convert: Callable[[Shape], Any], precision: str, threads: i
     ready: dict[Shape, tuple[int, Any]] = {}
     settings: dict[str, Any] = {
         "INFERENCE_PRECISION_HINT": OPENVINO_TYPES[precision], "PERFORMANCE_HINT": "LATENCY",
+        "ENABLE_CPU_PINNING": False,  # else the first threads of every process on a machine share one processor
     }  # fmt: skip
     if threads is not None:
         settings["INFERENCE_NUM_THREADS"] = threads
