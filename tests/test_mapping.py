@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
 
@@ -22,7 +23,14 @@ from cobertes.apply import predict, work
 from cobertes.apply.engine import Engine
 from cobertes.apply.mapping import ahead, batches, read_in_order
 from cobertes.apply.predict import predict_map
-from cobertes.errors import CobertesError, GridMismatchError, InputFileError, SettingsError, StorageError
+from cobertes.errors import (
+    CobertesError,
+    GridMismatchError,
+    InputFileError,
+    OutputExistsError,
+    SettingsError,
+    StorageError,
+)
 from cobertes.geo import ledger
 from cobertes.geo.clip import open_clip
 from cobertes.geo.scene import Scene, open_scene
@@ -183,6 +191,40 @@ def test_rows_of_other_settings_are_never_mixed_in(tmp_path, scene, change):
     run(scene, tmp_path / "out", resume="if-same", **change)
     run(scene, tmp_path / "new", **change)
     assert contents(tmp_path / "out") == contents(tmp_path / "new")
+
+
+@pytest.mark.parametrize("change", [{"nodata": 5.0}, {"bands": (1, 0)}])
+def test_rows_that_were_read_otherwise_are_never_mixed_in(tmp_path, scene, change):
+    with pytest.raises(KeyboardInterrupt):
+        run(scene, tmp_path / "out", progress=StoppedAfter(8, interrupt))
+    bands = scene["scene"].bands
+    if "bands" in change:  # of the same names
+        change = {"bands": tuple(replace(a, index=b.index) for a, b in zip(bands, bands[::-1], strict=True))}
+    with pytest.raises(SettingsError, match="begun with other inputs, settings or engine"):
+        run({"scene": replace(scene["scene"], **change)}, tmp_path / "out", resume="yes")
+
+
+def test_a_clip_of_several_files_is_another_one_where_one_of_them_changes(tmp_path, scene):
+    wanted = np.ones(SHAPE, np.uint8)
+    write_raster(tmp_path / "wanted.tif", wanted, grid_at(*SHAPE), nodata=0)
+    rasterio.shutil.copy(tmp_path / "wanted.tif", tmp_path / "clip.vrt", driver="VRT")
+    with pytest.raises(KeyboardInterrupt):
+        run(scene, tmp_path / "out", clip=tmp_path / "clip.vrt", progress=StoppedAfter(8, interrupt))
+    wanted[:, 60:] = 0
+    write_raster(tmp_path / "wanted.tif", wanted, grid_at(*SHAPE), nodata=0)
+    with pytest.raises(SettingsError, match="begun with other inputs"):
+        run(scene, tmp_path / "out", clip=tmp_path / "clip.vrt", resume="yes")
+
+
+def test_an_item_that_is_there_is_kept_unless_asked(tmp_path, scene):
+    item = tmp_path / "map.json"
+    item.write_text("mine")
+    for resume in ("no", "yes"):
+        with pytest.raises(OutputExistsError, match="map.json exists"):
+            run(scene, tmp_path / "out", stac=item, resume=resume)
+    assert item.read_text() == "mine"
+    run(scene, tmp_path / "out", stac=item, overwrite=True)
+    assert json.loads(item.read_text())["id"] == "map"
 
 
 # --- parts of a scene --------------------------------------------------------------------------------------

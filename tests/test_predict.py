@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import rasterio
 import torch
 
 from cobertes.apply.engine import open_engine
-from cobertes.apply.predict import predict_map
+from cobertes.apply.predict import name_seasons, predict_map
 from cobertes.apply.products import NO_CONFIDENCE
 from cobertes.errors import (
     BandMismatchError,
@@ -160,6 +161,16 @@ def test_nan_counts_as_not_observed(tmp_path):
     expected = code_at(*coordinates((40, 50)))
     expected[3:9, 4:30] = 0
     np.testing.assert_array_equal(read_raster(tmp_path / "map.tif"), expected)
+
+
+def test_where_no_file_says_what_is_empty_the_model_s_scenes_do(tmp_path):
+    values = coordinates((40, 50)).astype(np.uint16)
+    values[:, :, :20] = 65535
+    trained = replace(engine_of(), header=replace(header_of(), scene_nodata=65535.0))
+    made = predict_map(trained, scene_of(tmp_path, values=values), tmp_path / "map.tif")
+    assert made.counts[0] == 40 * 20
+    says = scene_of(tmp_path, values=values, name="says.tif", nodata=7)
+    assert name_seasons(says, trained)["scene"].nodata == 7
 
 
 def test_bounds_give_exactly_the_full_map_s_pixels_there(tmp_path):

@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from cobertes.geo.clip import Clip, open_clip
 from cobertes.geo.grid import bounds_window, crop, describe, pixel_hectares, require_same_grid, source_files, whole
 from cobertes.geo.ledger import LEDGER, Ledger, Resume, discard, take_up
 from cobertes.geo.pages import release
-from cobertes.geo.raster import check_not_input, new_raster, partial_folder
+from cobertes.geo.raster import check_not_input, check_writable, new_raster, partial_folder
 from cobertes.geo.scene import Scene
 from cobertes.geo.windows import Window
 from cobertes.labels.legend import CODES, Legend
@@ -74,7 +74,8 @@ def default_overlap(window: int) -> int:
 def name_seasons(scenes: Mapping[str, Scene], engine: Engine) -> dict[str, Scene]:
     """The scenes in the model's order; a single scene without a season is that of a one-season model.
 
-    A season may be missing where the model was trained to do without (`Inputs.check`).
+    A season may be missing where the model was trained to do without (`Inputs.check`). Where nothing says which
+    value empty pixels have, it is that of the model's scenes.
     """
     seasons = engine.header.inputs.seasons
     named = dict(scenes)
@@ -84,7 +85,12 @@ def name_seasons(scenes: Mapping[str, Scene], engine: Engine) -> dict[str, Scene
     missing = [season for season in seasons if season not in named]
     if missing:
         log.info("no scene of season %s: the map is made without it", ", ".join(missing))
-    return {season: named[season] for season in seasons if season in named}
+    nodata = engine.header.scene_nodata
+    return {
+        season: named[season] if named[season].nodata is not None else replace(named[season], nodata=nodata)
+        for season in seasons
+        if season in named
+    }
 
 
 def predict_map(
@@ -135,6 +141,8 @@ def predict_map(
     scenes = name_seasons(scenes, engine)
     inputs = [file for scene in scenes.values() for file in scene.files]
     _check_files([*paths.values(), *filter(None, [stac])], [*inputs, *filter(None, [clip])])
+    if stac is not None:  # an interrupted pass has none yet: it is written last
+        check_writable(stac, overwrite=overwrite)
     require_same_grid((scene.files[0], scene.grid) for scene in scenes.values())
     grid = next(iter(scenes.values())).grid
     region, clipped = _wanted(grid, bounds, clip)
@@ -146,7 +154,9 @@ def predict_map(
         engine.how, engine.identity, engine.temperature, describe(grid),
         {season: [stamp(file) for path in scene.files for file in source_files(path)]
          for season, scene in scenes.items()},
-        [str(region), stamp(clip) if clip else None, size, overlap, blend, batch],
+        [[scene.nodata, [[band.name, band.index] for band in scene.bands]] for scene in scenes.values()],
+        [stamp(file) for file in source_files(str(clip))] if clip else None,
+        [str(region), size, overlap, blend, batch],
         {name: str(path.resolve()) for name, path in paths.items()},
     )  # fmt: skip
     sums = {"written": CODES, "windows": 2}

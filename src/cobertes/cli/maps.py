@@ -93,7 +93,7 @@ def predict(
     if not resume:
         check_writable(out, overwrite=overwrite)
     if stac is not None:
-        check_writable(stac, overwrite=overwrite or resume)
+        check_writable(stac, overwrite=overwrite)
     choose(engine, device, precision)  # before minutes of quantisation
     for one in models if precision == "int8" else ():
         make_int8_of(one, console.progress)
@@ -107,7 +107,7 @@ def predict(
     with computing(ray, threads) as compute:
         made = predict_map(
             running,
-            open_scenes(scenes, running.header.inputs.bands, running.header.scene_nodata),
+            open_scenes(scenes, running.header.inputs.bands),
             out,
             confidence=confidence,
             probabilities=probabilities,
