@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -20,7 +21,7 @@ import torch
 from shapely.geometry import Polygon, box
 
 from cobertes.apply import predict, work
-from cobertes.apply.engine import Engine
+from cobertes.apply.engine import Engine, Recipe
 from cobertes.apply.mapping import ahead, batches, read_in_order
 from cobertes.apply.predict import predict_map
 from cobertes.errors import (
@@ -100,10 +101,28 @@ def run(scene, folder, engine=ENGINE, **options):
 def test_memory_threads_and_columns_change_no_byte(tmp_path, scene, blend):
     run(scene, tmp_path / "a", blend=blend)
     with patch.object(work, "LEAST_CARRIED_MB", 0.02), patch.object(work, "READ_THREADS", 7):
-        budget = work.Budget.of(700, work.WindowPlan.of(SHAPE, 32, 8, blend), 4, 2, 10)
+        budget = work.Budget.of(700, work.WindowPlan.of(SHAPE, 32, 8, blend), 4, ENGINE)
         assert budget.groups == (1 if blend == "interior" else 2)
         run(scene, tmp_path / "b", blend=blend, memory=700)
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
+
+
+def test_memory_is_counted_for_all_models_and_seasons_that_are_in_it(caplog):
+    plan = work.WindowPlan.of((3000, 3000), 256, 64, "interior")
+
+    def needed(engine, memory=0):
+        caplog.clear()
+        work.Budget.of(memory, plan, 8, engine)
+        return int(re.search(r"take about (\d+) MB", caplog.text)[1])
+
+    one = engine_of(seasons=("april", "august"))
+    each = replace(one, header=replace(one.header, inputs=replace(one.header.inputs, mode="separate")))
+    pixels = 8 * 256**2 / 2**20
+    assert needed(each) == needed(one), "a window has the channels of all seasons"
+    three = replace(one, members=(one.header,) * 3)
+    assert needed(three) - needed(one) == pytest.approx(2 * pixels * (work.FORWARD_BYTES + 4 * 4 * 4), abs=1)
+    gpu = replace(one, recipes=(Recipe(Path("model"), "cuda", "bf16", "torch", "none", None),))
+    assert needed(one) - needed(gpu) == pytest.approx(pixels * work.FORWARD_BYTES, abs=1)
 
 
 def test_a_window_s_answer_does_not_depend_on_its_batch(tmp_path, scene):

@@ -32,7 +32,8 @@ LIBRARIES_MB = 850
 """Peak memory of the process with its libraries loaded."""
 
 FORWARD_BYTES = 2700
-"""Of a forward pass, for every pixel of a batch: a ResNet50 in fp32."""
+"""Of a forward pass of one model on the processor, for every pixel of a batch: a ResNet50 in fp32. Each model of an
+ensemble keeps its own, and on a GPU it is the GPU's."""
 
 CACHE_MB = (64, 1024)
 """Least and most that GDAL keeps of the scenes' storage blocks."""
@@ -50,11 +51,15 @@ class Budget:
     groups: int
 
     @classmethod
-    def of(cls, memory: int, plan: WindowPlan, batch: int, channels: int, classes: int) -> "Budget":
-        """Of the whole process, after libraries, a forward pass, and the batches under way; ``memory`` in MB."""
-        pixels = batch * plan.size**2
+    def of(cls, memory: int, plan: WindowPlan, batch: int, engine: Engine) -> "Budget":
+        """Of the whole process, after libraries, forward passes, and the batches under way; ``memory`` in MB."""
+        pixels, classes = batch * plan.size**2, len(engine.header.legend)
+        models = [one.inputs for one in engine.members or (engine.header,)]
+        channels = sum(len(inputs.seasons) * len(inputs.bands) for inputs in models)
         under_way = 4 * pixels * (4 * channels + 3 * classes)  # float32: four batches in, three out
-        room = memory - LIBRARIES_MB - (FORWARD_BYTES * pixels + under_way) // 2**20
+        on_processor = not any(recipe.device != "cpu" for recipe in engine.recipes)
+        forward = FORWARD_BYTES * pixels * len(models) if on_processor else 0
+        room = memory - LIBRARIES_MB - (forward + under_way) // 2**20
         if room < CACHE_MB[0] + LEAST_CARRIED_MB:
             log.warning(
                 "windows of %d px in batches of %d take about %d MB, more than the %d MB of --memory",
@@ -187,6 +192,6 @@ def compute_here(
     engine: Engine, work: Work, wanted: NDArray[np.bool_], memory: int
 ) -> Generator[Finished, None, None]:
     """In this process, strip by strip."""
-    budget = Budget.of(memory, work.plan, work.batch, engine.header.inputs.channels, len(work.legend))
+    budget = Budget.of(memory, work.plan, work.batch, engine)
     with rasterio.Env(GDAL_CACHEMAX=budget.cache):
         yield from work.finished(engine, wanted, budget)

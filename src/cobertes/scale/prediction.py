@@ -69,7 +69,7 @@ def on_ray(address: str, threads: int | None = None) -> Iterator[Compute]:
             recipes = tuple(replace(one, path=one.path.resolve(), threads=each) for one in engine.recipes)
             if not recipes:
                 raise SettingsError("an engine made by hand can't be opened on other machines: use open_engine")
-            budget = Budget.of(memory, work.plan, work.batch, engine.header.inputs.channels, len(work.legend))
+            budget = Budget.of(memory, work.plan, work.batch, engine)
             gpus = float(any(one.device == "cuda" for one in recipes))
             needs = {"CPU": float(each), "GPU": gpus, "memory": memory * 2.0**20}
             _require_room(ray, needs)
