@@ -309,9 +309,14 @@ def test_a_class_of_one_pixel_is_said_and_can_be_estimated(maps, tmp_path):
     assert estimated(sample)["classes"]["Water"]["users_accuracy"]["interval"] == [1, 1]
 
 
-def test_a_sample_of_a_map_in_degrees_is_judged_without_a_warning(tmp_path):
+@pytest.mark.parametrize(
+    ("crs", "place"),
+    [("EPSG:4326", (1e-4, 0, 2, 0, -1e-4, 42)), ("EPSG:3857", (13, 0, 222_000, 0, -13, 5_160_000))],
+    ids=["degrees", "Web Mercator"],
+)
+def test_a_sample_of_a_map_without_true_areas_is_judged_in_pixels(tmp_path, crs, place):
     codes = np.random.default_rng(0).choice([3, 5, 12], SHAPE).astype(np.uint8)
-    grid = GeoBox(SHAPE, Affine(1e-4, 0, 2, 0, -1e-4, 42), "EPSG:4326")
+    grid = GeoBox(SHAPE, Affine(*place), crs)
     with new_raster(
         tmp_path / "map.tif", grid, RasterKind("uint8", ("class",), 0, Categories(NAMES, COLOURS))
     ) as p:

@@ -1,6 +1,7 @@
 """Grids: where pixels are, and how that is said."""
 
 import logging
+import re
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from odc.geo.geobox import GeoBox
 from cobertes.errors import GridMismatchError, InputFileError
 from cobertes.geo.area import Area
 from cobertes.geo.grid import (
+    _warn_of_areas,
     bounds_window,
     crop,
     crs_name,
@@ -70,13 +72,24 @@ def test_a_grid_is_described_as_a_person_would(grid, text):
 
 def test_the_area_of_a_pixel_knows_the_unit_of_the_crs():
     assert pixel_hectares(grid_at(2, 2)) == pytest.approx(0.01)
-    feet = pixel_hectares(grid_at(2, 2, 1.0, US_FEET))
+    feet = pixel_hectares(grid_at(2, 2, 1.0, US_FEET, (3_000_000, 1_600_000)))
     assert feet == pytest.approx((1200 / 3937) ** 2 / 10_000, rel=1e-9)  # a US survey foot
     assert pixel_hectares(grid_at(2, 2, 1e-4, "EPSG:4326", (6, 3))) is None
     assert pixel_hectares(grid_at(2, 2, crs=None)) is None
     turned = GeoBox((2, 2), Affine.rotation(30) * Affine.scale(10, -10), UTM)
     assert pixel_hectares(turned) == pytest.approx(0.01)
     assert resolution(turned) == pytest.approx(10)
+
+
+def test_areas_are_told_only_where_they_are_those_on_the_ground(caplog):
+    _warn_of_areas.cache_clear()
+    mercator = grid_at(200, 200, 13.4, "EPSG:3857", (11_000, 5_090_000))  # at 41.5 degrees north
+    assert pixel_hectares(mercator) is None
+    assert pixel_hectares(mercator) is None
+    assert pixel_hectares(grid_at(200, 200, 10.0, "EPSG:3857", (11_000, 50_000))) == pytest.approx(0.01)
+    assert pixel_hectares(grid_at(200, 200, 10.0, "EPSG:3035", (3_600_000, 2_100_000))) == pytest.approx(0.01)
+    (said,) = (record.getMessage() for record in caplog.records)
+    assert re.search(r"no areas in hectares: those of EPSG:3857 .*equal-area CRS or their UTM zone", said)
 
 
 @needs("denver-1m")

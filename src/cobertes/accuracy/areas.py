@@ -34,7 +34,7 @@ from cobertes.accuracy.sampling import (
     values_at,
 )
 from cobertes.errors import InputFileError, LegendError, SettingsError
-from cobertes.geo.grid import pixel_hectares
+from cobertes.geo.grid import has_true_areas, pixel_hectares
 from cobertes.progress import SILENT, Progress
 
 EXPECTED = 0.8
@@ -158,7 +158,7 @@ class AreaReport:
     codes, names  of the classes;  estimates by class index
     pixels        of all strata
     mapped        (K,) ground that the map counts among them, in pixels of the sample; None where that is not known
-    hectares      of a pixel, None without a projected CRS
+    hectares      of a pixel, None as for `pixel_hectares`
     used          points;  ``todo`` not interpreted yet;  ``unclear`` where the interpreter could not tell
     """
 
@@ -334,8 +334,11 @@ def _require_classes(coded: CodedMap, classes: Mapping[int, str], sample_file: P
 
 
 def _hectares(points: Any) -> float | None:
-    """Of a pixel, from the outlines of the points; None without a projected CRS."""
+    """Of a pixel, from the outlines of the points; None as for `pixel_hectares`."""
     if points.crs is None or not points.crs.is_projected:
         return None
     metres = points.crs.axis_info[0].unit_conversion_factor
+    whole, outlines = points.geometry.area.sum() * metres**2, points.geometry.to_crs("EPSG:4326")
+    if not has_true_areas(whole, outlines, points.crs.name):
+        return None
     return float(points.geometry.area.median() * metres**2 / 10_000)

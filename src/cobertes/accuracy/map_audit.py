@@ -83,7 +83,7 @@ class Patch:
     """A candidate: class indices of labels and map, mean calibrated confidence (0 to 1), ground, outline.
 
     pixels    of which ``core`` have all their neighbours in the patch
-    hectares  None without a projected CRS
+    hectares  None as for `pixel_hectares`
     outline   in the grid's coordinates
     left      columns of the areas before this one, and one for each: where it is drawn without a CRS
     """

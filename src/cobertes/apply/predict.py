@@ -48,7 +48,7 @@ class MapReport:
     """What a prediction made.
 
     counts    pixels per legend code, nodata included
-    hectares  the same as areas; empty where the CRS is not projected
+    hectares  the same as areas; empty where the CRS has none that are true (`pixel_hectares`)
     windows   computed, ``skipped`` those without an observation
     seconds   this time, an interrupted pass before it not counted; ``mapped`` pixels in that time
     """

@@ -261,7 +261,7 @@ def _in_words(codes: np.ndarray[Any, np.dtype[np.uint8]], legend: Legend) -> str
 
 
 def _areas_table(areas: Sequence[Area], maps: Mapping[str, Path], legend: Legend) -> dict[str, Any] | None:
-    """Pixels, share and hectares per class over all maps; hectares are None where a map has no projected CRS."""
+    """Pixels, share and hectares per class over all maps; hectares are None where a map's CRS has no true ones."""
     mapped = [area for area in areas if area.name in maps]
     if not mapped:
         return None
