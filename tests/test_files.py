@@ -26,6 +26,22 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path):
     assert (tmp_path / "a.txt").read_text(encoding="utf-8") == "nèw"
 
 
+def test_processes_that_write_a_file_at_the_same_time_do_not_meet(tmp_path, monkeypatch):
+    rename = os.replace
+
+    def meanwhile(temporary, path):
+        monkeypatch.setattr(os, "replace", rename)
+        with monkeypatch.context() as other:
+            other.setattr(os, "getpid", lambda: 1)
+            write_text(tmp_path / "a.txt", "theirs")
+        rename(temporary, path)
+
+    monkeypatch.setattr(os, "replace", meanwhile)
+    write_text(tmp_path / "a.txt", "ours")
+    assert (tmp_path / "a.txt").read_text() == "ours"
+    assert names(tmp_path) == ["a.txt"]
+
+
 def test_folders_are_made_where_they_lack(tmp_path):
     write_text(tmp_path / "a" / "b" / "c.txt", "text")
     assert names(tmp_path / "a" / "b") == ["c.txt"]

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from cobertes.errors import StorageError
+from cobertes.errors import InputFileError, StorageError
 from cobertes.geo.area import Area
 from cobertes.geo.scene import Scene, open_scene
 from cobertes.geo.windows import Window
@@ -122,6 +122,27 @@ def test_a_store_is_made_once_and_again_where_something_changed(project, tmp_pat
     (tmp_path / "store" / "ledger.json").write_text("{")
     store_of(project, tmp_path / "store", made_from="b")
     assert len(read) == 3 * count
+
+
+def test_a_store_that_lacks_only_what_can_not_be_read_is_left_as_it_is(project, tmp_path, monkeypatch):
+    original = Scene.read_pixels
+
+    def damaged(self, window):
+        if window.row == 0 == window.col:
+            raise InputFileError("damaged")
+        return original(self, window)
+
+    monkeypatch.setattr(Scene, "read_pixels", damaged)
+    store = store_of(project, tmp_path / "store", unreadable="skip")
+    ledger = tmp_path / "store" / "ledger.json"
+    before = ledger.stat().st_mtime_ns, ledger.stat().st_ino
+    again = store_of(project, tmp_path / "store", unreadable="skip")
+    assert (ledger.stat().st_mtime_ns, ledger.stat().st_ino) == before
+    for key, mapped in store.held.items():
+        np.testing.assert_array_equal(again.held[key].offsets, mapped.offsets)
+    monkeypatch.setattr(Scene, "read_pixels", original)
+    store_of(project, tmp_path / "store", unreadable="skip")  # mended
+    assert ledger.stat().st_ino != before[1]
 
 
 def test_a_copy_that_failed_goes_on_where_it_stopped(project, tmp_path, monkeypatch):

@@ -12,12 +12,13 @@ from cobertes.errors import CobertesError, InputFileError, StorageError
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, mark: str = "") -> Iterator[Path]:
     """Yield a temporary name beside ``path``; rename it to ``path`` on success, remove it on failure.
 
+    mark   part of the temporary name. Without it the next write takes the place of what a killed process left
     Raises StorageError where the folder can't be written or the disk is full.
     """
-    temporary = path.with_name(f".{path.name}.partial")
+    temporary = path.with_name(f".{path.name}{mark}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -32,8 +33,8 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all."""
-    with replacing(path) as temporary:
+    """Write a text file, whole or not at all; of processes that do so at the same time, the last one's stays."""
+    with replacing(path, f".{os.getpid()}") as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 

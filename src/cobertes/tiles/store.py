@@ -237,6 +237,7 @@ def _copy(
         ledger.enter(number, {})
         ledger.save_if_due([raw])
 
+    held = len(ledger.done)
     todo = [number for number in range(len(tasks)) if number not in ledger.done]
     with progress.bar("tile store", len(todo), "pieces") as advance, ThreadPoolExecutor(COPY_THREADS) as pool:
         try:
@@ -246,7 +247,8 @@ def _copy(
             pool.shutdown(cancel_futures=True)
             ledger.save([raw])
             raise
-    ledger.save([raw])
+    if len(ledger.done) > held:  # trials of a search find the same pieces unreadable, all at the same time
+        ledger.save([raw])
 
 
 def _open(
