@@ -35,6 +35,7 @@ from cobertes.errors import (
 from cobertes.geo import ledger
 from cobertes.geo.clip import open_clip
 from cobertes.geo.scene import Scene, open_scene
+from cobertes.geo.windows import Window
 from cobertes.learn.unet import UNet
 from engines import TENS, engine_of, header_of, reads_coordinates
 from interruptions import StoppedAfter, contents, interrupt, run_until_killed
@@ -291,6 +292,16 @@ def test_a_raster_clips_too_and_windows_outside_are_not_read(tmp_path, scene):
     assert len(reads) == made.windows <= 6
     expected = np.where(labels > 0, read_raster(tmp_path / "full" / "map.tif"), 0)
     np.testing.assert_array_equal(read_raster(tmp_path / "clip" / "map.tif"), expected)
+
+
+def test_a_clip_by_a_relative_path_holds_in_another_folder(tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    labels = np.eye(*SHAPE, dtype=np.uint8)
+    write_raster(tmp_path / "labels.tif", labels, grid_at(*SHAPE), nodata=0)
+    monkeypatch.chdir(tmp_path)
+    clip = open_clip(Path("labels.tif"), grid_at(*SHAPE))
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    np.testing.assert_array_equal(clip.inside(Window(0, 0, *SHAPE)), labels > 0)
 
 
 def test_windows_that_a_sparse_file_does_not_store_are_not_read(tmp_path):

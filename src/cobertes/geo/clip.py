@@ -76,5 +76,6 @@ def _raster(path: Path, grid: GeoBox) -> Clip:
         if (dataset.crs is None) != (grid.crs is None):
             lacking = path if dataset.crs is None else "the scene"
             raise GridMismatchError(f"{path} can't be placed on the scene: {lacking} has no CRS.")
-        scene = Scene((BandSource("clip", str(path), 1),), grid, dataset.dtypes[0], dataset.nodata, "nearest")
+        place = path.resolve() if path.exists() else path  # a task elsewhere has another folder
+        scene = Scene((BandSource("clip", str(place), 1),), grid, dataset.dtypes[0], dataset.nodata, "nearest")
     return Clip(whole(grid), lambda window: scene.read(window)[1])
