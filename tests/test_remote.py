@@ -8,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from cobertes.cli.main import app
 from cobertes.project import load_project
 from cobertes.run import Run
 from cobertes.sources import resolve, scene_files
@@ -70,6 +72,24 @@ def test_a_project_reads_scenes_and_reference_from_a_server(tmp_path, server):
         )
     for file in ("tiles.parquet", "statistics.json", "split.json"):
         assert (tmp_path / "far" / "run" / file).read_bytes() == (tmp_path / "near" / "run" / file).read_bytes()
+
+
+def test_commands_take_a_reference_map_from_a_server(tmp_path, server):
+    address, folder = server
+    scene = folder / "april.tif"
+
+    def call(*arguments):
+        done = CliRunner().invoke(app, [*map(str, arguments), "--json"])
+        assert done.exit_code == 0, done.output
+
+    for place, name in ((address, "far"), (folder, "near")):
+        reference, out = f"{place}/reference.tif", tmp_path / name
+        call("labels", reference, "--like", scene, "-o", out / "labels.tif")
+        call("compare-labels", reference, "--like", scene, "-o", out / "compared")
+        call("init", scene, "--reference", reference, "-o", out / "project.toml")
+        load_project(out / "project.toml")
+    for file in ("labels.tif", "compared/majority.tif"):
+        assert np.array_equal(read_raster(tmp_path / "far" / file), read_raster(tmp_path / "near" / file))
 
 
 def test_names_of_object_stores_are_what_gdal_calls_them():

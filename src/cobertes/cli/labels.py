@@ -37,7 +37,7 @@ Memory = Annotated[int, typer.Option(metavar="MB", help="Peak memory of the proc
 def labels(
     console: Console,
     *,
-    reference: Annotated[Path, typer.Argument(metavar="MAP", help="The reference land-cover map.")],
+    reference: Annotated[str, typer.Argument(metavar="MAP", help="The reference land-cover map.")],
     like: Annotated[str, typer.Option(metavar="SCENE", help="The scene whose grid the labels take.")],
     out: Annotated[Path, typer.Option("-o", metavar="FILE", help="The labels to write.")],
     legend: LegendOption = "catalonia-12",
@@ -77,18 +77,19 @@ def labels(
     from cobertes.labels.aggregate import make_labels
     from cobertes.labels.legend import load_legend
     from cobertes.labels.weights import Weighting, parse_weights
-    from cobertes.sources import scene_files
+    from cobertes.sources import resolve, scene_files
 
+    map_file = resolve(reference, Path())
     classes = load_legend(legend)
     scene = open_scene(scene_files(like))
     others = _assignments(also or [], "--also takes METHOD=FILE")
     check_not_input((out, purity, fractions, entropy, valid, *others.values()), scene.files)
     made = make_labels(
-        reference,
+        map_file,
         scene.grid,
         out,
         legend=classes,
-        table=_table_of(reference, classes, crosswalk),
+        table=_table_of(map_file, classes, crosswalk),
         method=method,
         weighting=Weighting(parse_weights(class_weights), smoothing),
         min_valid=min_valid,
@@ -117,7 +118,7 @@ def labels(
 def compare_labels(
     console: Console,
     *,
-    reference: Annotated[Path, typer.Argument(metavar="MAP", help="The reference land-cover map.")],
+    reference: Annotated[str, typer.Argument(metavar="MAP", help="The reference land-cover map.")],
     like: Annotated[str, typer.Option(metavar="SCENE", help="The scene whose grid the labels take.")],
     out: Annotated[Path, typer.Option("-o", metavar="DIR", help="The folder for labels, table and picture.")],
     legend: LegendOption = "catalonia-12",
@@ -143,15 +144,16 @@ def compare_labels(
     from cobertes.labels.compare import as_dict, compare_labels
     from cobertes.labels.legend import load_legend
     from cobertes.labels.weights import Weighting, parse_weights
-    from cobertes.sources import scene_files
+    from cobertes.sources import resolve, scene_files
 
+    map_file = resolve(reference, Path())
     classes, scene = load_legend(legend), open_scene(scene_files(like))
     picture = out / "comparison.png"
-    check_not_input([picture], [reference, *scene.files])
+    check_not_input([picture], [map_file, *scene.files])
     check_writable(picture, overwrite=overwrite)
-    table = _table_of(reference, classes, crosswalk)
+    table = _table_of(map_file, classes, crosswalk)
     found = compare_labels(
-        reference,
+        map_file,
         scene.grid,
         out,
         legend=classes,
@@ -163,7 +165,7 @@ def compare_labels(
         overwrite=overwrite,
         progress=console.progress,
     )
-    write_comparison_picture(found, reference, scene.grid, out, table, picture)
+    write_comparison_picture(found, map_file, scene.grid, out, table, picture)
     console.answer(f"{comparison_table(found)}\n\npicture: {picture}", picture=str(picture), **as_dict(found))
 
 

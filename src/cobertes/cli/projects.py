@@ -155,7 +155,7 @@ def init(
     scenes: Annotated[
         list[str], typer.Argument(metavar="SCENE", help="A scene, or season=SCENE for each of several seasons.")
     ],
-    reference: Annotated[Path, typer.Option(metavar="MAP", help="The reference land-cover map.")],
+    reference: Annotated[str, typer.Option(metavar="MAP", help="The reference land-cover map.")],
     out: Annotated[Path, typer.Option("-o", metavar="FILE", help="The project file to write.")] = Path(
         "project.toml"
     ),
@@ -168,8 +168,9 @@ def init(
     cobertes init april=s2_april.tif august=s2_august.tif --reference landcover.tif
     """
     from cobertes.propose import write_project
+    from cobertes.sources import resolve
 
-    found = write_project(scenes, reference, out, overwrite=overwrite)
+    found = write_project(scenes, resolve(reference, Path()), out, overwrite=overwrite)
     console.answer(f"{found}\nwrote {out}. Look it over, then: cobertes run {out}", project=str(out), found=found)
 
 
