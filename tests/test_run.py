@@ -28,6 +28,7 @@ from cobertes.project import load_project
 from cobertes.run import STAGES, Run, open_run
 from cobertes.settings import Settings
 from cobertes.stages import open_ground
+from interruptions import StoppedAfter
 from projects import BANDS, PROJECT, write_ground, write_project
 from rasters import grid_at, read_raster, write_raster
 
@@ -219,6 +220,20 @@ def test_areas_that_were_mapped_before_an_interruption_are_not_mapped_again(two_
     assert {name: after[name] for name in before} == before
     assert {name.split(".")[0] for name in after} == {"a", "b"}
     assert run_of(two_areas).run() == []
+
+
+def test_what_an_interrupted_stage_left_is_not_gone_on_with_when_it_is_asked_for_anew(finished, tmp_path, caplog):
+    write_ground(tmp_path)
+    project = write_project(tmp_path)
+    shutil.copytree(finished / "run", tmp_path / "run")
+    caplog.set_level("INFO")
+    for stage, name in (("predict", "map"), ("labels", "labels")):
+        caplog.clear()
+        for _ in range(2):
+            with pytest.raises(KeyboardInterrupt):
+                run_of(project, progress=StoppedAfter(1, name=name)).run(start=stage)
+            assert list((tmp_path / "run").rglob("ledger.json"))
+        assert "going on from" not in caplog.text
 
 
 @pytest.mark.parametrize("change", ["scene", "map", "setting", "from"])

@@ -38,6 +38,7 @@ from cobertes.freshness import (
     write_note,
 )
 from cobertes.geo.grid import describe
+from cobertes.geo.ledger import discard
 from cobertes.progress import SILENT, Progress
 from cobertes.project import Project
 from cobertes.runfolder import RunFolder
@@ -151,13 +152,15 @@ class Run:
         return ran
 
     def _forget(self, stage: str) -> None:
-        """Delete what a stage keeps for its next time."""
+        """Delete what a stage keeps for its next time, and what an interrupted one was at."""
         if stage == "tiles":
             self.files.observations.unlink(missing_ok=True)
         if stage == "predict":
             write_note(self.files, stage, areas={})
         if stage == "train":
             shutil.rmtree(self.files.store, ignore_errors=True)
+        if stage in ("labels", "predict"):
+            discard({str(path): path for path in self._outputs(stage)})
 
     def _selected(self, only: str | None, start: str | None) -> tuple[str, ...]:
         if only is not None and start is not None:
