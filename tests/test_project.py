@@ -226,6 +226,15 @@ def test_all_areas_need_the_same_seasons(place):
         project_of(place, HEAD + areas.format("a", "april") * 2)
 
 
+def test_areas_that_would_write_one_file_are_refused(place):
+    areas = "".join(
+        f'[[area]]\nname = "{name}"\nscenes = "april.tif"\nreference = "reference.tif"\n'
+        for name in ("a", "a.confidence")
+    )
+    with pytest.raises(SettingsError, match=r"'a' and 'a.confidence' would both write maps/a.confidence.tif"):
+        project_of(place, HEAD + areas)
+
+
 def test_an_area_without_a_group_is_named(place):
     (place / "groups.csv").write_text("area,group\nhre,1\n")
     text = HEAD + "[split]\nby = 'group'\ngroups = 'groups.csv'\n[[area]]\nname = 'here'\nscenes = 'april.tif'"

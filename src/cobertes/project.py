@@ -23,6 +23,7 @@ from cobertes.geo.grid import warn_without_crs
 from cobertes.geo.scene import Scene, open_scene
 from cobertes.labels.legend import Legend, load_crosswalk, load_legend, translation
 from cobertes.labels.reference import reference_nodata
+from cobertes.runfolder import RunFolder
 from cobertes.settings import WEIGHTS, AreaSettings, Settings, fill_in
 from cobertes.sources import file_name, find_areas, resolve
 from cobertes.tiles.split import read_groups, require_known_groups
@@ -219,6 +220,7 @@ def _open_areas(settings: Settings, path: Path) -> list[Area]:
     twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
     if twice:
         raise SettingsError(f"{path}: two areas are called '{twice[0]}'. Give each [[area]] a `name` of its own.")
+    _require_files_of_their_own(names, path)
     groups = _groups(settings, path, names)
     bands = list(settings.bands)
     areas = []
@@ -229,6 +231,18 @@ def _open_areas(settings: Settings, path: Path) -> list[Area]:
             bands = bands or list(scenes[season].band_names)
         areas.append(Area(one.name, scenes, one.reference, one.crosswalk, groups.get(one.name), one.masks))
     return areas
+
+
+def _require_files_of_their_own(names: Sequence[str], path: Path) -> None:
+    """Refuse an area called as what is written beside the map or labels of another: ``x``, ``x.confidence``."""
+    run, owners = RunFolder(Path()), dict[Path, str]()
+    for name in names:
+        for file in (run.labels, run.purity, run.fractions, run.map, run.confidence):
+            owner = owners.setdefault(file(name), name)
+            if owner != name:
+                raise SettingsError(
+                    f"{path}: the areas '{owner}' and '{name}' would both write {file(name)}. Rename one of them."
+                )
 
 
 def _groups(settings: Settings, path: Path, names: Sequence[str]) -> dict[str, str]:
