@@ -48,3 +48,9 @@ def read_raster(path):
 def coordinates(shape, dtype=np.int32):
     """(2, height, width): every pixel holds its own row and column, from 1, so that no pixel is empty."""
     return np.stack(np.mgrid[1 : shape[0] + 1, 1 : shape[1] + 1]).astype(dtype)
+
+
+def stitch(out, origin, planned, values):
+    """Write the interior of a planned window's ``values`` (..., size, size) into ``out``, which holds ``origin``."""
+    rows, cols = planned.interior.within(planned.window)
+    out[(..., *planned.interior.within(origin))] = values[..., rows, cols]

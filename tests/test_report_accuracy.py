@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
 
-from cobertes.apply.palette import SIGHTS, closest_pair, safe_colours
+from cobertes.apply.palette import SIGHTS, _rgb, _seen, safe_colours
 from cobertes.apply.worst import _mistake
 from cobertes.labels.legend import legend_names, load_legend
 from test_report import LEGEND, an_assessment, place, report, scores  # noqa: F401 (a fixture)
@@ -261,6 +261,13 @@ def test_calibration_is_drawn_and_said(place, tmp_path):  # noqa: F811
 
 
 # --- colours -----------------------------------------------------------------------------------------------
+
+
+def closest_pair(colours, sight="normal"):
+    """CIELAB distance of the two colours that are hardest to tell apart, as some eyes see them."""
+    lab = _seen(np.array([_rgb(colour) for colour in colours]))[list(SIGHTS).index(sight)]
+    distance = np.linalg.norm(lab[:, None] - lab[None], axis=2)
+    return distance[np.triu_indices(len(colours), 1)].min()
 
 
 @pytest.mark.parametrize("name", legend_names())

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cobertes.errors import SettingsError
-from cobertes.geo.windows import Window, interiors, plan_strips, starts, stitch, tile_windows
+from cobertes.geo.windows import Window, interiors, plan_strips, starts, tile_windows
+from rasters import stitch
 
 
 @st.composite

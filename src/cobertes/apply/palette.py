@@ -56,13 +56,6 @@ def safe_colours(colours: Sequence[str]) -> list[str]:
     return ["#{:02x}{:02x}{:02x}".format(*lattice[chosen[i]]) for i in dealt]
 
 
-def closest_pair(colours: Sequence[str], sight: str = "normal") -> float:
-    """CIELAB distance of the two colours that are hardest to tell apart, as some eyes see them."""
-    lab = _seen(np.array([_rgb(colour) for colour in colours]))[list(SIGHTS).index(sight)]
-    distance = np.linalg.norm(lab[:, None] - lab[None], axis=2)
-    return float(distance[np.triu_indices(len(colours), 1)].min())
-
-
 def _rgb(colour: str) -> list[int]:
     return [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
 

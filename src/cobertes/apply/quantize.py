@@ -31,10 +31,10 @@ MOST_LOST = 0.005
 
 CALIBRATION_WINDOWS = 128
 
+BATCH_WINDOWS = 8
 
-def quantize_model(
-    path: Path, ground: Ground, *, batch_size: int = 8, progress: Progress = SILENT
-) -> dict[str, float]:
+
+def quantize_model(path: Path, ground: Ground, *, progress: Progress = SILENT) -> dict[str, float]:
     """Make the int8 version of a model, on the ground that it was trained on; returns both mIoUs.
 
     Raises ModelFileError where it loses more than 0.005 of mIoU; nothing is written then.
@@ -55,7 +55,7 @@ def quantize_model(
     for name, made in (("fp32", network), ("int8", small)):
         forward = each_season(openvino_forward(partial(_as_is, made), name), header.inputs)
         with progress.bar(f"judging {name}", len(plan), "windows") as advance:
-            matrix, _ = judge(forward, header.inputs, ground, plan, batch_size, advance)
+            matrix, _ = judge(forward, header.inputs, ground, plan, BATCH_WINDOWS, advance)
         scores[name] = float(matrix.miou)
     if not scores["fp32"] - scores["int8"] <= MOST_LOST:
         raise ModelFileError(

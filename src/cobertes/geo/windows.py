@@ -1,4 +1,4 @@
-"""Windows over a grid: where they start, which part of each is kept, and how results are stitched.
+"""Windows over a grid: where they start, and which part of each is kept.
 
 A row of windows of ``size`` 6 with ``overlap`` 2 over 14 pixels (stride 4):
 
@@ -136,9 +136,3 @@ def plan_strips(region: Window, size: int, overlap: int) -> list[list[PlannedWin
         ]
         for row, top, bottom in interiors(region.height, size, overlap)
     ]
-
-
-def stitch(out: NDArray[np.generic], origin: Window, planned: PlannedWindow, values: NDArray[np.generic]) -> None:
-    """Write the interior of a window's ``values`` (..., size, size) into ``out``, which holds ``origin``."""
-    rows, cols = planned.interior.within(planned.window)
-    out[(..., *planned.interior.within(origin))] = values[..., rows, cols]
