@@ -32,8 +32,8 @@ LIBRARIES_MB = 850
 """Peak memory of the process with its libraries loaded."""
 
 FORWARD_BYTES = 2700
-"""Of a forward pass of one model on the processor, for every pixel of a batch: a ResNet50 in fp32. Each model of an
-ensemble keeps its own, and on a GPU it is the GPU's."""
+"""Of a forward pass of a model on the processor, for every pixel of a batch: a ResNet50 in fp32. Each model of an
+ensemble keeps its own; on a GPU it is the GPU's."""
 
 CACHE_MB = (64, 1024)
 """Least and most that GDAL keeps of the scenes' storage blocks."""

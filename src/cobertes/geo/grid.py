@@ -69,7 +69,7 @@ def resolution(grid: GeoBox) -> float:
 def pixel_hectares(grid: GeoBox) -> float | None:
     """Area of a pixel in hectares; None where the CRS is not projected, or not true to areas.
 
-    Web Mercator stretches areas 1.8 times at 42 degrees, and not everywhere alike. UTM stays within 0.2 % in its zone.
+    Web Mercator stretches areas 1.8 times at 42 degrees, more in the north. UTM stays within 0.2 % in its zone.
     """
     if grid.crs is None or not grid.crs.projected:
         return None
