@@ -16,6 +16,7 @@ from cobertes.errors import (
 )
 from cobertes.geo.bands import natural_colours
 from cobertes.project import load_project
+from cobertes.runfolder import RunFolder
 from cobertes.sources import file_name, open_scenes, scene_files
 from projects import BANDS, write_ground, write_project
 from rasters import DATA, grid_at, needs, write_raster
@@ -226,12 +227,13 @@ def test_all_areas_need_the_same_seasons(place):
         project_of(place, HEAD + areas.format("a", "april") * 2)
 
 
-def test_areas_that_would_write_one_file_are_refused(place):
+@pytest.mark.parametrize("file", [RunFolder.confidence, RunFolder.purity, RunFolder.fractions])
+def test_areas_that_would_write_one_file_are_refused(place, file):
+    name = file(RunFolder(place), "a").stem
     areas = "".join(
-        f'[[area]]\nname = "{name}"\nscenes = "april.tif"\nreference = "reference.tif"\n'
-        for name in ("a", "a.confidence")
+        f'[[area]]\nname = "{one}"\nscenes = "april.tif"\nreference = "reference.tif"\n' for one in (name, "a")
     )
-    with pytest.raises(SettingsError, match=r"'a' and 'a.confidence' would both write maps/a.confidence.tif"):
+    with pytest.raises(SettingsError, match=f"'a' and '{name}' would both write {name}.tif. Rename one"):
         project_of(place, HEAD + areas)
 
 

@@ -23,12 +23,14 @@ from cobertes.geo.grid import warn_without_crs
 from cobertes.geo.scene import Scene, open_scene
 from cobertes.labels.legend import Legend, load_crosswalk, load_legend, translation
 from cobertes.labels.reference import reference_nodata
-from cobertes.runfolder import RunFolder
 from cobertes.settings import WEIGHTS, AreaSettings, Settings, fill_in
 from cobertes.sources import file_name, find_areas, resolve
 from cobertes.tiles.split import read_groups, require_known_groups
 
 log = logging.getLogger(__name__)
+
+BESIDE = ("confidence", "purity", "fractions")
+"""What a run writes beside the map and the labels of an area, as ``AREA.confidence.tif``."""
 
 
 @dataclass(frozen=True)
@@ -235,14 +237,12 @@ def _open_areas(settings: Settings, path: Path) -> list[Area]:
 
 def _require_files_of_their_own(names: Sequence[str], path: Path) -> None:
     """Refuse an area called as what is written beside the map or labels of another: ``x``, ``x.confidence``."""
-    run, owners = RunFolder(Path()), dict[Path, str]()
     for name in names:
-        for file in (run.labels, run.purity, run.fractions, run.map, run.confidence):
-            owner = owners.setdefault(file(name), name)
-            if owner != name:
-                raise SettingsError(
-                    f"{path}: the areas '{owner}' and '{name}' would both write {file(name)}. Rename one of them."
-                )
+        stem, _, beside = name.rpartition(".")
+        if beside in BESIDE and stem in names:
+            raise SettingsError(
+                f"{path}: the areas '{stem}' and '{name}' would both write {name}.tif. Rename one of them."
+            )
 
 
 def _groups(settings: Settings, path: Path, names: Sequence[str]) -> dict[str, str]:
