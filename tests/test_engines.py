@@ -18,8 +18,9 @@ from cobertes.apply.export import export_onnx
 from cobertes.apply.predict import predict_map
 from cobertes.apply.quantize import quantize_model
 from cobertes.apply.runtimes import choose, is_quantized, quantized_path
-from cobertes.errors import InputFileError, ModelFileError, SettingsError
+from cobertes.errors import DeviceMemoryError, InputFileError, ModelFileError, SettingsError
 from cobertes.geo.scene import open_scene
+from cobertes.learn.device import start, wait_for
 from cobertes.learn.infer import each_season
 from cobertes.learn.inputs import Inputs, turned
 from cobertes.learn.modelfile import ModelHeader, save_model
@@ -141,6 +142,34 @@ def test_engines_agree_in_fp32(tmp_path, engine, size):
     torch.testing.assert_close(other.logits(x[:2]), expected[:2], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(other.logits(torch.cat([x, x]))[3:], expected, rtol=1e-4, atol=1e-4)
     assert len(expected.argmax(1).unique()) > 3
+
+
+def test_a_gpu_without_enough_memory_is_told(tmp_path, monkeypatch):
+    engine = open_engine(model_in(tmp_path), device="cpu", precision="fp32", engine="torch")
+
+    def full(self, x):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr(UNet, "forward", full)
+    with pytest.raises(
+        DeviceMemoryError, match=r"3 windows of 32 x 32 px do not fit .* a smaller --batch or --window"
+    ):
+        engine.logits(windows())
+
+
+@pytest.mark.parametrize(("kind", "waited"), [("cpu", []), ("cuda", ["cuda"]), ("mps", ["mps"])])
+def test_what_is_timed_has_been_computed(monkeypatch, kind, waited):
+    found = []
+    for name in ("cuda", "mps"):
+        monkeypatch.setattr(getattr(torch, name), "synchronize", lambda name=name: found.append(name))
+    wait_for(kind)
+    assert found == waited
+
+
+def test_fp32_is_not_rounded_to_less_on_a_gpu(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    start("cpu", "fp32")
+    assert not torch.backends.cudnn.allow_tf32
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="only Linux tells a thread's processors")

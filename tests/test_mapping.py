@@ -26,6 +26,7 @@ from cobertes.apply.mapping import ahead, batches, read_in_order
 from cobertes.apply.predict import predict_map
 from cobertes.errors import (
     CobertesError,
+    DeviceMemoryError,
     GridMismatchError,
     InputFileError,
     OutputExistsError,
@@ -445,19 +446,21 @@ def test_a_read_error_in_the_middle_is_told_and_can_be_resumed(tmp_path, scene):
     assert contents(tmp_path / "twice") == contents(tmp_path / "once")
 
 
-def test_a_model_that_fails_is_told_and_can_be_resumed(tmp_path, scene):
+@pytest.mark.parametrize("error", [RuntimeError("a fault"), DeviceMemoryError("a GPU is full")])
+def test_a_model_that_fails_is_told_and_can_be_resumed(tmp_path, scene, error):
     run(scene, tmp_path / "once")
     calls = []
 
     def logits(x):
         calls.append(1)
         if len(calls) == 3:
-            raise RuntimeError("out of memory")
+            raise error
         return ENGINE.logits(x)
 
     failing = Engine(ENGINE.header, logits, ENGINE.how, ENGINE.identity)
-    with pytest.raises(RuntimeError, match="out of memory"):
+    with pytest.raises(type(error), match=str(error)):
         run(scene, tmp_path / "twice", failing)
+    assert (tmp_path / "twice" / ".map.tif.partial" / "ledger.json").exists()
     run(scene, tmp_path / "twice", resume="yes")
     assert contents(tmp_path / "twice") == contents(tmp_path / "once")
 

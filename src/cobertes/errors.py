@@ -13,6 +13,7 @@
     ├── ModelFileError       (ValueError)         a model file is damaged, foreign or does not fit the scene
     ├── OutputExistsError    (FileExistsError)    a file would be overwritten
     ├── ClusterError         (RuntimeError)       a Ray cluster can't be reached, or loses what it computes
+    ├── DeviceMemoryError    (MemoryError)        a GPU has too little memory left
     └── StorageError         (OSError)            a disk is full or a folder can't be written
 
 A message says what was found, what was needed and the way out. Each class also inherits the builtin
@@ -73,6 +74,10 @@ class OutputExistsError(CobertesError, FileExistsError):
 
 class ClusterError(CobertesError, RuntimeError):
     """A Ray cluster can't be reached, or what it computes is lost again and again."""
+
+
+class DeviceMemoryError(CobertesError, MemoryError):
+    """A GPU has too little memory left for a batch."""
 
 
 class StorageError(CobertesError, OSError):

@@ -134,7 +134,8 @@ def predict_map(
                    were others, "if-same" starts anew then. The result is the same to the byte.
     compute        who computes the blocks, `compute_here` or `scale.prediction`: no byte depends on it
     Raises SettingsError, GridMismatchError, BandMismatchError, ModelFileError, InputFileError,
-    OutputExistsError, StorageError; whatever happens, ``out`` is the old file or the whole new one.
+    OutputExistsError, StorageError, DeviceMemoryError; whatever happens, ``out`` is the old file or the whole
+    new one.
     """
     given = dict(zip(PRODUCTS, (out, confidence, second, entropy, probabilities), strict=True))
     paths = {name: path for name, path in given.items() if path is not None}
@@ -269,7 +270,7 @@ def _write(
 
 def _keep(ledger: Ledger, pages: list[Any], error: BaseException) -> None:
     """Enter what is finished; a disk that fails now must not hide the error."""
-    if isinstance(error, CobertesError) and not isinstance(error, OSError):
+    if isinstance(error, CobertesError) and not isinstance(error, OSError | MemoryError):
         return
     try:
         ledger.save(pages)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from cobertes.apply.kept import is_kept, kept_or_made
-from cobertes.errors import SettingsError, did_you_mean
+from cobertes.errors import DeviceMemoryError, SettingsError, did_you_mean
 from cobertes.fingerprint import fingerprint, stamp
 from cobertes.learn.device import device_kind, inference_precision, start
 from cobertes.learn.infer import Forward
@@ -130,9 +130,18 @@ def _torch_forward(model: nn.Module, device: str, precision: str) -> Forward:
     model = fabric.setup_module(model.to(memory_format=torch.channels_last)).eval()
 
     def forward(x: Tensor) -> Tensor:
-        with torch.inference_mode():
-            result: Tensor = model(x.to(fabric.device, memory_format=torch.channels_last))
-            return result
+        try:
+            with torch.inference_mode():
+                result: Tensor = model(x.to(fabric.device, memory_format=torch.channels_last))
+                return result
+        except RuntimeError as error:
+            if "out of memory" not in str(error):  # CUDA and MPS say it, each in an error of its own
+                raise
+            count, _, height, width = x.shape
+            raise DeviceMemoryError(
+                f"{count} windows of {height} x {width} px do not fit into the memory that {device} has left. Use "
+                f"a smaller --batch or --window (batch-size, window in [predict]), or free some and go on."
+            ) from error
 
     return forward
 

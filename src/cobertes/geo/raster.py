@@ -100,7 +100,8 @@ def new_raster(
     The array starts at zero and lives on disk (a ``np.memmap``). If the block raises, nothing stays behind.
 
     resumable   take up the pixels that an interrupted pass left in `partial_folder`, and leave them there when
-                interrupted, when a disk fails or the unexpected happens, but not after a mistake of the user's;
+                interrupted, when a disk or a GPU's memory fails or the unexpected happens, but not after a mistake
+                of the user's;
                 whoever asks for it knows which of them are written
     Raises OutputExistsError, StorageError (disk full, no permission).
     """
@@ -132,7 +133,7 @@ def new_raster(
             f"can't write {path}: {error.strerror}. Free some space or choose another folder."
         ) from error
     except BaseException as error:
-        keep = resumable and not isinstance(error, CobertesError)
+        keep = resumable and (not isinstance(error, CobertesError) or isinstance(error, MemoryError))
         raise
     finally:
         if not keep:

@@ -99,6 +99,7 @@ def _fabric(device: str, precision: str, **options: Any) -> "Fabric":
     from lightning_fabric.utilities.exceptions import MisconfigurationException
 
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it tells each precision that a trial tries
+    torch.backends.cudnn.allow_tf32 = False  # fp32 is fp32; who wants more speed takes bf16, as auto does
     try:
         return Fabric(accelerator=device, precision=FABRIC_PRECISION[precision], **options)
     except (MisconfigurationException, RuntimeError, ValueError) as error:
@@ -161,10 +162,17 @@ def _time_steps(model: nn.Module, device: str, precision: str, shape: tuple[int,
     for _ in range(TRIAL_STEPS + 1):
         begin = time.perf_counter()
         fabric.backward(model(x).float().square().mean())
-        if fabric.device.type == "cuda":
-            torch.cuda.synchronize()
+        wait_for(fabric.device.type)
         times.append(time.perf_counter() - begin)
     return min(times[1:])
+
+
+def wait_for(kind: str) -> None:
+    """Until the device has done what it was given."""
+    if kind == "cuda":
+        torch.cuda.synchronize()
+    elif kind == "mps":
+        torch.mps.synchronize()
 
 
 def inference_precision(asked: str, device: str) -> tuple[str, str]:
