@@ -32,12 +32,7 @@ from test_samples import LEGEND, area_with_letters, coordinate_project
 EXTRAS = ("openvino", "nncf", "onnx", "onnxruntime")
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def model_in(folder, header=None, seed=0):

@@ -45,13 +45,13 @@ from rasters import ORIGIN, coordinates, grid_at, read_raster, write_raster
 SHAPE = (100, 130)
 
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
 @pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
+def _every_block_is_noted():
     with patch.object(ledger, "SECONDS", 0):
         yield
-    torch.set_num_threads(before)
 
 
 def network(seed=0):

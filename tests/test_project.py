@@ -194,6 +194,19 @@ def test_a_project_that_only_predicts_needs_no_reference_map(place):
             SettingsError,
             'precision = "int8" runs in OpenVINO on the processor, not with engine "torch"',
         ),
+        (HEAD + "[model]\narchitecture = 'unet++'\n[[area]]\nscenes = 'april.tif'\nreference = 'reference.tif'", SettingsError, r"'unet\+\+' needs a timm backbone: set model.encoder"),
+        (
+            HEAD + "[model]\narchitecture = 'segformer'\nencoder = 'resnet18'\nseasons = 'shared'\n[[area]]\nscenes = 'april.tif'\nreference = 'reference.tif'",
+            SettingsError,
+            'model.seasons = "shared" goes with model.architecture = "unet", not \'segformer\'',
+        ),
+        (HEAD + "[train]\nfreeze-encoder = 1\n[[area]]\nscenes = 'april.tif'\nreference = 'reference.tif'", SettingsError, "one with random weights has learnt nothing yet"),
+        (HEAD + "[train]\nclass-weights = { wter = 2 }\n[[area]]\nscenes = 'april.tif'\nreference = 'reference.tif'", LegendError, "unknown class 'wter'.*Did you mean 'water'"),
+        (
+            HEAD + "[labels]\nas-nodata = ['water']\n[train]\nclass-weights = { water = 2 }\n[[area]]\nscenes = 'april.tif'\nreference = 'reference.tif'",
+            LegendError,
+            "unknown class 'water'",
+        ),
         (
             HEAD + "[predict]\nprecision = 'int8'\nwindow = 64\n[[area]]\nscenes = 'april.tif'\nreference = 'reference.tif'",
             SettingsError,

@@ -16,7 +16,9 @@ import rasterio
 from cobertes.apply import quantize
 from cobertes.apply.runtimes import is_quantized
 from cobertes.errors import (
+    BandMismatchError,
     CobertesError,
+    LegendError,
     ModelFileError,
     NoTilesError,
     SettingsError,
@@ -26,8 +28,9 @@ from cobertes.errors import (
 from cobertes.learn.history import read_history
 from cobertes.project import load_project
 from cobertes.run import STAGES, Run, open_run
+from cobertes.runfolder import RunFolder
 from cobertes.settings import Settings
-from cobertes.stages import open_ground
+from cobertes.stages import evaluate, open_ground
 from interruptions import StoppedAfter
 from projects import BANDS, PROJECT, write_ground, write_project
 from rasters import grid_at, read_raster, write_raster
@@ -342,6 +345,34 @@ def test_from_train_keeps_the_old_model(copy):
         kept = sorted((copy / "run").glob("model.*.safetensors"))
         assert len(kept) == times
         assert old in [path.read_bytes() for path in kept]
+
+
+def test_from_train_gets_past_a_damaged_model(copy):
+    model = copy / "run" / "model.safetensors"
+    model.write_bytes(model.read_bytes()[:100])
+    with pytest.raises(ModelFileError):
+        run_of(copy / "project.toml").run()
+    run_of(copy / "project.toml").run(start="train")
+    assert (copy / "run" / "model.damaged.safetensors").stat().st_size == 100
+    assert model.stat().st_size > 100
+
+
+@pytest.mark.parametrize(
+    ("before", "line", "changed"),
+    [
+        ("[[area]]", f"bands = {list(BANDS[::-1])}", "bands"),
+        ("[tiles]", "[labels]\nas-nodata = ['water']", "labels.as-nodata"),
+    ],
+)
+def test_a_model_is_not_judged_by_other_bands_or_classes(copy, before, line, changed):
+    text = (copy / "project.toml").read_text()
+    (copy / "project.toml").write_text(text.replace(before, f"{line}\n{before}", 1))
+    for options in ({"only": "evaluate"}, {"start": "evaluate"}):
+        with pytest.raises(SettingsError, match=rf"other settings \({changed}\)"):
+            run_of(copy / "project.toml").run(**options)
+    project = load_project(copy / "project.toml")
+    with pytest.raises((BandMismatchError, LegendError), match=r"bands|other classes than the model"):
+        evaluate(project, RunFolder(copy / "run"))
 
 
 def test_a_new_training_that_can_t_start_leaves_the_old_model_in_its_place(copy):

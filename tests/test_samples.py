@@ -441,6 +441,23 @@ def test_a_separate_sample_shows_one_season_and_its_own_labels(tmp_path, order):
         assert shown == ["august", "april"] * 20  # from epoch to epoch the other way round
 
 
+def test_large_windows_show_seasons_in_turn_too(tmp_path, monkeypatch):
+    project, inputs = two_seasons(tmp_path)
+    plain = project.sampler(season_order="in-turn", augmentation=STILL, samples=8)
+    sampler = replace(
+        plain, windows=(4, 16), settings=plain.settings.model_copy(update={"window_order": "small-first"})
+    )
+    shown = []
+    monkeypatch.setattr(
+        Sampler, "_season", lambda self, rng, inputs, turn: shown.append(turn % 2) or inputs.seasons[:1]
+    )
+    for last, each in ((False, 16), (True, 1)):
+        for batch in batches(sampler, inputs, 1, 2, in_last_part=last):
+            assert len(batch.x) == 2 * each
+        assert sorted(shown) == [0] * 4 * each + [1] * 4 * each
+        shown.clear()
+
+
 def test_crops_reach_the_training_ground_of_tiles_beside_held_out_blocks(tmp_path):
     project = area_with_letters(coordinate_project(tmp_path, (128, 128)), ["tttt", "tvtt", "ttte", "tttt"], 32)
     frame = project.index.frame.assign(keep=False, reason="guard band")

@@ -128,6 +128,37 @@ def test_bf16_is_tried_again_where_it_is_taken(gpu, monkeypatch):
     assert {precision for precision, _ in gpu.tried} == {"fp32", "bf16"}
 
 
+def test_a_gpu_that_holds_a_window_in_bf16_alone_learns_in_bf16(gpu):
+    gpu.fp32 = 0.5
+    found = choose(AUTO.model_copy(update={"precision": "auto"}), sides=[16])
+    assert (found.batch, found.precision, found.why_precision) == (1, "bf16", "fp32 does not fit in the memory")
+
+
+def test_a_limit_of_another_kind_ends_the_search_but_not_the_training(gpu, monkeypatch, caplog):
+    def trial(fabric, network, train, loss, batch, side):
+        def steps():
+            if batch > 4 or batch < gpu.least:
+                raise RuntimeError("input tensor must be smaller than INT_MAX")
+
+        return steps
+
+    monkeypatch.setattr(step, "training_step", trial)
+    gpu.least = 0
+    with caplog.at_level(logging.INFO):
+        assert choose().batch == 4
+    assert "batches of 8 windows do not run here: input tensor must be smaller" in caplog.text
+    gpu.least = 100  # not even one runs: that is an error, not a lack of memory
+    with pytest.raises(RuntimeError, match="INT_MAX"):
+        choose()
+
+
+def test_a_batch_of_one_large_window_holds_many_small_ones():
+    one = TrainSettings(batch_size=1, precision="fp32", device="cpu")
+    assert choose(one, sides=[4, 16]).batch == 1  # 16 windows of 4 px, or one of 16
+    with pytest.raises(SettingsError, match="a window of 4 px is one pixel"):
+        choose(one, sides=[4])
+
+
 def test_a_gpu_that_is_too_small_for_one_window_is_told_with_the_way_out(gpu):
     gpu.fp32 = 0
     with pytest.raises(

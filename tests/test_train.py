@@ -23,10 +23,10 @@ from cobertes.errors import SettingsError, StorageError, TrainingError
 from cobertes.learn import device, train
 from cobertes.learn.checkpoints import save_checkpoint
 from cobertes.learn.device import choose_precision, start
-from cobertes.learn.history import best_epoch, read_history, stands_still, time_is_up
+from cobertes.learn.history import best_epoch, next_is_last, read_history, stands_still, time_is_up
 from cobertes.learn.infer import judge, plan_blocks
 from cobertes.learn.inputs import Inputs
-from cobertes.learn.modelfile import load_model, read_header
+from cobertes.learn.modelfile import load_model, read_header, save_model
 from cobertes.learn.plan import plan_training
 from cobertes.learn.samples import batches
 from cobertes.learn.schedule import rate_share
@@ -41,12 +41,7 @@ JITTERED = AugmentationSettings(jitter=Chance(strength=0.05))
 SCRATCH = {"encoder": "scratch", "width": 4, "depth": 2}
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -361,8 +356,7 @@ def test_a_frozen_backbone_stays_as_it_is_until_its_epoch(project, tmp_path):
     states = {}
 
     def frozen_for(first, **options):  # random weights are refused in a project, but tell as much
-        plan = plan_of(project, model=model, samples=12, averaging=0.0, **options)
-        return replace(plan, settings=plan.settings.model_copy(update={"freeze_encoder": first}))
+        return plan_of(project, model=model, samples=12, averaging=0.0, freeze_encoder=first, **options)
 
     for frozen in (0, 1):
         plan = frozen_for(frozen, epochs=1)
@@ -377,9 +371,6 @@ def test_a_frozen_backbone_stays_as_it_is_until_its_epoch(project, tmp_path):
     train_model(frozen_for(1, epochs=2), tmp_path / "then")
     after = load_model(tmp_path / "then")[0].state_dict()
     assert not torch.equal(after["encoder.backbone.conv1.weight"], first["encoder.backbone.conv1.weight"])
-    for other in (SCRATCH, model):
-        with pytest.raises(SettingsError, match="one with random weights has learnt nothing yet"):
-            plan_of(project, model=other, freeze_encoder=1)
 
 
 @pytest.mark.parametrize("options", [{"targets": "fractions"}, {"purity_weight": True},
@@ -618,6 +609,61 @@ def test_an_epoch_is_not_begun_that_would_end_after_the_minutes(ends, now, up):
     assert time_is_up([{"elapsed": 1e9}], TrainSettings(), 1e9) is False
 
 
+@pytest.mark.parametrize(("epochs", "windows"), [(1, [8]), (2, [8, 16]), (3, [8, 8, 16]), (5, [8, 8, 8, 8, 16])])
+def test_the_largest_windows_come_in_the_shortest_training_too(project, tmp_path, epochs, windows):
+    train_model(plan_of(project, window=[8, 16], epochs=epochs), tmp_path)
+    assert [record["window"] for record in read_history(tmp_path / "metrics.jsonl")] == windows
+
+
+@pytest.mark.parametrize(
+    ("ends", "now", "last"),
+    [([], 0, False), ([30], 30, False), ([30], 61, True), ([30, 50], 80, False), ([30, 60], 65, True)],
+)
+def test_the_last_epoch_that_minutes_leave_is_known_before(ends, now, last):
+    settings = TrainSettings(minutes=2)
+    assert next_is_last([{"elapsed": end} for end in ends], settings, now) is last
+    assert next_is_last([{"elapsed": 1.0}] * 2, TrainSettings(epochs=3), 0) is True
+
+
+def _with_loss(plan, change):
+    """The same plan, its loss changed: ``change`` gets logits and loss."""
+
+    def loss(logits, *targets):
+        value, weight = plan.loss(logits, *targets)
+        return change(logits, value), weight
+
+    return replace(plan, loss=loss)
+
+
+def test_a_gradient_that_is_not_finite_stops_before_it_spoils_the_weights(project, tmp_path):
+    # the root of zero is zero, its slope is not finite
+    plan = _with_loss(plan_of(project, clip_norm=1.0), lambda logits, value: value + (0 * logits).sum().sqrt())
+    with pytest.raises(TrainingError, match=r"the gradient is not finite in epoch 1: .*The batch is kept in "):
+        train_model(plan, tmp_path)
+    assert load_file(tmp_path / "checkpoints" / "not-finite.safetensors")["x"].shape == (6, 2, 16, 16)
+
+
+def test_too_little_memory_of_a_device_is_told_with_the_way_out(project, tmp_path):
+    def full(logits, value):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    with pytest.raises(TrainingError, match=r"not hold a step of 6 windows of 16 px: lower train\.batch-size"):
+        train_model(_with_loss(plan_of(project), full), tmp_path)
+
+
+def test_the_model_says_of_which_epoch_its_weights_are(project, tmp_path):
+    """A training that was killed between its best weights and the checkpoint repeats the epoch."""
+    plan = plan_of(project, epochs=2)
+    train_model(plan, tmp_path)
+    best = tmp_path / "checkpoints" / "best.safetensors"
+    header = read_header(best)
+    ahead = replace(header, training={**header.training, "best_epoch": 7, "validation_miou": 0.99})
+    save_model(best, load_file(best), ahead)
+    found = train_model(plan, tmp_path)
+    assert (found.training["best_epoch"], found.training["validation_miou"]) == (7, 0.99)
+    assert read_header(tmp_path / "model.safetensors").training == found.training
+
+
 def test_a_loss_that_is_not_finite_stops_with_the_way_out(project, tmp_path):
     plan = plan_of(project, learning_rate=1e30)
     with pytest.raises(TrainingError, match=r"not finite in epoch \d.*lower train.learning-rate \(now 1e\+30\)"):
@@ -728,6 +774,38 @@ def test_a_layer_without_bf16_means_fp32(monkeypatch):
     monkeypatch.setattr(device, "_time_steps", steps)
     found = choose_precision("auto", "cpu", torch.nn.Conv2d(1, 1, 1), (1, 1, 8, 8))
     assert found == ("fp32", 'bf16 does not run here: "conv" not implemented for BFloat16')
+
+
+@pytest.mark.parametrize(
+    ("failing", "error", "expected"),
+    [
+        ("fp32", torch.cuda.OutOfMemoryError("CUDA out of memory"), ("bf16", "fp32 does not fit in the memory")),
+        ("fp32", RuntimeError("MPS backend out of memory"), ("bf16", "fp32 does not fit in the memory")),
+        ("bf16", TypeError("MPS has no BFloat16"), ("fp32", "bf16 does not run here: MPS has no BFloat16")),
+    ],
+)
+def test_a_trial_that_one_precision_does_not_survive_means_the_other(monkeypatch, failing, error, expected):
+    def steps(model, where, precision, *rest):
+        if precision == failing:
+            raise error
+        return 1.0
+
+    monkeypatch.setattr(device, "_time_steps", steps)
+    assert choose_precision("auto", "cpu", torch.nn.Conv2d(1, 1, 1), (1, 1, 8, 8)) == expected
+
+
+def test_a_trial_in_fp32_that_fails_otherwise_is_no_answer(monkeypatch):
+    def steps(*rest):
+        raise RuntimeError("no kernel image")
+
+    monkeypatch.setattr(device, "_time_steps", steps)
+    with pytest.raises(RuntimeError, match="no kernel image"):
+        choose_precision("auto", "cpu", torch.nn.Conv2d(1, 1, 1), (1, 1, 8, 8))
+
+
+def test_channels_come_last_but_on_mps():
+    assert device.layout(torch.device("cuda")) is device.layout(torch.device("cpu")) is torch.channels_last
+    assert device.layout(torch.device("mps")) is torch.contiguous_format
 
 
 def test_the_trial_leaves_model_and_random_numbers_as_they_were():

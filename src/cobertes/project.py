@@ -23,7 +23,7 @@ from cobertes.geo.grid import warn_without_crs
 from cobertes.geo.scene import Scene, open_scene
 from cobertes.labels.legend import Legend, load_crosswalk, load_legend, translation
 from cobertes.labels.reference import reference_nodata
-from cobertes.settings import WEIGHTS, AreaSettings, Settings, fill_in
+from cobertes.settings import SCRATCH, WEIGHTS, AreaSettings, Settings, fill_in
 from cobertes.sources import file_name, find_areas, resolve
 from cobertes.tiles.split import read_groups, require_known_groups
 
@@ -124,7 +124,12 @@ def load_project(path: Path, place: Path | None = None) -> Project:
     if legend is not None:
         for what in [*settings.labels.as_nodata, *settings.tiles.drop_only]:
             legend.find(what)
+        if isinstance(settings.train.class_weights, dict):
+            learnt = legend.without(settings.labels.as_nodata)
+            for what in settings.train.class_weights:
+                learnt.find(what)
     _require_overlaps(settings, path)
+    _require_fitting_network(settings, path)
     _require_int8_runs(settings, path)
     if settings.model.weights not in WEIGHTS and not resolve(settings.model.weights, folder).is_file():
         near = did_you_mean(settings.model.weights, WEIGHTS)
@@ -277,6 +282,25 @@ def _require_overlaps(settings: Settings, path: Path) -> None:
         known = key != "predict.overlap" or settings.predict.window or settings.predict.model is None
         if overlap is not None and overlap >= size and known:
             raise SettingsError(f"{path}: {key} = {overlap} px must be smaller than the window of {size} px")
+
+
+def _require_fitting_network(settings: Settings, path: Path) -> None:
+    """The same for networks that can't be built or frozen."""
+    model, unet = settings.model, settings.model.architecture == "unet"
+    if not unet and model.encoder == SCRATCH:
+        raise SettingsError(
+            f"{path}: model.architecture = {model.architecture!r} needs a timm backbone: set model.encoder, for "
+            f"example to resnet50"
+        )
+    if not unet and model.seasons == "shared":
+        raise SettingsError(
+            f'{path}: model.seasons = "shared" goes with model.architecture = "unet", not {model.architecture!r}'
+        )
+    if settings.train.freeze_encoder and (model.encoder == SCRATCH or model.weights == "random"):
+        raise SettingsError(
+            f"{path}: train.freeze-encoder keeps a backbone as it is, but one with random weights has learnt "
+            f"nothing yet. Set it to 0, or take a backbone with pretrained weights (model.encoder, model.weights)."
+        )
 
 
 def _require_int8_runs(settings: Settings, path: Path) -> None:

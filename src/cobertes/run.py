@@ -25,7 +25,7 @@ from pathlib import Path
 from cobertes import stages
 from cobertes.apply.report import toml_text
 from cobertes.apply.work import Compute
-from cobertes.errors import SettingsError, did_you_mean
+from cobertes.errors import ModelFileError, SettingsError, did_you_mean
 from cobertes.files import write_text
 from cobertes.fingerprint import changed_keys, fingerprint, stamp
 from cobertes.freshness import (
@@ -126,7 +126,7 @@ class Run:
         if not self.leads:  # what comes after training is the first process's alone
             selected = selected[:1]
         retrain = start is not None and "train" in selected
-        if not retrain and {"labels", "tiles", "train"} & set(selected):
+        if not retrain and {"labels", "tiles", "train", "evaluate"} & set(selected):
             self._require_same_learning()
         if selected[0] == "train":
             self._require_fresh(("labels", "tiles"))
@@ -304,7 +304,10 @@ class Run:
 
     def _kept_name(self) -> Path:
         """A name for the old model that no file has yet."""
-        stem = f"model.{trained_fingerprint(self.files.model)}"
+        try:
+            stem = f"model.{trained_fingerprint(self.files.model)}"
+        except ModelFileError:
+            stem = "model.damaged"
         names = chain([stem], (f"{stem}-{again}" for again in count(2)))
         paths = (self.files.path / f"{name}.safetensors" for name in names)
         return next(path for path in paths if not path.exists())

@@ -195,7 +195,7 @@ class TrainSettings(Section):
     batch_size: Pixels | Literal["auto"] | None = None
     """Windows per step, of the largest size, of all processes together; by default 12; of windows of 64 px
     and less, as many as have 32,768 pixels. ``auto``: as many as fit in the memory of the GPU, 256 and an eighth
-    of an epoch at most; the default on other devices."""
+    of an epoch (but 12) at most; the default on other devices."""
     samples: Pixels | None = None
     """Windows per epoch, of the largest size; by default as many as have the pixels of the training tiles."""
     sampling: Literal["in-order", "shuffled", "balanced", "ins"] = "balanced"

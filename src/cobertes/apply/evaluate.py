@@ -25,7 +25,7 @@ from cobertes.accuracy.judgement import Judgement, brief_scores
 from cobertes.apply.as_mapped import AsMapped
 from cobertes.apply.engine import Engine
 from cobertes.apply.predict import DEFAULT_BLEND, default_overlap
-from cobertes.errors import NoTilesError
+from cobertes.errors import LegendError, NoTilesError
 from cobertes.labels.legend import IGNORE_INDEX
 from cobertes.learn.infer import HeldOut, read_ahead
 from cobertes.learn.inputs import Inputs
@@ -141,8 +141,14 @@ def assess(
     purity     area name -> raster of the purity of its labels, percent; any may be missing
     tile_size  side of the squares of which the worst are pointed out, in pixels
     window, overlap, blend  those of the map, as in `predict_map`
-    Raises NoTilesError where no held-out pixel is labelled.
+    Raises NoTilesError where no held-out pixel is labelled; LegendError, BandMismatchError and ModelFileError
+    where the model is not one of this ground.
     """
+    for area in ground.areas.values():
+        engine.check_scenes(area.scenes)
+    model, labels = ([(c.code, c.key) for c in legend.classes] for legend in (engine.header.legend, ground.legend))
+    if model != labels:
+        raise LegendError("the labels have other classes than the model. Train again: --from train")
     split = "test" if any(area.windows(HELD_OUT["test"]) for area in ground.split.areas.values()) else "validation"
     letter = HELD_OUT[split]
     size = window or engine.header.window

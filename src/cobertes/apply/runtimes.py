@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from cobertes.apply.kept import is_kept, kept_or_made
 from cobertes.errors import DeviceMemoryError, SettingsError, did_you_mean
 from cobertes.fingerprint import fingerprint, stamp
-from cobertes.learn.device import device_kind, inference_precision, start
+from cobertes.learn.device import device_kind, inference_precision, is_out_of_memory, layout, start
 from cobertes.learn.infer import Forward
 from cobertes.learn.modelfile import ModelHeader, load_model, model_path, read_header
 
@@ -126,16 +126,16 @@ def open_runtime(
 
 def _torch_forward(model: nn.Module, device: str, precision: str) -> Forward:
     fabric = start(device, precision)
-    # channels last is the fastest layout of convolutions, on CPUs with bf16 units and on CUDA alike
-    model = fabric.setup_module(model.to(memory_format=torch.channels_last)).eval()
+    form = layout(fabric.device)
+    model = fabric.setup_module(model.to(memory_format=form)).eval()
 
     def forward(x: Tensor) -> Tensor:
         try:
             with torch.inference_mode():
-                result: Tensor = model(x.to(fabric.device, memory_format=torch.channels_last))
+                result: Tensor = model(x.to(fabric.device, memory_format=form))
                 return result
         except RuntimeError as error:
-            if "out of memory" not in str(error):  # CUDA and MPS say it, each in an error of its own
+            if not is_out_of_memory(error):
                 raise
             count, _, height, width = x.shape
             raise DeviceMemoryError(

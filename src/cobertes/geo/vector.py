@@ -32,6 +32,7 @@ def write_layers(path: Path, layers: Mapping[str, Any], styles: Mapping[str, str
     """
     with replacing(path) as temporary:
         whole = temporary.with_suffix(".gpkg")
+        whole.unlink(missing_ok=True)  # of a run that was killed; GDAL would add to it
         try:
             for name, frame in layers.items():
                 kind = "Polygon" if hasattr(frame, "geometry") else None

@@ -51,7 +51,8 @@ def draw_variation(
     turn = int(rng.integers(4)) if settings.turns else 0
     if settings.flips and rng.random() < 0.5:
         turn += 4
-    lost = int(rng.integers(seasons)) if seasons > 1 and _happens(rng, settings.season_dropout) else None
+    dropout = settings.season_dropout.probability
+    lost = int(rng.integers(seasons)) if seasons > 1 and dropout > 0 and rng.random() < dropout else None
     cut = int(rng.integers(seasons)) if _happens(rng, settings.cut_out) else None
     return Variation(
         turn, tuple(_draw_season(rng, settings, bands, size, n == lost, n == cut) for n in range(seasons))

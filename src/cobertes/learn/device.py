@@ -7,9 +7,11 @@ import copy
 import gc
 import logging
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -31,6 +33,9 @@ WORTH_IT = 1.1
 MEMORY_LEFT = 0.1
 """Share of a GPU's free memory that a trial has to leave: for fragments, and for what else needs some."""
 
+PATIENCE = timedelta(days=1)
+"""Of processes that train together, for the one that makes the tile store, or judges."""
+
 FABRIC_PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed"}
 
 
@@ -50,7 +55,9 @@ def start_together(device: str, precision: str, *, some_idle: bool = False) -> "
     world, local = (int(os.environ.get(name, "1")) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
     if world == 1:
         return start(device, precision)
-    strategy = "ddp_find_unused_parameters_true" if some_idle else "ddp"
+    from lightning_fabric.strategies import DDPStrategy
+
+    strategy = DDPStrategy(timeout=PATIENCE, find_unused_parameters=some_idle)
     fabric = _fabric(device, precision, devices=local, num_nodes=world // local, strategy=strategy)
     fabric.launch()
     return fabric
@@ -91,7 +98,7 @@ def as_the_leader(fabric: "Fabric", model: nn.Module) -> None:
     """Give all processes the first one's statistics of batch norm."""
     if fabric.world_size > 1:
         for values in model.buffers():
-            values.copy_(fabric.broadcast(values, src=0))
+            torch.distributed.broadcast(values, src=0)  # in place: Fabric's would pickle it, by way of GPU 0
 
 
 def _fabric(device: str, precision: str, **options: Any) -> "Fabric":
@@ -104,6 +111,31 @@ def _fabric(device: str, precision: str, **options: Any) -> "Fabric":
         return Fabric(accelerator=device, precision=FABRIC_PRECISION[precision], **options)
     except (MisconfigurationException, RuntimeError, ValueError) as error:
         raise SettingsError(f'can\'t use device \'{device}\': {error}. Use device "auto" or "cpu".') from error
+
+
+def layout(device: torch.device) -> torch.memory_format:
+    """The layout that convolutions are fastest in: channels last, on CPUs with bf16 units and on CUDA alike.
+
+    Not on MPS, where the gradient of batch norm is wrong in it (pytorch #175189).
+    """
+    return torch.contiguous_format if device.type == "mps" else torch.channels_last
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes that were in use at most: on a GPU of CUDA, else of this process; 0 where the system does not say."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    try:
+        import resource
+    except ImportError:
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether a device says that it has no room: CUDA by a class of its own, MPS by its words."""
+    return isinstance(error, torch.cuda.OutOfMemoryError) or "out of memory" in str(error)
 
 
 def is_cuda(device: str) -> bool:
@@ -134,15 +166,20 @@ def choose_precision(
     """``(precision, reason)``: as asked, or by a trial of a few steps on random input of ``shape``.
 
     shape  (B, C, H, W); a trial on CPU takes a smaller batch
-    The model and the state of random numbers stay as they were.
+    The model and the state of random numbers stay as they were. Raises RuntimeError where fp32 does not run.
     """
     if asked != "auto":
         return asked, "as set"
     with torch.random.fork_rng(devices=[]):
-        fp32 = _time_steps(copy.deepcopy(model), device, "fp32", shape)
+        try:
+            fp32 = _time_steps(copy.deepcopy(model), device, "fp32", shape)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            return "bf16", "fp32 does not fit in the memory"
         try:
             bf16 = _time_steps(copy.deepcopy(model), device, "bf16", shape)
-        except RuntimeError as error:  # an old GPU, or a layer without bf16
+        except (RuntimeError, TypeError) as error:  # an old GPU or macOS, or a layer without bf16
             return "fp32", f"bf16 does not run here: {error}"
     gain = fp32 / bf16
     chosen = "bf16" if gain >= WORTH_IT else "fp32"
@@ -152,12 +189,12 @@ def choose_precision(
 def _time_steps(model: nn.Module, device: str, precision: str, shape: tuple[int, int, int, int]) -> float:
     """Fastest of a few steps, in seconds, after one to warm up."""
     fabric = start(device, precision)
-    model = fabric.setup_module(model.train().to(memory_format=torch.channels_last))
+    model = fabric.setup_module(model.train().to(memory_format=layout(fabric.device)))
     count, channels, height, width = shape
     if fabric.device.type == "cpu":
         height, width = min(height, 256), min(width, 256)
         count = min(count, max(1, CPU_TRIAL_PIXELS // (height * width)))
-    x = torch.randn(count, channels, height, width).to(fabric.device, memory_format=torch.channels_last)
+    x = torch.randn(count, channels, height, width).to(fabric.device, memory_format=layout(fabric.device))
     times = []
     for _ in range(TRIAL_STEPS + 1):
         begin = time.perf_counter()

@@ -1,6 +1,5 @@
 """What a training will take, before it starts: a few real steps are made and timed, on random input."""
 
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -8,7 +7,7 @@ from typing import Any
 
 import torch
 
-from cobertes.learn.device import start
+from cobertes.learn.device import layout, peak_memory, start, wait_for
 from cobertes.learn.network import build_network, count_parameters
 from cobertes.learn.plan import loss_of
 from cobertes.learn.step import choose_step, training_step
@@ -100,45 +99,33 @@ def estimate_training(
     fabric, batch = start(train.device, chosen.precision), chosen.batch
     step = training_step(fabric, model, train, loss, batch, window)
     x = torch.randn(batch, network.channels, window, window, device=fabric.device)
-    x = x.to(memory_format=torch.channels_last)
+    x = x.to(memory_format=layout(fabric.device))
 
     def validate() -> None:
         with torch.inference_mode(), fabric.autocast():
             float(model(x).float().mean())
 
-    cuda = fabric.device.type == "cuda"
-    step_seconds = _fastest(step, cuda)
+    step_seconds = _fastest(step, fabric.device)
     model.eval()
-    validation_seconds = _fastest(validate, cuda)
+    validation_seconds = _fastest(validate, fabric.device)
     parameters = count_parameters(model)
     return Estimate(
         network.architecture, network.encoder, parameters, fabric.device.type, chosen.precision,
         chosen.why_precision, window, batch, chosen.why_batch, windows, -(-windows // batch), held_out,
         passes / train.validate_every, train.epochs, train.minutes,
-        step_seconds, validation_seconds, torch.cuda.max_memory_allocated() if cuda else _peak_memory(),
+        step_seconds, validation_seconds, peak_memory(fabric.device),
         4 * parameters * (2 * STATES + 2),
     )  # fmt: skip
 
 
-def _fastest(work: Callable[[], None], cuda: bool) -> float:
+def _fastest(work: Callable[[], None], device: torch.device) -> float:
     times = []
     for _ in range(STEPS + 1):
         begin = time.perf_counter()
         work()
-        if cuda:
-            torch.cuda.synchronize()
+        wait_for(device.type)
         times.append(time.perf_counter() - begin)
     return min(times[1:])
-
-
-def _peak_memory() -> int:
-    """Of this process so far, in bytes; 0 on systems that do not say."""
-    try:
-        import resource
-    except ImportError:
-        return 0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def _clock(seconds: float) -> str:

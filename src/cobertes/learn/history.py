@@ -23,9 +23,20 @@ def time_is_up(history: Sequence[Epoch], settings: TrainSettings, elapsed: float
     """Whether another epoch like the last ones would end after the minutes that were given."""
     if settings.minutes is None or not history:
         return False
+    return elapsed + _longest(history, settings) > settings.minutes * 60
+
+
+def next_is_last(history: Sequence[Epoch], settings: TrainSettings, elapsed: float) -> bool:
+    """Whether the epoch after these is the last one for which there are epochs and minutes."""
+    if len(history) + 1 >= settings.epochs:
+        return True
+    return bool(history) and time_is_up(history, settings, elapsed + _longest(history, settings))
+
+
+def _longest(history: Sequence[Epoch], settings: TrainSettings) -> float:
+    """Seconds of the longest of the last epochs, one of which was validated."""
     ends = [0.0, *(record["elapsed"] for record in history)]
-    longest = max(b - a for a, b in pairwise(ends[-settings.validate_every - 1 :]))
-    return elapsed + longest > settings.minutes * 60
+    return max(b - a for a, b in pairwise(ends[-settings.validate_every - 1 :]))
 
 
 def stands_still(history: Sequence[Epoch], settings: TrainSettings) -> bool:

@@ -19,7 +19,7 @@ from cobertes.learn.losses import Loss, class_weights
 from cobertes.learn.pretrained import RANDOM
 from cobertes.learn.samples import Sampler
 from cobertes.learn.unet import UNetSettings
-from cobertes.settings import SCRATCH, AugmentationSettings, ModelSettings, TrainSettings, fill_in
+from cobertes.settings import AugmentationSettings, ModelSettings, TrainSettings, fill_in
 from cobertes.tiles.ground import Ground
 from cobertes.tiles.split import VALIDATION
 from cobertes.tiles.statistics import Statistics
@@ -93,11 +93,6 @@ def plan_training(
     if (train.targets == "fractions" or train.purity_weight) and not ground.shares:
         raise SettingsError(
             'train.targets = "fractions" and train.purity-weight need files of shares: Ground(..., shares=...)'
-        )
-    if train.freeze_encoder and (model.encoder == SCRATCH or model.weights == RANDOM):
-        raise SettingsError(
-            "train.freeze-encoder keeps a backbone as it is, but one with random weights has learnt nothing yet. "
-            "Set it to 0, or take a backbone with pretrained weights (model.encoder, model.weights)."
         )
     train = fill_in(train, model.encoder, tile_size)
     inputs = Inputs.of(statistics, model.seasons)

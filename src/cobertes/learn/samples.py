@@ -220,7 +220,7 @@ class Sampler:
         x, y, q = into or self.memory((), size, inputs.channels)
         rng = np.random.default_rng((self.settings.seed, epoch, 1 + position))  # 0 is the draw of the epoch
         window = self._place(rng, tile, size)
-        season = self._season(rng, inputs, epoch + position)
+        season = self._season(rng, inputs, epoch + self._turn(position, size))
         variation = draw_variation(
             rng, self.augmentation, inputs.channels // len(inputs.bands), len(inputs.bands), size
         )
@@ -240,6 +240,11 @@ class Sampler:
         sides = (*shape, size, size)
         shares = np.empty((*sides, self.shares), np.uint8) if self.shares else None
         return Batch(np.empty((*sides, channels), np.float32), np.empty(sides, np.uint8), shares)
+
+    def _turn(self, position: int, size: int) -> int:
+        """How many samples come before a position, where all windows have this size: large ones skip positions."""
+        most = self.instead(min(self.windows))
+        return position // most * self.instead(size) + position % most
 
     def _season(self, rng: np.random.Generator, inputs: Inputs, turn: int) -> tuple[str, ...]:
         """The seasons that a sample shows: all, or one."""

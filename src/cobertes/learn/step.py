@@ -9,19 +9,23 @@ So no batch is tried that is over twice as large as one that fits.
 """
 
 import copy
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from lightning_fabric import Fabric
+from torch import nn
 
 from cobertes.errors import SettingsError
 from cobertes.learn.averaging import Averaged
-from cobertes.learn.device import choose_precision, fits_in_memory, is_cuda, start
+from cobertes.learn.device import choose_precision, fits_in_memory, is_cuda, layout, start
 from cobertes.learn.losses import Loss
 from cobertes.learn.network import Network
 from cobertes.learn.samples import count_batches
 from cobertes.settings import BATCH_SIZE, TrainSettings, default_batch
+
+log = logging.getLogger(__name__)
 
 MOST = 256
 """Windows of the largest batch that is tried."""
@@ -61,10 +65,15 @@ def choose_step(
 
     def find_batch(precision: str) -> tuple[int, str]:
         found = _choose_batch(train, network, loss, max(sides), samples, processes, precision)
-        _require_spread(network, samples, found[0], min(sides), processes)
+        _require_spread(network, samples, found[0], sides, processes)
         return found
 
-    batch, why = find_batch("fp32" if train.precision == "auto" else train.precision)
+    try:
+        batch, why = find_batch("fp32" if train.precision == "auto" else train.precision)
+    except SettingsError:
+        if train.precision != "auto":
+            raise
+        return StepChoice(*find_batch("bf16"), "bf16", "fp32 does not fit in the memory")
     shape = (max(1, batch // processes), network.settings.channels, max(sides), max(sides))
     precision, reason = choose_precision(train.precision, train.device, network, shape)
     if train.precision == "auto" and precision != "fp32" and train.batch_size == "auto":
@@ -97,8 +106,18 @@ def _choose_batch(
                 step()
                 averaged.update()
 
-        return fits_in_memory(steps)
+        try:
+            fits = fits_in_memory(steps)
+        except RuntimeError as error:  # very large tensors have limits of their own
+            if not fitting:
+                raise
+            log.info("batches of %d windows do not run here: %s", batch, error)
+            return False
+        if fits:
+            fitting.append(batch)
+        return fits
 
+    fitting: list[int] = []
     with torch.random.fork_rng(devices=[]):
         found = largest_batch(try_step, most)
     if not found:
@@ -138,16 +157,22 @@ def largest_batch(try_step: Callable[[int], bool], most: int) -> int:
     return fits
 
 
+def set_up(fabric: Fabric, network: Network, train: TrainSettings) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """The network on the device, in its layout, and its optimizer."""
+    network = network.to(memory_format=layout(fabric.device))
+    kind = torch.optim.AdamW if train.optimizer == "adamw" else torch.optim.Adam
+    model, optimizer = fabric.setup(network, kind(network.parameters(), lr=train.rate))
+    return model, optimizer
+
+
 def training_step(
     fabric: Fabric, network: Network, train: TrainSettings, loss: Loss, batch: int, side: int
 ) -> Callable[[], None]:
     """A step of a training on random input, to be timed or to see what it takes; it changes the network."""
-    kind = torch.optim.AdamW if train.optimizer == "adamw" else torch.optim.Adam
-    network = network.to(memory_format=torch.channels_last)
-    model, optimizer = fabric.setup(network, kind(network.parameters(), lr=train.rate))
+    model, optimizer = set_up(fabric, network, train)
     classes, channels = network.settings.classes, network.settings.channels
     shape = (batch, channels, side, side)
-    x = torch.empty(shape, device=fabric.device, memory_format=torch.channels_last).normal_()
+    x = torch.empty(shape, device=fabric.device, memory_format=layout(fabric.device)).normal_()
     y = torch.randint(classes, (batch, side, side), device=fabric.device)
     if train.targets == "fractions":
         y = torch.rand(batch, classes, side, side, device=fabric.device)
@@ -161,7 +186,7 @@ def training_step(
     return step
 
 
-def _require_spread(network: Network, samples: int, batch: int, side: int, processes: int) -> None:
+def _require_spread(network: Network, samples: int, batch: int, sides: Sequence[int], processes: int) -> None:
     """Raise SettingsError where batch norm would get one value per channel, which has no spread."""
     smallest = samples // count_batches(samples, batch) // processes
     if smallest < 1:
@@ -169,8 +194,11 @@ def _require_spread(network: Network, samples: int, batch: int, side: int, proce
             f"{processes} processes can't share a batch of {batch} windows: use a train.batch-size (and "
             f"train.samples, now {samples}) of at least {processes}."
         )
-    if smallest == 1 and _is_one_pixel(network, side):
-        architecture = network.settings.architecture
+    # of smaller windows a batch has as many as have the pixels of the largest
+    largest = max(sides) ** 2
+    alone = [side for side in sides if smallest * (largest // side**2) == 1 and _is_one_pixel(network, side)]
+    if alone:
+        side, architecture = alone[0], network.settings.architecture
         if architecture in POOLING:
             what, larger = f"{architecture} pools a whole window to one pixel", "Use"
         else:

@@ -3,9 +3,9 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,16 +21,16 @@ from cobertes.geo.grid import resolution
 from cobertes.learn.averaging import Averaged
 from cobertes.learn.board import Board
 from cobertes.learn.checkpoints import BEST, load_checkpoint, save_batch, save_checkpoint
-from cobertes.learn.device import add_up, as_the_leader, start_together
-from cobertes.learn.history import Epoch, best_epoch, finite, stands_still, time_is_up, write_history
+from cobertes.learn.device import add_up, as_the_leader, is_out_of_memory, layout, start_together
+from cobertes.learn.history import Epoch, best_epoch, finite, next_is_last, stands_still, time_is_up, write_history
 from cobertes.learn.infer import Forward, HeldOut, each_season, judge
-from cobertes.learn.modelfile import MODEL_FILE, ModelHeader, save_model
+from cobertes.learn.modelfile import MODEL_FILE, ModelHeader, read_header, save_model
 from cobertes.learn.network import Network, build_network, count_parameters, freeze, hold_batch_norm
 from cobertes.learn.plan import TrainingPlan
 from cobertes.learn.pretrained import RANDOM, load_pretrained
 from cobertes.learn.samples import Batch, batches, count_batches
 from cobertes.learn.schedule import Schedule
-from cobertes.learn.step import StepChoice, choose_step
+from cobertes.learn.step import StepChoice, choose_step, set_up
 from cobertes.progress import SILENT, Progress
 from cobertes.settings import LAST_PART, TrainSettings
 
@@ -53,11 +53,15 @@ def train_model(
     """
     loop = _begin(plan, out / "checkpoints", progress)
     settings, history, held_out = plan.settings, loop.history, plan.held_out()
-    with Board(out / "tensorboard", purge=len(history) + 1) if loop.leads else nullcontext() as board:
+    with (
+        _enough_memory(loop),
+        Board(out / "tensorboard", purge=len(history) + 1) if loop.leads else nullcontext() as board,
+    ):
         if loop.leads:
             write_history(out / "metrics.jsonl", history)
+        last = loop.agree(time_is_up(history, settings, loop.elapsed()))
         for epoch in range(len(history) + 1, settings.epochs + 1):
-            if stands_still(history, settings) or loop.agree(time_is_up(history, settings, loop.elapsed())):
+            if last or stands_still(history, settings):
                 break
             record = _train_epoch(loop, epoch) | UNKNOWN
             matrix = None
@@ -85,7 +89,7 @@ def train_model(
             report(record)
     header = _header(loop, finished=True)
     if loop.leads:
-        _finish(plan, out, header)
+        header = _finish(out, header)
     loop.fabric.barrier()
     return header
 
@@ -126,14 +130,11 @@ def _begin(plan: TrainingPlan, checkpoints: Path, progress: Progress) -> "_Loop"
         f" ({'as before' if 'batch_size' in kept else chosen.why_batch})" if settings.batch_size == "auto" else "",
     )  # fmt: skip
 
-    # Channels last is the layout that convolutions are fastest in, on CPUs with bf16 units and on CUDA alike.
-    network = network.to(memory_format=torch.channels_last)
-    kind = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.Adam
     averaged = Averaged(network, settings.averaging)
-    averaged.model.to(fabric.device)
+    averaged.model.to(fabric.device).to(memory_format=layout(fabric.device))
     if settings.compile:
         network.compile()
-    model, optimizer = fabric.setup(network, kind(network.parameters(), lr=settings.rate))
+    model, optimizer = set_up(fabric, network, settings)
     schedule = Schedule(optimizer, settings)
     history: list[Epoch] = []
     if state is not None:
@@ -207,6 +208,11 @@ class _Loop:
         # one clock for all processes: with other rates their weights would drift apart
         return max(share, float(self.fabric.broadcast(self.elapsed())) / (60 * settings.minutes))
 
+    def is_last_part(self, epoch: int) -> bool:
+        """Whether an epoch is in the last part of the training: the last one is, but where it is the only one."""
+        ends = self.agree(next_is_last(self.history, self.plan.settings, self.elapsed()))
+        return (ends and epoch > 1) or self.share_over(epoch - 1) >= 1 - LAST_PART
+
     @property
     def leads(self) -> bool:
         """Whether this process is the one, of those that train together, that writes."""
@@ -220,12 +226,28 @@ class _Loop:
     def forward(self) -> Forward:
         """The averaged model, as validation takes it."""
 
+        device = self.fabric.device
+
         def logits(x: Tensor) -> Tensor:
             with torch.inference_mode(), self.fabric.autocast():
-                found: Tensor = self.averaged.model(x.to(self.fabric.device, memory_format=torch.channels_last))
+                found: Tensor = self.averaged.model(x.to(device, memory_format=layout(device)))
                 return found
 
         return each_season(logits, self.plan.inputs)
+
+
+@contextmanager
+def _enough_memory(loop: _Loop) -> Iterator[None]:
+    """What a device says that has no room for a step, as a TrainingError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise TrainingError(
+            f"the device's memory does not hold a step of {loop.batch_size} windows of {loop.plan.window} px: "
+            f'lower train.batch-size (train.accumulate adds several up) or set it to "auto"; then --from train.'
+        ) from error
 
 
 def _train_epoch(loop: _Loop, epoch: int) -> Epoch:
@@ -233,7 +255,7 @@ def _train_epoch(loop: _Loop, epoch: int) -> Epoch:
     plan, settings, model, optimizer = loop.plan, loop.plan.settings, loop.model, loop.optimizer
     model.train()
     freeze(loop.network, epoch <= settings.freeze_encoder)
-    last_part = loop.share_over(epoch - 1) >= 1 - LAST_PART
+    last_part = loop.is_last_part(epoch)
     window = max(plan.sampler.sizes(last_part))
     if last_part and window > max(plan.sampler.sizes(False)):
         hold_batch_norm(loop.network)  # large windows are few in a batch, too few to say what is usual
@@ -256,7 +278,7 @@ def _train_epoch(loop: _Loop, epoch: int) -> Epoch:
                 asked = time.monotonic()
                 batch = next(feed)
                 waited += time.monotonic() - asked
-                x = torch.from_numpy(batch.x).to(fabric.device, memory_format=torch.channels_last)
+                x = torch.from_numpy(batch.x).to(fabric.device, memory_format=layout(fabric.device))
                 y, importance = _targets(batch, settings, fabric.device)
                 loss, pixels = plan.loss(model(x), y, importance)
                 fabric.backward(loss / unit)
@@ -272,8 +294,11 @@ def _train_epoch(loop: _Loop, epoch: int) -> Epoch:
                 # gradients are the mean over the processes, of sums over pixels: they become the mean over pixels
                 share = pixels_of_all / (unit * processes)
                 torch._foreach_div_([p.grad for p in model.parameters() if p.grad is not None], share)
-                if settings.clip_norm is not None:
-                    fabric.clip_gradients(model, optimizer, max_norm=settings.clip_norm)
+                norm = fabric.clip_gradients(
+                    model, optimizer, max_norm=settings.clip_norm or math.inf, error_if_nonfinite=False
+                )
+                if norm is not None and not math.isfinite(norm):  # the step would spoil the weights for good
+                    raise _not_finite(plan, epoch, save_batch(loop.checkpoints, x, y, rank), "gradient")
                 optimizer.step()
                 loop.averaged.update()
             total, weight = total + found, weight + pixels_of_all
@@ -313,10 +338,10 @@ def _targets(batch: Batch, settings: TrainSettings, device: torch.device) -> tup
     return (shares if settings.targets == "fractions" else labels), purity
 
 
-def _not_finite(plan: TrainingPlan, epoch: int, kept: Path | None) -> TrainingError:
+def _not_finite(plan: TrainingPlan, epoch: int, kept: Path | None, what: str = "loss") -> TrainingError:
     where = f"The batch is kept in {kept}." if kept else "Another process has kept the batch."
     return TrainingError(
-        f"the loss is not finite in epoch {epoch}: lower train.learning-rate (now "
+        f"the {what} is not finite in epoch {epoch}: lower train.learning-rate (now "
         f'{plan.settings.rate:g}), set train.clip-norm or train.precision = "fp32", or look for damaged '
         f"pixels in the scenes. {where}"
     )
@@ -362,13 +387,20 @@ def _header(loop: _Loop, *, finished: bool) -> ModelHeader:
     return ModelHeader(plan.network, plan.inputs, legend, scale, window, training, nodata)
 
 
-def _finish(plan: TrainingPlan, out: Path, header: ModelHeader) -> None:
-    """Give the best epoch's weights their final name."""
+def _finish(out: Path, header: ModelHeader) -> ModelHeader:
+    """Give the best epoch's weights their final name; returns the model's header.
+
+    Epoch and score are what was noted with the weights: where a training was killed between them and its
+    checkpoint, the epoch that was repeated may be another one in the last digit, or less good.
+    """
     path = out / "checkpoints" / BEST
     try:
-        weights = load_file(path)
+        weights, noted = load_file(path), read_header(path).training
     except (SafetensorError, OSError) as error:
         raise TrainingError(
             f"can't read the best epoch's weights in {path}: {error}. Delete {path.parent} to start anew."
         ) from error
+    own = {key: noted[key] for key in ("best_epoch", "validation_miou")}
+    header = replace(header, training={**header.training, **own})
     save_model(out / MODEL_FILE, weights, header)
+    return header

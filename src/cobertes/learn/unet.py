@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cobertes.errors import SettingsError, did_you_mean
+from cobertes.learn.device import layout
 from cobertes.settings import SCRATCH
 
 BACKBONE_DECODER = (256, 128, 64, 32, 16)
@@ -91,7 +92,7 @@ class UNet(nn.Module):
         count = self.settings.seasons
         apart = x.reshape(len(x), count, -1, *x.shape[-2:])  # (B, seasons, bands, H, W)
         seen = (apart != 0).any(dim=2).to(x.dtype)  # what was not observed is 0 in all bands
-        features = self.encoder(apart.flatten(0, 1).contiguous(memory_format=torch.channels_last))
+        features = self.encoder(apart.flatten(0, 1).contiguous(memory_format=layout(x.device)))
         fused = []
         for y in features:
             there = F.adaptive_max_pool2d(seen, y.shape[-2:]).unsqueeze(2)  # (B, seasons, 1, h, w)
