@@ -369,8 +369,9 @@ def _state(model: nn.Module) -> dict[str, Tensor]:
 def _header(loop: _Loop, *, finished: bool) -> ModelHeader:
     plan, history = loop.plan, loop.history
     best = best_epoch(history)
-    scene = next(iter(next(iter(plan.ground.areas.values())).scenes.values()))
-    nodata = None if scene.nodata is None else finite(scene.nodata)  # NaN is never an observation anyway
+    scenes = [scene for area in plan.ground.areas.values() for scene in area.scenes.values()]
+    empty = {None if scene.nodata is None else finite(scene.nodata) for scene in scenes}  # NaN is never observed
+    nodata = empty.pop() if len(empty) == 1 else None
     training = {
         "settings": plan.settings.model_dump(by_alias=True),
         "augmentation": plan.sampler.augmentation.model_dump(by_alias=True),
@@ -382,7 +383,7 @@ def _header(loop: _Loop, *, finished: bool) -> ModelHeader:
         "validation_miou": finite(best["miou"]),
         "finished": finished,
     }
-    scale = None if scene.grid.crs is None else resolution(scene.grid)
+    scale = None if scenes[0].grid.crs is None else resolution(scenes[0].grid)
     legend, window = plan.ground.legend, plan.window
     return ModelHeader(plan.network, plan.inputs, legend, scale, window, training, nodata)
 
