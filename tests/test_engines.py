@@ -24,6 +24,7 @@ from cobertes.learn.device import start, wait_for
 from cobertes.learn.infer import each_season
 from cobertes.learn.inputs import Inputs, turned
 from cobertes.learn.modelfile import ModelHeader, save_model
+from cobertes.learn.network import build_network
 from cobertes.learn.unet import UNet, UNetSettings
 from engines import SCALE, TENS, code_at, engine_of, header_of, reads_coordinates
 from rasters import coordinates, grid_at, read_raster, write_raster
@@ -137,6 +138,29 @@ def test_engines_agree_in_fp32(tmp_path, engine, size):
     torch.testing.assert_close(other.logits(x[:2]), expected[:2], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(other.logits(torch.cat([x, x]))[3:], expected, rtol=1e-4, atol=1e-4)
     assert len(expected.argmax(1).unique()) > 3
+
+
+@pytest.mark.parametrize("engine", ["openvino", "onnx"])
+@pytest.mark.parametrize(
+    "changes",
+    [{"seasons": 2}, {"upsampling": "bilinear"}, {"encoder": "resnet18"}]
+    + [{"encoder": "resnet18", "architecture": name} for name in ("unet++", "deeplabv3+", "segformer")],
+    ids=lambda changes: "-".join(str(value) for value in changes.values()),
+)
+def test_every_network_is_the_same_in_every_engine(tmp_path, engine, changes):
+    pytest.importorskip("openvino" if engine == "openvino" else "onnxruntime")
+    header = header_of(("april", "august"), window=64)
+    torch.manual_seed(0)
+    network = build_network(replace(header.network, **changes)).eval()
+    save_model(tmp_path / "m.safetensors", network.state_dict(), replace(header, network=network.settings))
+    plain, other = (
+        open_engine(tmp_path / "m.safetensors", device="cpu", precision="fp32", engine=name)
+        for name in ("torch", engine)
+    )
+    x = windows(5, 64, 4)
+    x[1, :2], x[2, 2:, :20] = 0, 0  # a season that was not observed, in a whole window and in a part
+    for batch in (x, x[:2], torch.cat([x, x])):
+        torch.testing.assert_close(other.logits(batch), plain.logits(batch), rtol=1e-3, atol=1e-4)
 
 
 def test_a_gpu_without_enough_memory_is_told(tmp_path, monkeypatch):

@@ -89,14 +89,14 @@ class UNet(nn.Module):
 
     def _each_season(self, x: Tensor) -> list[Tensor]:
         """Features of every season by the one encoder, fused where the season was observed."""
-        count = self.settings.seasons
-        apart = x.reshape(len(x), count, -1, *x.shape[-2:])  # (B, seasons, bands, H, W)
+        batch, count = x.shape[0], self.settings.seasons  # len(x) would be a constant in an exported network
+        apart = x.reshape(batch, count, -1, *x.shape[-2:])  # (B, seasons, bands, H, W)
         seen = (apart != 0).any(dim=2).to(x.dtype)  # what was not observed is 0 in all bands
         features = self.encoder(apart.flatten(0, 1).contiguous(memory_format=layout(x.device)))
         fused = []
-        for y in features:
-            there = F.adaptive_max_pool2d(seen, y.shape[-2:]).unsqueeze(2)  # (B, seasons, 1, h, w)
-            each = y.reshape(len(x), count, *y.shape[1:])  # (B, seasons, C, h, w)
+        for level, y in enumerate(features):
+            there = F.max_pool2d(seen, 2**level).unsqueeze(2)  # (B, seasons, 1, h, w)
+            each = y.reshape(batch, count, *y.shape[1:])  # (B, seasons, C, h, w)
             mean = (each * there).sum(dim=1) / there.sum(dim=1).clamp(min=1)
             lowest = torch.finfo(each.dtype).min
             highest = torch.where(there > 0, each, lowest).amax(dim=1) * (there.sum(dim=1) > 0)
