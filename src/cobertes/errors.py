@@ -12,7 +12,7 @@
     ├── TrainingError        (RuntimeError)       training can't go on
     ├── ModelFileError       (ValueError)         a model file is damaged, foreign or does not fit the scene
     ├── OutputExistsError    (FileExistsError)    a file would be overwritten
-    ├── ClusterError         (RuntimeError)       a Ray cluster can't be reached, or loses what it computes
+    ├── ClusterError         (ConnectionError)    a Ray cluster can't be reached, or loses what it computes
     ├── DeviceMemoryError    (MemoryError)        a GPU has too little memory left
     └── StorageError         (OSError)            a disk is full or a folder can't be written
 
@@ -72,8 +72,8 @@ class OutputExistsError(CobertesError, FileExistsError):
     """An output exists and overwriting was not asked for."""
 
 
-class ClusterError(CobertesError, RuntimeError):
-    """A Ray cluster can't be reached, or what it computes is lost again and again."""
+class ClusterError(CobertesError, ConnectionError):
+    """A Ray cluster can't be reached, or what it computes is lost again and again. What is finished is kept."""
 
 
 class DeviceMemoryError(CobertesError, MemoryError):
