@@ -53,10 +53,10 @@ def qgis():
 @pytest.fixture(scope="session")
 def cluster():
     """A Ray cluster: a head, and two nodes of one processor that work. This process is its driver."""
-    from cobertes.scale.cluster import QUIET
+    from cobertes.scale.cluster import VARIABLES
 
     ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'cobertes[scale]'")
-    os.environ.update(QUIET)
+    os.environ.update(VARIABLES)
     from ray.cluster_utils import Cluster
 
     node = {"num_cpus": 1, "memory": 4 * 2**30, "object_store_memory": 80 * 2**20, "include_dashboard": False}

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -171,6 +172,20 @@ def test_a_node_that_dies_takes_nothing_with_it(tmp_path, folder, cluster):
     assert made == whole
 
 
+def test_workers_take_the_model_as_it_is_now(tmp_path, folder, cluster):
+    """One that is trained again keeps its path and its settings."""
+    shutil.copy(folder / "scene.tif", tmp_path)
+    made = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        save_model(tmp_path / "model.safetensors", UNet(header_of().network).state_dict(), header_of())
+        here = predict(tmp_path, tmp_path / "here")
+        with on_ray(cluster.address, 1) as compute:
+            assert predict(tmp_path, tmp_path / "there", compute=compute) == here
+        made.append(here[0])
+    assert made[0] != made[1]
+
+
 # --- what goes wrong ---------------------------------------------------------------------------------------
 
 
@@ -191,17 +206,26 @@ def test_a_scene_that_can_t_be_read_says_the_same_there(tmp_path, folder, cluste
 
 
 @pytest.mark.slow
-def test_a_piece_that_kills_every_worker_ends_with_a_word(tmp_path, folder, cluster):
-    def dies(shared, piece):
-        os._exit(1)
+def test_a_piece_that_kills_every_worker_ends_with_a_word_and_keeps_the_others(tmp_path, folder, cluster):
+    alive = prediction._compute_piece
 
+    def dies(shared, piece):
+        if piece[0] >= 60:
+            os._exit(1)
+        return alive(shared, piece)
+
+    whole, out = predict(folder, tmp_path / "whole"), tmp_path / "map"
     with (
         patch.object(prediction, "_compute_piece", dies),
+        patch.object(prediction, "PIECE_WINDOWS", 16),
         patch.object(prediction, "RETRIES", 0),
         on_ray(cluster.address, 1) as compute,
         pytest.raises(ClusterError, match="a task was lost again and again"),
     ):
-        predict(folder, tmp_path / "map", compute=compute)
+        predict(folder, out, compute=compute)
+    kept = json.loads((out / ".map.tif.partial" / "ledger.json").read_text(encoding="utf-8"))
+    assert kept["done"]
+    assert predict(folder, out, resume="yes")[0] == whole[0]
 
 
 def test_what_does_not_fit_any_node_is_said(tmp_path, folder, cluster, caplog):
@@ -211,8 +235,22 @@ def test_what_does_not_fit_any_node_is_said(tmp_path, folder, cluster, caplog):
         needs = {"CPU": 9.0, "GPU": 0.0, "memory": 3500 * 2.0**20}
         assert clusters.slots(ray, needs) == 0
         assert clusters.slots(ray, needs | {"CPU": 1.0}) == 2
-        prediction._require_room(ray, needs)
-    assert "no node has 9 processors and 3500 MB of memory" in caplog.text
+        clusters.require_room(ray, needs, "Give fewer --threads")
+        clusters.require_room(ray, {"CPU": 1.0, "GPU": 1.0, "memory": 0.0}, "Set tune.gpus = 0")
+    assert (
+        "no node has 9 processors and 3500 MB of memory (found: 0 processors and 4096 MB of memory; 1"
+        in caplog.text
+    )
+    assert "no node has 1 processors and 1 GPU (found: 0 processors and 0 GPU; 1" in caplog.text
+
+
+def test_a_node_with_another_model_at_the_same_path_is_said(tmp_path, folder, cluster):
+    with (
+        patch.object(prediction, "contents", lambda recipes: "of a newer one"),  # here, not on the nodes
+        on_ray(cluster.address, 1) as compute,
+        pytest.raises(ClusterError, match=r"model\.safetensors on .* is not the model that this map is made with"),
+    ):
+        predict(folder, tmp_path / "map", compute=compute)
 
 
 def test_an_address_that_is_none():
@@ -264,6 +302,40 @@ def test_the_command_on_a_ray_of_its_own(tmp_path, folder):
     ]
     assert answers[0]["counts"] == answers[1]["counts"]
     assert (tmp_path / "here.tif").read_bytes() == (tmp_path / "there.tif").read_bytes()
+
+
+@pytest.mark.slow
+def test_a_piece_that_takes_more_memory_than_there_is_ends_with_a_word(tmp_path, folder):
+    """Ray's monitor kills its worker, each time that it begins."""
+    pytest.importorskip("ray")
+    command = [
+        sys.executable, "-m", "cobertes", "predict", "model.safetensors", "scene.tif", "-o", str(tmp_path / "map.tif"),
+        "--ray", "local", "--memory", str(MEMORY), "--threads", "1", "--engine", "torch",
+    ]  # fmt: skip
+    little = {
+        "RAY_memory_usage_threshold": "0.001",
+        "RAY_memory_monitor_refresh_ms": "100",
+        "RAY_task_oom_retry_delay_base_ms": "10",
+    }
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, cwd=folder, env=os.environ | little, timeout=120
+    )
+    assert done.returncode == 2, done.stderr
+    assert "a task was lost again and again (OutOfMemoryError" in done.stderr
+
+
+def test_a_ray_of_this_machine_takes_no_more_than_this_process_may():
+    pytest.importorskip("ray")
+    with (
+        patch("os.sched_getaffinity", lambda process: {3, 5}, create=True),
+        patch("ray._private.utils.get_num_cpus", lambda **options: 8.0),
+    ):
+        assert clusters.processors() == 2
+    with (
+        patch("os.sched_getaffinity", lambda process: set(range(64)), create=True),
+        patch("ray._private.utils.get_num_cpus", lambda **options: 0.5),
+    ):
+        assert clusters.processors() == 1
 
 
 def test_many_areas_are_mapped_at_once_and_as_one_by_one(tmp_path, cluster):

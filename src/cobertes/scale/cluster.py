@@ -1,4 +1,4 @@
-"""A Ray cluster: this machine alone, or one that is running already; and its errors as ours."""
+"""A Ray cluster: this machine alone, or one that is running already; what fits on it; and its errors as ours."""
 
 import logging
 import os
@@ -17,11 +17,18 @@ LOCAL, AUTO = "local", "auto"
 STORE_BYTES = 128 * 2**20, 96 * 2**20
 """Of a local cluster's object store: at all events, and for every processor."""
 
-QUIET = {
+RETRIES = 5
+"""Of a task whose worker or node was lost."""
+
+VARIABLES = {
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing is sent to anybody
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # without it every start warns of a coming change
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # what new versions do by themselves, and old ones warn of
     "RAY_DEDUP_LOGS": "0",
+    "RAY_task_oom_retries": str(RETRIES),  # of a task that was killed as its node ran out of memory: else no end
 }
+"""Of Ray, where they are not set."""
+
+log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -35,7 +42,7 @@ def connected(address: str, threads: int = 1) -> Iterator[Any]:
     """
     if address not in (LOCAL, AUTO) and not re.fullmatch(r"(ray://)?[\w.-]+:\d+", address):
         raise SettingsError(f"'{address}' is no address of a Ray cluster. Give local, auto or HOST:PORT.")
-    for name, value in QUIET.items():
+    for name, value in VARIABLES.items():
         os.environ.setdefault(name, value)
     ray = need("ray", "scale")
     if ray.is_initialized():
@@ -43,7 +50,7 @@ def connected(address: str, threads: int = 1) -> Iterator[Any]:
         return
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address == LOCAL:
-        cpus = max(os.cpu_count() or 1, threads)
+        cpus = max(processors(), threads)
         store = STORE_BYTES[0] + STORE_BYTES[1] * cpus
         options |= {"num_cpus": cpus, "object_store_memory": store, "include_dashboard": False}
     at_the_end = signal.getsignal(signal.SIGTERM)
@@ -61,10 +68,45 @@ def connected(address: str, threads: int = 1) -> Iterator[Any]:
         ray.shutdown()
 
 
+def processors() -> int:
+    """Of this machine, that this process may use: fewer in a container, and where a batch system binds it."""
+    from ray._private.utils import get_num_cpus  # reads what a container allows
+
+    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(bound, int(get_num_cpus(override_docker_cpu_warning=True))))
+
+
 def slots(ray: Any, needs: dict[str, float]) -> int:
     """How many tasks run at once now; each ``needs`` so much of ``CPU``, ``GPU`` and ``memory`` in bytes."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     return sum(min(int(node.get(name, 0) / amount) for name, amount in needs.items() if amount) for node in nodes)
+
+
+def require_room(ray: Any, needs: dict[str, float], way_out: str) -> None:
+    """Raise SettingsError where this machine can never run a task; of a cluster, say that it waits for a node.
+
+    needs    as for `slots`
+    way_out  what to change, for people
+    """
+    if slots(ray, needs):
+        return
+    needs = {name: amount for name, amount in needs.items() if amount}
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    kinds = sorted({_in_words({name: node.get(name, 0.0) for name in needs}) for node in nodes})
+    message = f"no node has {_in_words(needs)} (found: {'; '.join(kinds)}). {way_out}"
+    if len(nodes) == 1:
+        raise SettingsError(message)
+    log.warning("%s, or wait until one joins", message)
+
+
+def _in_words(resources: dict[str, float]) -> str:
+    texts = {
+        "CPU": f"{resources.get('CPU', 0):g} processors",
+        "GPU": f"{resources.get('GPU', 0):g} GPU",
+        "memory": f"{resources.get('memory', 0) / 2**20:.0f} MB of memory",
+    }
+    *first, last = (text for name, text in texts.items() if name in resources)
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def result_of(ray: Any, reference: Any) -> Any:

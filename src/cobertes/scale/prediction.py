@@ -8,13 +8,14 @@ No byte depends on pieces, workers or their order: a piece computes along what l
 pass that goes on after an interruption does.
 """
 
-import logging
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from hashlib import sha256
 from math import isqrt
 from pathlib import Path
+from socket import gethostname
 from typing import Any
 
 import numpy as np
@@ -22,15 +23,15 @@ import rasterio
 import torch
 from numpy.typing import NDArray
 
-from cobertes.apply.engine import Engine, Recipe, open_recipes
+from cobertes.apply.engine import CALIBRATION, Engine, Recipe, open_recipes
 from cobertes.apply.products import PROBABILITIES
+from cobertes.apply.runtimes import quantized_path
 from cobertes.apply.work import Budget, Compute, Finished, Work
 from cobertes.errors import ClusterError, SettingsError
+from cobertes.fingerprint import fingerprint
 from cobertes.geo.scene import Scene
-from cobertes.scale.cluster import connected, result_of, slots
+from cobertes.scale.cluster import RETRIES, connected, require_room, result_of, slots
 from cobertes.sources import is_remote
-
-log = logging.getLogger(__name__)
 
 PIECE_WINDOWS = 256
 """Of a piece at most: minutes of one processor, seconds of many."""
@@ -45,11 +46,21 @@ half a batch: the model waits for the first windows, and the last ones for nothi
 IN_FLIGHT = 2
 """Pieces for each worker that are computed or wait: one is ready when another ends, and memory stays bounded."""
 
-RETRIES = 5
-"""Of a piece whose worker or node was lost."""
-
 Numbers = NDArray[np.int64]
 """Of blocks in a window plan."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What all pieces of a map share.
+
+    models  what the recipes' files hold (`contents`)
+    """
+
+    recipes: tuple[Recipe, ...]
+    models: str
+    work: Work
+    budget: Budget
 
 
 @contextmanager
@@ -72,12 +83,12 @@ def on_ray(address: str, threads: int | None = None) -> Iterator[Compute]:
             budget = Budget.of(memory, work.plan, work.batch, engine)
             gpus = float(any(one.device == "cuda" for one in recipes))
             needs = {"CPU": float(each), "GPU": gpus, "memory": memory * 2.0**20}
-            _require_room(ray, needs)
+            require_room(ray, needs, "Give fewer --threads or less --memory")
             task = ray.remote(_compute_piece).options(
                 num_cpus=each, num_gpus=gpus, memory=memory * 2**20, max_retries=RETRIES
             )
             elsewhere = replace(work, scenes={name: _absolute(scene) for name, scene in work.scenes.items()})
-            shared = ray.put((recipes, elsewhere, budget))
+            shared = ray.put(Task(recipes, contents(recipes), elsewhere, budget))
             todo = iter(divide(work, wanted, max(slots(ray, needs), 1)))
             running: list[Any] = []
             try:
@@ -123,19 +134,37 @@ def divide(work: Work, wanted: NDArray[np.bool_], workers: int) -> Iterator[Numb
                 yield np.flatnonzero(piece)
 
 
-def _compute_piece(shared: tuple[tuple[Recipe, ...], Work, Budget], piece: Numbers) -> list[Finished]:
+def contents(recipes: Sequence[Recipe]) -> str:
+    """Changes with what the files of the models hold, not with their dates: a node may have copies."""
+    digests = []
+    for one in recipes:
+        int8 = quantized_path(one.path)
+        more = [int8, int8.with_suffix(".bin")] if one.precision == "int8" else []
+        for path in (one.path, one.path.parent / CALIBRATION, *more):
+            digests.append(sha256(path.read_bytes()).hexdigest() if path.exists() else None)
+    return fingerprint(digests)
+
+
+def _compute_piece(shared: Task, piece: Numbers) -> list[Finished]:
     """What runs on a worker."""
-    recipes, work, budget = shared
-    wanted = np.zeros((len(work.plan.rows), len(work.plan.cols)), bool)
+    plan = shared.work.plan
+    wanted = np.zeros((len(plan.rows), len(plan.cols)), bool)
     wanted.flat[piece] = True
-    with rasterio.Env(GDAL_CACHEMAX=budget.cache):
-        return list(work.finished(_engine(recipes), wanted, budget))
+    with rasterio.Env(GDAL_CACHEMAX=shared.budget.cache):
+        return list(shared.work.finished(_engine(shared.recipes, shared.models), wanted, shared.budget))
 
 
 @lru_cache(maxsize=1)
-def _engine(recipes: tuple[Recipe, ...]) -> Engine:
-    """Of this worker: it outlives the piece."""
-    return open_recipes(recipes)
+def _engine(recipes: tuple[Recipe, ...], models: str) -> Engine:
+    """Of this worker: it outlives the piece, and the map. Raises ClusterError where its files are others."""
+    engine = open_recipes(recipes)
+    if contents(recipes) != models:
+        paths = ", ".join(str(one.path) for one in recipes)
+        raise ClusterError(
+            f"{paths} on {gethostname()} is not the model that this map is made with. All nodes must see the same "
+            f"files there, calibration.json included; then --resume."
+        )
+    return engine
 
 
 def _absolute(scene: Scene) -> Scene:
@@ -145,20 +174,3 @@ def _absolute(scene: Scene) -> Scene:
         return path if is_remote(path) else str(Path(path).resolve())
 
     return replace(scene, bands=tuple(replace(band, path=place(band.path)) for band in scene.bands))
-
-
-def _require_room(ray: Any, needs: dict[str, float]) -> None:
-    """Raise ClusterError where this machine can never run a task; of a cluster, say that it waits for a node."""
-    if slots(ray, needs):
-        return
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    found = ", ".join(_in_words({name: node.get(name, 0.0) for name in needs}) for node in nodes)
-    message = f"no node has {_in_words(needs)} (found: {found}). Give fewer --threads or less --memory"
-    if len(nodes) == 1:
-        raise ClusterError(message)
-    log.warning("%s, or wait until one joins", message)
-
-
-def _in_words(resources: dict[str, float]) -> str:
-    gpus = f", {resources['GPU']:g} GPU" if resources["GPU"] else ""
-    return f"{resources['CPU']:g} processors{gpus} and {resources['memory'] / 2**20:.0f} MB of memory"
