@@ -193,7 +193,19 @@ def kill_a_node(cluster, search, killed):
             cluster.remove_node(busy[0], allow_graceful=False)
             killed.append(busy[0].node_id)
             return
-        time.sleep(0.05)
+        time.sleep(1)
+
+
+def at_rest(seconds=20):
+    """Whether all processors become free, and nobody asks for a placement group."""
+    import ray
+
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        if ray.available_resources().get("CPU") == ray.cluster_resources()["CPU"]:
+            return not ray.util.placement_group_table()
+        time.sleep(1)
+    return False
 
 
 @pytest.mark.slow  # minutes: Ray takes its time to notice that a node is gone
@@ -204,9 +216,13 @@ def test_a_search_that_is_interrupted_and_loses_a_node_finds_the_same(tmp_path, 
         if what == "trial":
             raise KeyboardInterrupt
 
+    # an earlier one was interrupted in its first second
+    (search / "ray" / "search").mkdir(parents=True)
+    (search / "ray" / "search" / "tuner.pkl").write_bytes(b"")
     with pytest.raises(KeyboardInterrupt):
         tune(project, search, address=cluster.address, tell=interrupt)
     assert not (search / "best.toml").exists()
+    assert at_rest(), "no trial goes on when its search is interrupted"
     before = {path: path.read_bytes() for path in (search / "shared").rglob("*.tif")}
 
     killed, told = [], []

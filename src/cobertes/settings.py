@@ -406,7 +406,7 @@ class TuneSettings(Section):
     cpus: Annotated[float, Field(gt=0)] = 1.0
     """Processors of a trial; less than 1 puts several on one."""
     gpus: Annotated[float, Field(ge=0)] = 0.0
-    """GPUs of a trial; 0.5 puts two on one."""
+    """GPUs of a trial; 0.5 puts two on one. With 0, trials train on processors, also where there is a GPU."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Of the values that are drawn. (What a training draws comes from ``train.seed``.)"""
 

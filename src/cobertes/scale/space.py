@@ -32,6 +32,8 @@ def require_space(settings: Settings) -> None:
         raise SettingsError(
             'nothing to search: [tune] needs search = { "train.learning-rate" = { log-uniform = [1e-4, 1e-2] } }'
         )
+    if settings.train.device == "cuda" and not settings.tune.gpus:
+        raise SettingsError("train.device is cuda, but trials take no GPU: set tune.gpus (0.5 puts two on one)")
     for key, values in settings.tune.search.items():
         _require_key(key)
         for value in _extremes(values):

@@ -60,6 +60,8 @@ def trial_settings(settings: Settings, drawn: Mapping[str, Any]) -> Settings:
         "train.minutes": None,
         "train.threads": trial_threads(settings),
     }
+    if not settings.tune.gpus and settings.train.device == "auto":  # Ray hides no GPU: all would take the first one
+        fixed["train.device"] = "cpu"
     return with_values(settings, {**drawn, **fixed})
 
 

@@ -13,6 +13,7 @@ import shutil
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from cobertes.freshness import learning_settings
 from cobertes.progress import SILENT, Progress
 from cobertes.project import Project
 from cobertes.run import Run
-from cobertes.scale.cluster import connected
+from cobertes.scale.cluster import connected, require_room
 from cobertes.scale.results import write_results
 from cobertes.scale.space import param_space, require_space
 from cobertes.scale.trials import (
@@ -94,7 +95,7 @@ def tune(
         raise SettingsError("there is no validation block to score trials on: set split.validation")
     stages.store(plan, project, files, progress)
     if not read_json(folder / "search.json").get("over"):
-        with connected(address, max(1, int(settings.tune.cpus))) as ray:
+        with connected(address, ceil(settings.tune.cpus)) as ray:
             _search(ray, project, folder, tell)
         write_json(folder / "search.json", read_json(folder / "search.json") | {"over": True})
     trials = read_trials(folder, settings)
@@ -132,8 +133,12 @@ def _search(ray: Any, project: Project, folder: Path, tell: Tell) -> None:
     }  # fmt: skip
     from ray import tune
 
+    from cobertes.scale.actors import plain_actors
+
     settings = project.settings
     asked = settings.tune
+    needs = {"CPU": asked.cpus, "GPU": asked.gpus}
+    require_room(ray, needs, "Set fewer tune.cpus or tune.gpus: what one trial takes")
     trainable = tune.with_resources(
         tune.with_parameters(run_trial, search=str(folder.resolve())), {"cpu": asked.cpus, "gpu": asked.gpus}
     )
@@ -151,11 +156,13 @@ def _search(ray: Any, project: Project, folder: Path, tell: Tell) -> None:
     _Told.hear, _Told.lose = staticmethod(hear), staticmethod(lose)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of interfaces that change in coming versions of Ray and Optuna
-        if tune.Tuner.can_restore(str(kept)):
+        # an interruption in the first second leaves the search without its state
+        if tune.Tuner.can_restore(str(kept)) and any(kept.glob("experiment_state-*.json")):
             tell("tune", "going on with an interrupted search")
             tuner = tune.Tuner.restore(str(kept), trainable=trainable, param_space=space, resume_unfinished=True)
         else:
-            shutil.rmtree(folder / "trials", ignore_errors=True)
+            for begun in (folder / "trials", folder / RAY):
+                shutil.rmtree(begun, ignore_errors=True)
             tuner = tune.Tuner(
                 trainable,
                 param_space=space,
@@ -176,10 +183,15 @@ def _search(ray: Any, project: Project, folder: Path, tell: Tell) -> None:
                 ),
             )
         try:
-            tuner.fit()
+            with plain_actors():
+                ended = tuner.fit()
         except (tune.TuneError, ray.exceptions.RayError) as error:
             last = str(error).strip().splitlines()[-1]
             raise ClusterError(f"the search stopped: {last}. The same command goes on with it.") from error
+    if ended.errors and not read_trials(folder, settings):
+        shutil.rmtree(folder / RAY)
+        last = str(ended.errors[0]).strip().splitlines()[-1]
+        raise ClusterError(f"no trial could begin: {last}. All nodes must see {folder} at the same path.")
 
 
 def _scheduler(epochs: int, grace: int) -> Any:
