@@ -3,9 +3,12 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from contextlib import contextmanager
+from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
@@ -23,6 +26,9 @@ from cobertes.geo.scene import open_scene
 from cobertes.geo.windows import Window
 from cobertes.learn.modelfile import save_model
 from cobertes.learn.unet import UNet
+from cobertes.progress import SILENT
+from cobertes.project import load_project
+from cobertes.run import Run
 from cobertes.scale import cluster as clusters
 from cobertes.scale import prediction
 from cobertes.scale.prediction import divide, on_ray
@@ -338,11 +344,25 @@ def test_a_ray_of_this_machine_takes_no_more_than_this_process_may():
         assert clusters.processors() == 1
 
 
-def test_many_areas_are_mapped_at_once_and_as_one_by_one(tmp_path, cluster):
+# --- many areas --------------------------------------------------------------------------------------------
 
-    from cobertes.project import load_project
-    from cobertes.run import Run
 
+class Recorded:
+    """What bars are told."""
+
+    def __init__(self):
+        self.told = []
+
+    @contextmanager
+    def bar(self, name, total, unit):
+        moved = []
+        yield lambda amount, note="": moved.append(amount)
+        self.told.append((name, total, unit, sum(moved)))
+
+
+@pytest.fixture
+def many(tmp_path, one_thread):
+    """A project of five areas, to be mapped by a model."""
     header = header_of(window=16)
     save_model(tmp_path / "model.safetensors", UNet(header.network).state_dict(), header)
     areas = ""
@@ -350,13 +370,46 @@ def test_many_areas_are_mapped_at_once_and_as_one_by_one(tmp_path, cluster):
         values = np.random.default_rng(number).integers(1, 1000, (2, 40, 50)).astype(np.uint16)
         write_raster(tmp_path / f"{number}.tif", values, grid_at(40, 50))
         areas += f'[[area]]\nname = "a{number}"\nscenes = "{number}.tif"\n'
-    (tmp_path / "project.toml").write_text(
-        f'name = "many"\n{areas}[predict]\nmodel = "model.safetensors"\nengine = "torch"\nprecision = "fp32"\nmemory = 1500\n',
-        encoding="utf-8",
+    how = 'model = "model.safetensors"\nengine = "torch"\nprecision = "fp32"\nmemory = 1500\nbatch-size = 1\n'
+    (tmp_path / "project.toml").write_text(f'name = "many"\n{areas}[predict]\n{how}', encoding="utf-8")
+    return load_project(tmp_path / "project.toml")
+
+
+def test_many_areas_are_mapped_at_once_and_as_one_by_one(tmp_path, many, cluster):
+    Run(many, tmp_path / "here").run(only="predict")
+    bars = Recorded()
+    Run(many, tmp_path / "there", computing=lambda stop: on_ray(cluster.address, 1, stop), progress=bars).run(
+        only="predict"
     )
-    torch.set_num_threads(1)
-    project = load_project(tmp_path / "project.toml")
-    Run(project, tmp_path / "here").run(only="predict")
-    with on_ray(cluster.address, 1) as compute:
-        Run(project, tmp_path / "there", compute=compute).run(only="predict")
+    assert bars.told == [("maps", 0.01, "Mpx", pytest.approx(0.01))]
     assert contents(tmp_path / "here" / "maps") == contents(tmp_path / "there" / "maps")
+
+
+@pytest.mark.parametrize("end", [InputFileError, KeyboardInterrupt])
+def test_when_one_of_many_maps_fails_all_stop_and_keep_what_is_finished(tmp_path, many, cluster, end):
+    plain = prediction._compute_piece
+
+    def piece_of(shared, piece):
+        scene = next(iter(shared.work.scenes.values()))
+        if end is InputFileError and Path(scene.files[0]).name == "1.tif" and piece[0] > 3:
+            raise InputFileError("can't read it")
+        time.sleep(0.3)
+        return plain(shared, piece)
+
+    def computing(stop):
+        return on_ray(cluster.address, 1, stop)
+
+    Run(many, tmp_path / "whole").run(only="predict")
+    bars = Moments(12, lambda: os.kill(os.getpid(), signal.SIGINT)) if end is KeyboardInterrupt else SILENT
+    with (
+        patch.object(prediction, "_compute_piece", piece_of),
+        patch.object(prediction, "PIECE_WINDOWS", 1),
+        pytest.raises(end),
+    ):
+        Run(many, tmp_path / "run", computing=computing, progress=bars).run(only="predict")
+    kept = (tmp_path / "run" / "maps").glob(".*.partial/ledger.json")
+    unfinished = [json.loads(path.read_text(encoding="utf-8"))["done"] for path in kept]
+    assert len(unfinished) > 1
+    assert any(unfinished)
+    Run(many, tmp_path / "run", computing=computing).run(only="predict")
+    assert contents(tmp_path / "run" / "maps") == contents(tmp_path / "whole" / "maps")

@@ -33,3 +33,15 @@ class _Silent:
 
 
 SILENT: Progress = _Silent()
+
+
+class Joined:
+    """Of several things at once whose amounts are in one unit: each moves the same bar."""
+
+    def __init__(self, advance: Advance) -> None:
+        self.advance = advance
+
+    @contextmanager
+    def bar(self, name: str, total: float, unit: str) -> Iterator[Advance]:
+        """Yield what moves the bar that is there."""
+        yield self.advance

@@ -21,10 +21,10 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import chain, count
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cobertes import stages
 from cobertes.apply.report import toml_text
-from cobertes.apply.work import Compute
 from cobertes.errors import ModelFileError, SettingsError, did_you_mean
 from cobertes.files import write_text
 from cobertes.fingerprint import changed_keys, fingerprint, stamp
@@ -43,6 +43,9 @@ from cobertes.progress import SILENT, Progress
 from cobertes.project import Project
 from cobertes.runfolder import RunFolder
 from cobertes.stages import HEAD
+
+if TYPE_CHECKING:
+    from cobertes.stages import Computing
 
 STAGES = ("labels", "tiles", "train", "evaluate", "predict", "report")
 
@@ -65,8 +68,8 @@ class Step:
 class Run:
     """A project in its run folder.
 
-    ``tell`` gets (stage, text) when a stage has finished, ``on_epoch`` the record of each epoch; ``compute`` is
-    who computes maps, by default this process.
+    ``tell`` gets (stage, text) when a stage has finished, ``on_epoch`` the record of each epoch; ``computing``
+    opens who computes maps when their turn has come, by default this process.
     """
 
     def __init__(
@@ -77,10 +80,10 @@ class Run:
         progress: Progress = SILENT,
         tell: Callable[[str, str], None] = lambda stage, text: None,
         on_epoch: Callable[[dict[str, float]], None] = lambda record: None,
-        compute: Compute | None = None,
+        computing: "Computing | None" = None,
     ) -> None:
         self.project, self.files = project, RunFolder(folder)
-        self.progress, self.tell, self.on_epoch, self.compute = progress, tell, on_epoch, compute
+        self.progress, self.tell, self.on_epoch, self.computing = progress, tell, on_epoch, computing
         # torchrun starts several processes that train together: the first one tells and writes
         self.processes, rank = (int(os.environ.get(name, d)) for name, d in (("WORLD_SIZE", "1"), ("RANK", "0")))
         self.leads = rank == 0
@@ -243,7 +246,7 @@ class Run:
             case "evaluate":
                 return stages.evaluate(*todo)
             case "predict":
-                return stages.predict(*todo, self.compute)
+                return stages.predict(*todo, self.computing)
             case _:
                 return stages.report(*todo)
 

@@ -7,9 +7,11 @@ A stage never calls the next one. Each returns a line for people that says what 
 
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
+from threading import Event, Lock
 from typing import TYPE_CHECKING, Any
 
 from cobertes.accuracy.calibration import read_calibration
@@ -27,7 +29,7 @@ from cobertes.freshness import (
 from cobertes.geo.area import Area
 from cobertes.labels.aggregate import make_labels
 from cobertes.labels.weights import Weighting
-from cobertes.progress import SILENT, Progress
+from cobertes.progress import SILENT, Joined, Progress
 from cobertes.project import Project, load_project
 from cobertes.runfolder import RunFolder
 from cobertes.settings import fill_in
@@ -43,6 +45,9 @@ if TYPE_CHECKING:
     from cobertes.apply.work import Compute
     from cobertes.learn.estimate import Estimate
     from cobertes.learn.plan import TrainingPlan
+
+    Computing = Callable[[Event], AbstractContextManager[Compute]]
+    """Opens who computes maps; the event, once it is set, ends all that they compute."""
 
 AREAS_AT_ONCE = 8
 """Maps that are made at the same time where others than this process compute them."""
@@ -338,15 +343,15 @@ def make_int8_of(model: Path, progress: Progress = SILENT) -> None:
 
 
 def predict(
-    project: Project, files: RunFolder, progress: Progress = SILENT, compute: "Compute | None" = None
+    project: Project, files: RunFolder, progress: Progress = SILENT, computing: "Computing | None" = None
 ) -> str:
     """Map every area, but for those whose map an interrupted run has made from the same already.
 
-    compute  who computes, by default this process, area by area. Others get several areas at once, so that many
-             small ones keep a cluster busy.
+    computing  opens who computes, by default this process, area by area. Others get several areas at once, so that
+               many small ones keep a cluster busy; where one fails, all stop and keep what is finished.
     """
     from cobertes.apply.engine import open_engine
-    from cobertes.apply.predict import MapReport, predict_map
+    from cobertes.apply.predict import predict_map
     from cobertes.apply.work import compute_here
 
     settings, made_from = project.settings.predict, mapped_from(project, files)
@@ -359,17 +364,20 @@ def predict(
     engine = open_engine(
         model, device=settings.device, precision=settings.precision, engine=settings.engine, views=settings.views
     )
-    noted = read_notes(files).get("predict", {}).get("areas", {})
+    noted, noting = read_notes(files).get("predict", {}).get("areas", {}), Lock()
 
     def entry(area: Area) -> list[Any]:
         outputs = files.map(area.name), files.confidence(area.name)
         return [[made_from[area.name], engine.how], *map(stamp, outputs)]
 
     todo = [area for area in project.areas if noted.get(area.name) != entry(area)]
-    several = compute is not None and len(todo) > 1
+    kept = _count(project.areas[len(todo) :], "map") + " from before"
+    if not todo:
+        return kept
 
-    def make(area: Area) -> MapReport:
-        return predict_map(
+    def make(area: Area, compute: "Compute", progress: Progress) -> int:
+        """Pixels of the map."""
+        made = predict_map(
             engine,
             area.scenes,
             files.map(area.name),
@@ -381,22 +389,33 @@ def predict(
             memory=settings.memory,
             resume="if-same",
             overwrite=True,
-            progress=SILENT if several else progress,
-            compute=compute or compute_here,
+            progress=progress,
+            compute=compute,
         )
-
-    begin, pixels = time.monotonic(), 0
-    pool = ThreadPoolExecutor(AREAS_AT_ONCE if several else 1)
-    try:
-        for area, made in zip(todo, (pool.map if several else map)(make, todo), strict=True):
+        with noting:  # maps may end at the same time
             noted[area.name] = entry(area)
             write_note(files, "predict", areas=noted)
-            pixels += sum(made.counts.values())
-    finally:
-        pool.shutdown(cancel_futures=True)
-    kept = _count(project.areas[len(todo) :], "map") + " from before"
-    if not todo:
-        return kept
+        return sum(made.counts.values())
+
+    begin, stop = time.monotonic(), Event()
+    if computing is None:
+        pixels = sum(make(area, compute_here, progress) for area in todo)
+    elif len(todo) == 1:
+        with computing(stop) as compute:
+            pixels = make(todo[0], compute, progress)
+    else:
+        mpx = sum(area.shape[0] * area.shape[1] for area in todo) / 1e6
+        with (
+            computing(stop) as compute,
+            progress.bar("maps", mpx, "Mpx") as advance,
+            ThreadPoolExecutor(AREAS_AT_ONCE) as pool,
+        ):
+            try:
+                made = [pool.submit(make, area, compute, Joined(advance)) for area in todo]
+                pixels = sum(one.result() for one in as_completed(made))
+            finally:
+                stop.set()
+                pool.shutdown(cancel_futures=True)
     speed = pixels / 1e6 / max(time.monotonic() - begin, 1e-9)
     text = f"{_count(todo, 'map')} of {pixels / 1e6:.2f} Mpx at {speed:.2f} Mpx/s, {engine.how}"
     return text if len(todo) == len(project.areas) else f"{text}; {kept}"

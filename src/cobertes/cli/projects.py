@@ -8,7 +8,7 @@ import typer
 
 from cobertes.cli.app import app
 from cobertes.cli.console import Console
-from cobertes.cli.options import Overwrite, Ray, command, computing
+from cobertes.cli.options import Overwrite, Ray, command
 
 if TYPE_CHECKING:
     from cobertes.run import Run
@@ -104,8 +104,13 @@ def run(
             training, lines = found.to_dict(), [*lines, "", *found.lines()]
         console.answer("\n".join(lines), steps=[vars(step) for step in steps], training=training)
         return
-    with computing(ray) as job.compute:
-        ran = job.run(only, start)
+    if ray is not None:
+        from cobertes.scale.cluster import require_cluster
+        from cobertes.scale.prediction import on_ray
+
+        require_cluster(ray)
+        job.computing = lambda stop: on_ray(ray, stop=stop)
+    ran = job.run(only, start)
     if job.leads:
         _tell_results(console, job, ran)
 

@@ -1,7 +1,8 @@
 """How Ray Tune starts trials here: as plain actors, each waiting for a free place, not in placement groups.
 
-Once its node has died, a group that fits nowhere is tried again without a pause, and may keep the head of a cluster
-so busy that nothing else gets through (github.com/ray-project/ray/pull/65007). A trial is one actor and needs none.
+Once its node has died, a group that fits nowhere is tried again without a pause, and may keep the head of a
+cluster so busy that nothing else gets through (github.com/ray-project/ray/pull/65007). A trial is one actor and
+needs none.
 """
 
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from cobertes.scale.cluster import slots
 
 
 class Places(FixedResourceManager):
-    """One actor for each place on the nodes that are there now, and one more: a cluster that can grow sees it wait."""
+    """An actor for each place on the nodes there are, and one more: a cluster that can grow sees it wait."""
 
     def has_resources_ready(self, resource_request: Any) -> bool:
         """Whether another actor may be started."""
@@ -26,7 +27,7 @@ class Places(FixedResourceManager):
 
 
 class Controller(TuneController):
-    """Of a search. Its trials end with it, also where it is interrupted: Tune sees to that after an Exception only."""
+    """Of a search. Its trials end with it, interrupted or not: Tune sees to that after an Exception only."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(resource_manager_factory=Places, **options)

@@ -31,6 +31,15 @@ VARIABLES = {
 log = logging.getLogger(__name__)
 
 
+def require_cluster(address: str) -> None:
+    """Raise as `connected` does, and hold nothing: for work that comes hours later."""
+    if address == LOCAL:
+        need("ray", "scale")
+        return
+    with connected(address):
+        pass
+
+
 @contextmanager
 def connected(address: str, threads: int = 1) -> Iterator[Any]:
     """Ray's module, connected to a cluster; on leaving, a local one is stopped, another one left.

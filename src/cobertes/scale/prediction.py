@@ -9,6 +9,7 @@ pass that goes on after an interruption does.
 """
 
 from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -16,6 +17,7 @@ from hashlib import sha256
 from math import isqrt
 from pathlib import Path
 from socket import gethostname
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -46,6 +48,9 @@ half a batch: the model waits for the first windows, and the last ones for nothi
 IN_FLIGHT = 2
 """Pieces for each worker that are computed or wait: one is ready when another ends, and memory stays bounded."""
 
+LOOK_UP = 1.0
+"""Seconds of waiting for a piece, then look whether all is to stop, and for new nodes."""
+
 Numbers = NDArray[np.int64]
 """Of blocks in a window plan."""
 
@@ -64,14 +69,15 @@ class Task:
 
 
 @contextmanager
-def on_ray(address: str, threads: int | None = None) -> Iterator[Compute]:
+def on_ray(address: str, threads: int | None = None, stop: Event | None = None) -> Iterator[Compute]:
     """What `predict_map` takes to compute a map on a Ray cluster; see `cluster.connected` for the address.
 
     threads  processors of a task; by default as many as PyTorch takes in this process. A map is that of
              `predict_map` here with an engine of as many threads, to the byte, on the same kind of processor.
+    stop     once it is set, whatever is computed raises CancelledError within a second or two; finished rows stay
     Model and scenes must lie at the same paths on every node.
     """
-    each = threads or torch.get_num_threads()
+    each, stop = threads or torch.get_num_threads(), stop or Event()
     with connected(address, each) as ray:
 
         def compute(
@@ -98,9 +104,11 @@ def on_ray(address: str, threads: int | None = None) -> Iterator[Compute]:
                         running.append(task.remote(shared, piece))
                     if not running:
                         return
-                    (ready, *_), running = ray.wait(running, num_returns=1, fetch_local=False)
-                    yield from result_of(ray, ready)
-                    del ready  # the pixels stay in memory as long as somebody may ask for them
+                    ready, running = ray.wait(running, num_returns=1, timeout=LOOK_UP, fetch_local=False)
+                    if stop.is_set():
+                        raise CancelledError("another map failed, or all were interrupted")
+                    if ready:
+                        yield from result_of(ray, ready.pop())  # pixels stay as long as somebody may ask for them
             finally:
                 for reference in running:
                     ray.cancel(reference, force=True)

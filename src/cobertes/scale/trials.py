@@ -55,12 +55,14 @@ def trial_epochs(settings: Settings) -> int:
 
 def trial_settings(settings: Settings, drawn: Mapping[str, Any]) -> Settings:
     """Those of a trial. Raises SettingsError where they are not valid."""
-    fixed = {
+    fixed: dict[str, Any] = {
         "train.epochs": trial_epochs(settings),
         "train.minutes": None,
         "train.threads": trial_threads(settings),
     }
-    if not settings.tune.gpus and settings.train.device == "auto":  # Ray hides no GPU: all would take the first one
+    if (
+        not settings.tune.gpus and settings.train.device == "auto"
+    ):  # Ray hides no GPU: all would take the first one
         fixed["train.device"] = "cpu"
     return with_values(settings, {**drawn, **fixed})
 
