@@ -247,7 +247,19 @@ def test_what_does_not_fit_any_node_is_said(tmp_path, folder, cluster, caplog):
         "no node has 9 processors and 3500 MB of memory (found: 0 processors and 4096 MB of memory; 1"
         in caplog.text
     )
-    assert "no node has 1 processors and 1 GPU (found: 0 processors and 0 GPU; 1" in caplog.text
+    assert "no node has 1 processor and 1 GPU (found: 0 processors and 0 GPU; 1" in caplog.text
+
+
+def test_what_does_not_fit_the_only_node_ends():
+    class Alone:
+        def nodes(self):
+            return [{"Alive": True, "Resources": {"CPU": 4.0, "memory": 2.0**30}}]
+
+    needs = {"CPU": 1.0, "GPU": 1.0, "memory": 0.0}
+    with pytest.raises(
+        SettingsError, match=r"no node has 1 processor and 1 GPU \(found: 4 processors and 0 GPU\)"
+    ):
+        clusters.require_room(Alone(), needs, "Set tune.gpus = 0")
 
 
 def test_a_node_with_another_model_at_the_same_path_is_said(tmp_path, folder, cluster):

@@ -7,18 +7,21 @@ import threading
 import time
 import tomllib
 from dataclasses import replace
+from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 from pydantic import ValidationError
 
 from cobertes.apply.report import toml_text
-from cobertes.errors import SettingsError
+from cobertes.errors import ClusterError, InputFileError, SettingsError
 from cobertes.learn.history import read_history
 from cobertes.project import load_project
 from cobertes.run import Run
+from cobertes.scale import tuning
 from cobertes.scale.results import best_toml
 from cobertes.scale.space import drawn_values, position, require_space, with_values
-from cobertes.scale.trials import Trial, best_trial, read_trials, train_trial
+from cobertes.scale.trials import Trial, best_trial, read_trials, train_trial, trial_settings
 from cobertes.scale.tuning import tune
 from cobertes.settings import AreaSettings, Range, Settings
 from cobertes.stages import open_run
@@ -86,6 +89,17 @@ def test_a_search_for_nothing_says_how_to_ask():
         require_space(settings_with())
 
 
+def test_trials_without_a_gpu_of_their_own_take_none():
+    searched = {"train.batch-size": {"integer": [2, 4]}}
+    assert trial_settings(settings_with(**searched), {}).train.device == "cpu"
+    shared = with_values(settings_with(**searched), {"tune.gpus": 0.5})
+    assert trial_settings(shared, {}).train.device == "auto"
+    named = with_values(settings_with(**searched), {"train.device": "cuda"})
+    with pytest.raises(SettingsError, match=r"train\.device is cuda, but trials take no GPU: set tune\.gpus"):
+        require_space(named)
+    require_space(with_values(named, {"tune.gpus": 1.0}))
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -149,9 +163,10 @@ def test_the_best_trial_is_the_earliest_of_the_highest_score():
 def test_paths_of_the_best_project_hold_in_its_own_folder(tmp_path):
     project = project_in(tmp_path)
     (tmp_path / "groups.csv").write_text("here,a\n", encoding="utf-8")
-    area = project.settings.area[0].model_copy(
-        update={"scenes": {"april": "april.tif", "august": [str(tmp_path / "august.tif")]}}
-    )
+    for name in ("august", "reference"):  # a comma divides what is one text in scenes, nothing else
+        (tmp_path / f"{name}.tif").rename(tmp_path / f"{name}, 2018.tif")
+    scenes = {"april": "april.tif", "august": ["august, 2018.tif"]}
+    area = project.settings.area[0].model_copy(update={"scenes": scenes, "reference": "reference, 2018.tif"})
     split = project.settings.split.model_copy(update={"groups": "groups.csv"})
     project = replace(project, settings=project.settings.model_copy(update={"area": [area], "split": split}))
     trial = Trial(
@@ -162,8 +177,9 @@ def test_paths_of_the_best_project_hold_in_its_own_folder(tmp_path):
     (folder / "best.toml").write_text(best_toml(project, folder, trial), encoding="utf-8")
     found = load_project(folder / "best.toml")
     assert [scene.files for scene in found.areas[0].scenes.values()] == [
-        (str(folder / "../../april.tif"),), (str(tmp_path / "august.tif"),)
+        (str(folder / "../../april.tif"),), (str(folder / "../../august, 2018.tif"),)
     ]  # fmt: skip
+    assert Path(str(found.areas[0].reference)).resolve() == tmp_path / "reference, 2018.tif"
     assert (folder / found.settings.split.groups).resolve() == tmp_path / "groups.csv"
     train = found.settings.train
     assert (train.learning_rate, train.precision, train.threads, train.epochs) == (0.002, "bf16", 1, 8)
@@ -272,6 +288,29 @@ def test_a_search_that_is_interrupted_and_loses_a_node_finds_the_same(tmp_path, 
     other = replace(project, settings=with_values(project.settings, {"train.batch-size": 4}))
     with pytest.raises(SettingsError, match=r"other settings \(train.batch-size\).*--run NEW"):
         tune(other, search, address=cluster.address)
+
+
+def test_a_search_for_what_no_node_has_says_so_before_it_waits(tmp_path, cluster, caplog):
+    project = project_in(tmp_path)
+    greedy = replace(project, settings=with_values(project.settings, {"tune.gpus": 1.0, "tune.cpus": 2.0}))
+    with pytest.raises(KeyboardInterrupt), patch.object(tuning, "_scheduler", side_effect=KeyboardInterrupt):
+        tune(greedy, tmp_path / "search", address=cluster.address)
+    assert re.search("no node has 2 processors and 1 GPU .* Set fewer tune.cpus or tune.gpus", caplog.text)
+
+
+@pytest.mark.slow
+def test_a_search_of_which_no_trial_can_begin_says_why_and_begins_anew(tmp_path, cluster):
+    def fails(config, search):
+        raise InputFileError("no run there")
+
+    project, search = project_in(tmp_path), tmp_path / "search"
+    for _ in range(2):
+        with (
+            patch.object(tuning, "run_trial", fails),
+            patch.object(tuning, "LOST_NODES", 0),
+            pytest.raises(ClusterError, match=r"no trial could begin: .*InputFileError: no run there"),
+        ):
+            tune(project, search, address=cluster.address)
 
 
 @pytest.mark.slow

@@ -109,8 +109,9 @@ def require_room(ray: Any, needs: dict[str, float], way_out: str) -> None:
 
 
 def _in_words(resources: dict[str, float]) -> str:
+    cpus = resources.get("CPU", 0)
     texts = {
-        "CPU": f"{resources.get('CPU', 0):g} processors",
+        "CPU": f"{cpus:g} processor{'' if cpus == 1 else 's'}",
         "GPU": f"{resources.get('GPU', 0):g} GPU",
         "memory": f"{resources.get('memory', 0) / 2**20:.0f} MB of memory",
     }

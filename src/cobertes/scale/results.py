@@ -4,7 +4,7 @@ import csv
 import io
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +77,7 @@ def best_toml(project: Project, folder: Path, best: Trial) -> str:
     return (
         f"# The best trial of a search (cobertes tune), of {project.path.absolute()}\n"
         f"# Trial {best.number}: validation mIoU {best.score:.6f} in epoch {best.best_epoch}, with\n{drawn}"
-        f"# Precision and threads are those of the trial, so that training again gives the same score.\n{more}"
+        f"# Device, precision and threads are those of the trial, so that training again gives the same score.\n{more}"
         f"#\n#     cobertes run best.toml\n\n"
         f"{toml_text(_moved(data, project, folder))}"
     )
@@ -88,26 +88,28 @@ def _moved(data: dict[str, Any], project: Project, folder: Path) -> dict[str, An
     way = os.path.relpath(project.folder.absolute(), folder.absolute())
 
     def path(text: str) -> str:
-        parts = [part.strip() for part in text.split(",")]
-        return ",".join(
-            part if is_remote(part) or part.startswith(("/", "~", "$")) else f"{way}/{part}" for part in parts
-        )
+        return text if is_remote(text) or text.startswith(("/", "~", "$")) else f"{way}/{text}"
 
-    def paths(found: Any) -> Any:
-        if isinstance(found, dict):
-            return {name: paths(one) for name, one in found.items()}
-        return [path(one) for one in found] if isinstance(found, list) else path(found)
+    def scene(spec: str | list[str]) -> str | list[str]:
+        """A text may hold several files, divided by commas; an item of a list is one."""
+        if isinstance(spec, list):
+            return [path(one) for one in spec]
+        return ",".join(path(part.strip()) for part in spec.split(","))
+
+    def each(found: Any, move: Callable[[Any], Any]) -> Any:
+        """What is one thing, or several by season."""
+        return {name: move(one) for name, one in found.items()} if isinstance(found, dict) else move(found)
 
     def file(text: str | None) -> str | None:
         """Of what may be a name as well."""
         return path(text) if text and resolve(text, project.folder).is_file() else text
 
-    area_paths = ("scenes", "reference", "masks")
+    moves = {"scenes": scene, "reference": path, "masks": path}
     return data | {
         "legend": file(data["legend"]),
         "area": [
             area
-            | {key: paths(area[key]) for key in area_paths if area[key]}
+            | {key: each(area[key], move) for key, move in moves.items() if area[key]}
             | {"crosswalk": file(area["crosswalk"])}
             for area in data["area"]
         ],
