@@ -39,14 +39,15 @@ PIECE_WINDOWS = 256
 """Of a piece at most: minutes of one processor, seconds of many."""
 
 PIECE_BYTES = 48 * 2**20
-"""Of what a piece sends back, at most."""
+"""Of what a piece sends back, at most, where a batch is not more."""
 
 PIECES_PER_WORKER = 4
 """Of several, at least, where the scene has as many windows: so that all end at about the same time. A piece costs
 half a batch: the model waits for the first windows, and the last ones for nothing."""
 
 IN_FLIGHT = 2
-"""Pieces for each worker that are computed or wait: one is ready when another ends, and memory stays bounded."""
+"""Pieces of a map for each worker that are computed or wait: one is ready when another ends, and memory stays
+bounded."""
 
 LOOK_UP = 1.0
 """Seconds of waiting for a piece, then look whether all is to stop, and for new nodes."""

@@ -77,7 +77,7 @@ def best_toml(project: Project, folder: Path, best: Trial) -> str:
     return (
         f"# The best trial of a search (cobertes tune), of {project.path.absolute()}\n"
         f"# Trial {best.number}: validation mIoU {best.score:.6f} in epoch {best.best_epoch}, with\n{drawn}"
-        f"# Device, precision and threads are those of the trial, so that training again gives the same score.\n{more}"
+        f"# Device, precision and threads are those of the trial: training again gives the same score.\n{more}"
         f"#\n#     cobertes run best.toml\n\n"
         f"{toml_text(_moved(data, project, folder))}"
     )
