@@ -8,7 +8,7 @@ A stage never calls the next one. Each returns a line for people that says what 
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from threading import Event, Lock
@@ -356,15 +356,14 @@ def predict(
 
     settings, made_from = project.settings.predict, mapped_from(project, files)
     model = model_file(project, files)
-    if settings.precision == "int8":
-        if settings.model is None:
-            make_int8(project, files, progress)
-        else:
-            make_int8_of(model, progress)
+    if settings.precision == "int8" and settings.model is None:
+        make_int8(project, files, progress)
+    elif settings.precision == "int8":
+        make_int8_of(model, progress)
     engine = open_engine(
         model, device=settings.device, precision=settings.precision, engine=settings.engine, views=settings.views
     )
-    noted, noting = read_notes(files).get("predict", {}).get("areas", {}), Lock()
+    noted, noting, stop = read_notes(files).get("predict", {}).get("areas", {}), Lock(), Event()
 
     def entry(area: Area) -> list[Any]:
         outputs = files.map(area.name), files.confidence(area.name)
@@ -397,25 +396,19 @@ def predict(
             write_note(files, "predict", areas=noted)
         return sum(made.counts.values())
 
-    begin, stop = time.monotonic(), Event()
-    if computing is None:
-        pixels = sum(make(area, compute_here, progress) for area in todo)
-    elif len(todo) == 1:
-        with computing(stop) as compute:
-            pixels = make(todo[0], compute, progress)
-    else:
-        mpx = sum(area.shape[0] * area.shape[1] for area in todo) / 1e6
-        with (
-            computing(stop) as compute,
-            progress.bar("maps", mpx, "Mpx") as advance,
-            ThreadPoolExecutor(AREAS_AT_ONCE) as pool,
-        ):
-            try:
-                made = [pool.submit(make, area, compute, Joined(advance)) for area in todo]
-                pixels = sum(one.result() for one in as_completed(made))
-            finally:
-                stop.set()
-                pool.shutdown(cancel_futures=True)
+    with computing(stop) if computing else nullcontext(compute_here) as compute:
+        begin = time.monotonic()
+        if computing is None or len(todo) == 1:
+            pixels = sum(make(area, compute, progress) for area in todo)
+        else:
+            mpx = sum(area.shape[0] * area.shape[1] for area in todo) / 1e6
+            with progress.bar("maps", mpx, "Mpx") as advance, ThreadPoolExecutor(AREAS_AT_ONCE) as pool:
+                try:
+                    made = [pool.submit(make, area, compute, Joined(advance)) for area in todo]
+                    pixels = sum(one.result() for one in as_completed(made))
+                finally:
+                    stop.set()
+                    pool.shutdown(cancel_futures=True)
     speed = pixels / 1e6 / max(time.monotonic() - begin, 1e-9)
     text = f"{_count(todo, 'map')} of {pixels / 1e6:.2f} Mpx at {speed:.2f} Mpx/s, {engine.how}"
     return text if len(todo) == len(project.areas) else f"{text}; {kept}"
