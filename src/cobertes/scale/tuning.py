@@ -225,9 +225,14 @@ class _Told:
 
 
 def _callback() -> Any:
-    from ray.tune import Callback
+    from ray.tune.progress_reporter import TrialProgressCallback
 
-    class Over(Callback):
+    class Over(TrialProgressCallback):
+        """In place of Tune's own, which writes of trials without a score to standard output."""
+
+        def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: Any, **info: Any) -> None:
+            pass
+
         def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
             _Told.hear(trial.trial_id)
 
