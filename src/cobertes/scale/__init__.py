@@ -1,1 +1,1 @@
-"""Beyond one machine, on Ray: cluster <-- prediction, tuning. Ray is an extra, imported where it is used."""
+"""Beyond one machine, on Ray: cluster <-- actors, prediction, tuning. Ray is an extra, imported where used."""
