@@ -541,6 +541,13 @@ def test_stages_and_seasons_that_are_not_known(trained, place):
     )  # fmt: skip
 
 
+def test_a_command_leaves_signals_as_they_were(place):
+    before = signal.getsignal(signal.SIGTERM)
+    assert call("legends").exit_code == 0
+    assert call("predict", place / "none", place / "april.tif", "-o", place / "m.tif").exit_code == 2
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
 # --- real processes ----------------------------------------------------------------------------------------
 
 

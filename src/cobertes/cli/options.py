@@ -44,6 +44,19 @@ def computing(ray: str | None, threads: int | None = None) -> Iterator["Compute 
         yield compute
 
 
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM, a batch system's way to say stop, is an interrupt meanwhile."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 USER_CAN_MEND, UNEXPECTED, INTERRUPTED = 2, 1, 130
 
 
@@ -68,10 +81,9 @@ def command(app: typer.Typer, name: str, short: str) -> Callable[[Callable[..., 
                 console.fail(message)
                 raise typer.Exit(code)
 
-            if threading.current_thread() is threading.main_thread():  # a batch system's way to say stop
-                signal.signal(signal.SIGTERM, signal.default_int_handler)
             try:
-                function(console, **values)
+                with _terminable():
+                    function(console, **values)
             except CobertesError as error:
                 stop(str(error), USER_CAN_MEND)
             except KeyboardInterrupt:
