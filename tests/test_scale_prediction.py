@@ -397,6 +397,15 @@ def test_many_areas_are_mapped_at_once_and_as_one_by_one(tmp_path, many, cluster
     assert contents(tmp_path / "here" / "maps") == contents(tmp_path / "there" / "maps")
 
 
+@pytest.fixture
+def interruptible():
+    """SIGINT interrupts, also where the tests run in the background of a shell, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("end", [InputFileError, KeyboardInterrupt])
 def test_when_one_of_many_maps_fails_all_stop_and_keep_what_is_finished(tmp_path, many, cluster, end):
     plain = prediction._compute_piece
