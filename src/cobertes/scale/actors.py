@@ -36,9 +36,8 @@ class Controller(TuneController):
         """Handle an event."""
         try:
             super().step()
-        except Exception:
-            raise
-        except BaseException:  # else trials go on training in folders where a later search begins them again
+        except (KeyboardInterrupt, SystemExit):
+            # else trials go on training in folders where a later search begins them again
             self._actor_manager.cleanup()
             raise
 
