@@ -65,8 +65,8 @@ def same(a: Path, b: Path) -> str:
 def copying(made: Path) -> float:
     """Mpx/s at which the finished rows of a map and its confidence become COGs, on the one machine that writes."""
     from cobertes.apply.products import CONFIDENCE, MAP, kind_of
+    from cobertes.geo.cog_writer import new_raster
     from cobertes.geo.grid import grid_of
-    from cobertes.geo.raster import new_raster
     from cobertes.labels.legend import load_legend
 
     seconds = 0.0

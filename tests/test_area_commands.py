@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from cobertes.accuracy import sampling
 from cobertes.accuracy.sampling import _ranks, count_codes, draw_pixels, open_map, values_at
 from cobertes.cli.main import app
-from cobertes.geo.raster import Categories, RasterKind, new_raster
+from cobertes.geo.cog_writer import Categories, RasterKind, new_raster
 from rasters import grid_at, write_raster
 
 NAMES = {3: "Forest", 5: "Bare & dry", 12: "Water"}

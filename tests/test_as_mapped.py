@@ -9,7 +9,7 @@ from cobertes.apply.as_mapped import AsMapped
 from cobertes.apply.engine import Engine, several_views
 from cobertes.apply.evaluate import judge_model
 from cobertes.apply.predict import predict_map
-from cobertes.geo.blend import BLENDS
+from cobertes.geo.blending import BLENDS
 from cobertes.geo.scene import open_scene
 from cobertes.labels.legend import IGNORE_INDEX
 from cobertes.learn.modelfile import ModelHeader

@@ -182,17 +182,17 @@ def test_a_killed_process_leaves_what_another_can_go_on_with(tmp_path):
 
 
 def test_an_interrupt_while_outputs_get_their_names_is_mended_too(tmp_path, scene):
-    from cobertes.geo import raster
+    from cobertes.geo import cog_writer
 
     run(scene, tmp_path / "once")
-    copy = raster._copy_to_cog
+    copy = cog_writer._copy_to_cog
 
     def interrupted(partial, name, *rest):
         if name == "map.tif":  # the last one: all others have their names
             raise KeyboardInterrupt
         copy(partial, name, *rest)
 
-    with patch.object(raster, "_copy_to_cog", interrupted), pytest.raises(KeyboardInterrupt):
+    with patch.object(cog_writer, "_copy_to_cog", interrupted), pytest.raises(KeyboardInterrupt):
         run(scene, tmp_path / "twice")
     assert (tmp_path / "twice" / "entropy.tif").exists()
     run(scene, tmp_path / "twice", resume="yes")
@@ -540,7 +540,7 @@ def test_one_strip_does_not_wait_for_the_next():
         return scenes[:, :32, :32].astype(np.float32), np.ones((32, 32), bool)
 
     from cobertes.apply.mapping import blocks
-    from cobertes.geo.blend import WindowPlan
+    from cobertes.geo.blending import WindowPlan
 
     plan = WindowPlan.of((64, 64), 32, 0, "interior")
     feed = blocks(

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from cobertes.errors import StorageError
 from cobertes.geo import overviews
+from cobertes.geo.cog_writer import Categories, RasterKind, new_raster
 from cobertes.geo.overviews import level_shapes, write_levels
-from cobertes.geo.raster import Categories, RasterKind, new_raster
 from rasters import grid_at
 
 

@@ -467,7 +467,7 @@ sys.path.insert(0, {tests!r})
 import torch
 from engines import engine_of
 from cobertes.apply.predict import predict_map
-from cobertes.geo import raster
+from cobertes.geo import cog_writer
 from cobertes.geo.scene import open_scene
 torch.set_num_threads(1)
 raster.GDAL_CACHE_BYTES = 4 * 2**20  # both scenes fill it while their COGs are made

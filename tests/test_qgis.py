@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from cobertes.geo.raster import RasterKind, new_raster
-from cobertes.geo.style import style_path
+from cobertes.geo.cog_writer import RasterKind, new_raster
+from cobertes.geo.qgis_style import style_path
 from cobertes.labels.legend import load_legend
 from rasters import grid_at
 

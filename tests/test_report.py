@@ -31,7 +31,7 @@ from cobertes.apply.pictures import (
 from cobertes.apply.report import toml_text, write_report
 from cobertes.errors import BandMismatchError
 from cobertes.geo.area import Area
-from cobertes.geo.raster import RasterKind, new_raster
+from cobertes.geo.cog_writer import RasterKind, new_raster
 from cobertes.geo.scene import open_scene
 from cobertes.labels.legend import LandClass, Legend
 

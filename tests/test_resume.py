@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from cobertes.errors import InputFileError, OutputExistsError, SettingsError, StorageError, UnknownCodesError
-from cobertes.geo import ledger, raster
-from cobertes.geo.raster import partial_folder
+from cobertes.geo import cog_writer, ledger
+from cobertes.geo.cog_writer import partial_folder
 from cobertes.labels import plan
 from cobertes.labels.aggregate import make_labels
 from cobertes.labels.legend import LandClass, Legend, translation
@@ -80,14 +80,14 @@ def test_a_killed_process_leaves_what_another_can_go_on_with(tmp_path, reference
 
 def test_an_interrupt_while_outputs_get_their_names_is_mended_too(tmp_path, reference):
     label(reference, tmp_path / "once")
-    copy = raster._copy_to_cog
+    copy = cog_writer._copy_to_cog
 
     def interrupted(partial, name, *rest):
         if name == "labels.tif":  # the last one: all others have their names
             raise KeyboardInterrupt
         copy(partial, name, *rest)
 
-    with patch.object(raster, "_copy_to_cog", interrupted), pytest.raises(KeyboardInterrupt):
+    with patch.object(cog_writer, "_copy_to_cog", interrupted), pytest.raises(KeyboardInterrupt):
         label(reference, tmp_path / "twice")
     assert (tmp_path / "twice" / "fractions.tif").exists()
     label(reference, tmp_path / "twice", resume="yes")
@@ -97,7 +97,7 @@ def test_an_interrupt_while_outputs_get_their_names_is_mended_too(tmp_path, refe
 def test_a_full_disk_can_be_mended_and_resumed(tmp_path, reference):
     label(reference, tmp_path / "once")
     with (
-        patch.object(raster, "_read_back", side_effect=StorageError("is the disk full?")),
+        patch.object(cog_writer, "_read_back", side_effect=StorageError("is the disk full?")),
         pytest.raises(StorageError),
     ):
         label(reference, tmp_path / "twice")

@@ -21,7 +21,7 @@ from cobertes.apply.engine import open_engine
 from cobertes.apply.predict import predict_map
 from cobertes.apply.work import Work
 from cobertes.errors import ClusterError, InputFileError, SettingsError
-from cobertes.geo.blend import BLENDS, WindowPlan
+from cobertes.geo.blending import BLENDS, WindowPlan
 from cobertes.geo.scene import open_scene
 from cobertes.geo.windows import Window
 from cobertes.learn.modelfile import save_model

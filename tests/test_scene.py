@@ -16,8 +16,8 @@ from scipy.ndimage import map_coordinates
 
 from cobertes.errors import BandMismatchError, GridMismatchError, InputFileError
 from cobertes.geo import scene as scene_module
+from cobertes.geo.nodata import valid_pixels
 from cobertes.geo.scene import Scene, open_scene
-from cobertes.geo.validity import valid_pixels
 from cobertes.geo.windows import Window
 from rasters import DATA, coordinates, grid_at, needs, write_raster
 

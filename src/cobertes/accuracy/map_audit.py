@@ -49,8 +49,8 @@ from cobertes.accuracy.patches import (
     overlapping,
 )
 from cobertes.errors import GridMismatchError
+from cobertes.geo.cog_writer import check_writable
 from cobertes.geo.grid import describe, grid_of, open_raster, pixel_hectares, same_grid
-from cobertes.geo.raster import check_writable
 from cobertes.geo.vector import write_layers
 from cobertes.geo.windows import Window
 from cobertes.labels.legend import IGNORE_INDEX, Legend

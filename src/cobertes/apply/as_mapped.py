@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from cobertes.geo.blend import INTERIOR, Blender, WindowPlan
+from cobertes.geo.blending import INTERIOR, Blender, WindowPlan
 from cobertes.geo.windows import PlannedWindow, Window
 from cobertes.learn.infer import HeldOut
 from cobertes.tiles.ground import Ground

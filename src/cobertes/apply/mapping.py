@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cobertes.geo.blend import Blender, WindowPlan
+from cobertes.geo.blending import Blender, WindowPlan
 
 Place = tuple[int, int]
 """Row and column of a window in its plan."""

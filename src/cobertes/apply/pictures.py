@@ -26,8 +26,8 @@ from rasterio.enums import Resampling
 
 from cobertes.errors import BandMismatchError, did_you_mean
 from cobertes.geo.grid import open_raster
+from cobertes.geo.nodata import valid_pixels
 from cobertes.geo.scene import Scene
-from cobertes.geo.validity import valid_pixels
 from cobertes.geo.windows import Window
 from cobertes.labels.legend import IGNORE_INDEX, Legend
 

@@ -27,12 +27,12 @@ from cobertes.apply.work import Compute, Finished, Work, compute_here
 from cobertes.errors import CobertesError, SettingsError
 from cobertes.fingerprint import fingerprint, stamp
 from cobertes.geo.area import ONLY_SEASON
-from cobertes.geo.blend import INTERIOR, WindowPlan
+from cobertes.geo.blending import INTERIOR, WindowPlan
 from cobertes.geo.clip import Clip, open_clip
+from cobertes.geo.cog_writer import check_not_input, check_writable, new_raster, partial_folder
 from cobertes.geo.grid import bounds_window, crop, describe, pixel_hectares, require_same_grid, source_files, whole
 from cobertes.geo.ledger import LEDGER, Ledger, Resume, discard, take_up
 from cobertes.geo.pages import release
-from cobertes.geo.raster import check_not_input, check_writable, new_raster, partial_folder
 from cobertes.geo.scene import Scene
 from cobertes.geo.windows import Window
 from cobertes.labels.legend import CODES, Legend

@@ -5,7 +5,7 @@ from collections.abc import Collection
 import numpy as np
 from numpy.typing import NDArray
 
-from cobertes.geo.raster import RasterKind
+from cobertes.geo.cog_writer import RasterKind
 from cobertes.jit import compiled
 from cobertes.labels.legend import CODES, Legend
 

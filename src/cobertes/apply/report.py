@@ -38,8 +38,8 @@ from cobertes.apply.report_accuracy import (
 from cobertes.apply.worst import worst_tiles
 from cobertes.files import write_text
 from cobertes.geo.area import ONLY_SEASON, Area
+from cobertes.geo.cog_writer import check_writable
 from cobertes.geo.grid import describe, pixel_hectares
-from cobertes.geo.raster import check_writable
 from cobertes.labels.legend import Legend
 from cobertes.tiles.split import AreaSplit
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from cobertes.apply.engine import Engine
 from cobertes.apply.mapping import Place, Seen, blocks
 from cobertes.apply.products import Made, describe_pixels
-from cobertes.geo.blend import WindowPlan
+from cobertes.geo.blending import WindowPlan
 from cobertes.geo.clip import Clip
 from cobertes.geo.scene import Scene
 from cobertes.geo.windows import Window

@@ -32,7 +32,7 @@ def compare_runs(
     cobertes compare-runs runs/plain runs/weighted -o comparison.html
     """
     from cobertes.accuracy.runs import compare_runs, describe_comparison, read_settings, run_names
-    from cobertes.geo.raster import check_writable
+    from cobertes.geo.cog_writer import check_writable
     from cobertes.run import require_run
     from cobertes.runfolder import RunFolder
 
@@ -93,7 +93,7 @@ def sample_accuracy(
     from cobertes.accuracy.areas import draw_sample
     from cobertes.errors import SettingsError, did_you_mean
     from cobertes.files import read_json
-    from cobertes.geo.raster import check_not_input, check_writable
+    from cobertes.geo.cog_writer import check_not_input, check_writable
     from cobertes.runfolder import RunFolder
 
     if allocation not in ("proportional", "equal"):
@@ -165,7 +165,7 @@ def audit_map(
     cobertes audit-map runs/catalonia -o patches.gpkg
     """
     from cobertes.accuracy import map_audit
-    from cobertes.geo.raster import check_writable
+    from cobertes.geo.cog_writer import check_writable
     from cobertes.run import open_run
     from cobertes.stages import audited_areas
 

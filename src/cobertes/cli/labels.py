@@ -72,7 +72,7 @@ def labels(
 
     cobertes labels landcover_1m.tif --like s2_april.tif -o labels.tif --legend catalonia-12
     """
-    from cobertes.geo.raster import check_not_input
+    from cobertes.geo.cog_writer import check_not_input
     from cobertes.geo.scene import open_scene
     from cobertes.labels.aggregate import make_labels
     from cobertes.labels.legend import load_legend
@@ -139,7 +139,7 @@ def compare_labels(
     cobertes compare-labels landcover_1m.tif --like s2_april.tif -o comparison --legend catalonia-12
     """
     from cobertes.apply.comparison import comparison_table, write_comparison_picture
-    from cobertes.geo.raster import check_not_input, check_writable
+    from cobertes.geo.cog_writer import check_not_input, check_writable
     from cobertes.geo.scene import open_scene
     from cobertes.labels.compare import as_dict, compare_labels
     from cobertes.labels.legend import load_legend

@@ -83,7 +83,7 @@ def predict(
     from cobertes.apply.predict import predict_map
     from cobertes.apply.runtimes import choose
     from cobertes.apply.work import compute_here
-    from cobertes.geo.raster import check_not_input, check_writable
+    from cobertes.geo.cog_writer import check_not_input, check_writable
     from cobertes.learn.modelfile import model_path
     from cobertes.sources import open_scenes
     from cobertes.stages import make_int8_of
@@ -158,7 +158,7 @@ def export(
     cobertes export runs/catalonia -o catalonia.onnx
     """
     from cobertes.apply.export import export_onnx
-    from cobertes.geo.raster import check_not_input, check_writable
+    from cobertes.geo.cog_writer import check_not_input, check_writable
     from cobertes.learn.modelfile import model_path
 
     path = model_path(model)

@@ -32,7 +32,7 @@ def show_tiles(
     cobertes show-tiles runs/catalonia -o tiles.gpkg
     """
     from cobertes.files import read_json
-    from cobertes.geo.raster import check_writable
+    from cobertes.geo.cog_writer import check_writable
     from cobertes.runfolder import RunFolder
     from cobertes.tiles.index import load_index
     from cobertes.tiles.show import describe_summary, draw_tiles, summarise, write_tiles

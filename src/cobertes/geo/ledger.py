@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from cobertes.errors import CobertesError, InputFileError, SettingsError, StorageError
 from cobertes.files import write_json
-from cobertes.geo.raster import RAW, check_writable, partial_folder
+from cobertes.geo.cog_writer import RAW, check_writable, partial_folder
 
 log = logging.getLogger(__name__)
 

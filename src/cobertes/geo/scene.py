@@ -25,8 +25,8 @@ from rasterio.vrt import WarpedVRT
 
 from cobertes.errors import BandMismatchError, GridMismatchError, InputFileError, did_you_mean
 from cobertes.geo.grid import describe, footprint, grid_of, open_raster, resolution, same_grid
-from cobertes.geo.mapped import Mapped, map_tiff
-from cobertes.geo.validity import holds, valid_pixels, valid_where
+from cobertes.geo.mmap_tiff import Mapped, map_tiff
+from cobertes.geo.nodata import holds, valid_pixels, valid_where
 from cobertes.geo.windows import Window
 
 log = logging.getLogger(__name__)

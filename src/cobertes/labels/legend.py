@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cobertes.errors import InputFileError, LegendError, did_you_mean
-from cobertes.geo.raster import Categories
+from cobertes.geo.cog_writer import Categories
 
 IGNORE_INDEX = 255
 """Class index of pixels without a label (``ignore_index`` of the loss)."""

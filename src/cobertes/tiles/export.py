@@ -18,7 +18,7 @@ from rasterio.errors import RasterioError
 
 from cobertes.errors import OutputExistsError, StorageError
 from cobertes.geo.grid import crop
-from cobertes.geo.validity import holds
+from cobertes.geo.nodata import holds
 from cobertes.labels.legend import IGNORE_INDEX
 from cobertes.progress import SILENT, Progress
 from cobertes.tiles.ground import Ground

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from cobertes.errors import InputFileError
 from cobertes.geo.area import Area
+from cobertes.geo.nodata import valid_where
 from cobertes.geo.scene import Observed, Scene, seen_in_any
-from cobertes.geo.validity import valid_where
 from cobertes.geo.windows import Window
 from cobertes.jit import compiled
 from cobertes.labels.legend import IGNORE_INDEX, Legend

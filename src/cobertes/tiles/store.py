@@ -27,7 +27,7 @@ from cobertes.errors import InputFileError, SettingsError, StorageError
 from cobertes.fingerprint import fingerprint
 from cobertes.geo.area import Area
 from cobertes.geo.ledger import Ledger
-from cobertes.geo.mapped import NOT_STORED, Mapped, Values
+from cobertes.geo.mmap_tiff import NOT_STORED, Mapped, Values
 from cobertes.geo.windows import Window, runs
 from cobertes.progress import SILENT, Progress
 from cobertes.tiles.census import count_bands, read_labels, read_shares

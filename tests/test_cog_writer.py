@@ -14,9 +14,9 @@ from affine import Affine
 from odc.geo.geobox import GeoBox
 
 from cobertes.errors import InputFileError, OutputExistsError, StorageError
+from cobertes.geo.cog_writer import Categories, RasterKind, check_writable, new_raster
 from cobertes.geo.grid import grid_of
 from cobertes.geo.pages import release
-from cobertes.geo.raster import Categories, RasterKind, check_writable, new_raster
 from rasters import coordinates, grid_at, read_raster
 
 CATEGORIES = Categories(

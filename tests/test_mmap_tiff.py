@@ -8,9 +8,9 @@ import rasterio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cobertes.geo.mapped import map_tiff
+from cobertes.geo.mmap_tiff import map_tiff
+from cobertes.geo.nodata import valid_pixels, valid_where
 from cobertes.geo.scene import open_scene
-from cobertes.geo.validity import valid_pixels, valid_where
 from cobertes.geo.windows import Window
 from rasters import grid_at, write_raster
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cobertes.errors import SettingsError
-from cobertes.geo.blend import BLENDS, Blender, WindowPlan, spans
+from cobertes.geo.blending import BLENDS, Blender, WindowPlan, spans
 from cobertes.geo.windows import interiors, starts
 
 SIZES = st.integers(4, 40).flatmap(lambda size: st.tuples(st.just(size), st.integers(0, size - 1)))

@@ -33,7 +33,7 @@ from rasterio.errors import RasterioError
 from cobertes.errors import CobertesError, OutputExistsError, SettingsError, StorageError
 from cobertes.geo.overviews import level_shapes, write_levels
 from cobertes.geo.pages import release
-from cobertes.geo.style import is_replaceable, style_of, style_path
+from cobertes.geo.qgis_style import is_replaceable, style_of, style_path
 from cobertes.geo.windows import Window
 
 GDAL_TYPES = {"uint8": "Byte", "uint16": "UInt16", "int16": "Int16", "float32": "Float32"}
