@@ -30,12 +30,12 @@ from cobertes.errors import (
     UnknownCodesError,
 )
 from cobertes.geo.grid import grid_of
-from cobertes.labels import kernels, plan
+from cobertes.labels import kernels, memory_plan
 from cobertes.labels.aggregate import make_labels
+from cobertes.labels.label_pass import METHODS, SHARES
 from cobertes.labels.legend import Crosswalk, LandClass, Legend, load_legend, translation
-from cobertes.labels.reference import reference_nodata
-from cobertes.labels.streaming import METHODS, SHARES
-from cobertes.labels.weights import Weighting, whole
+from cobertes.labels.reference_map import reference_nodata
+from cobertes.labels.vote_weights import Weighting, whole
 
 DATA = Path(os.environ.get("COBERTES_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
@@ -201,8 +201,8 @@ def test_all_products_of_one_pass_equal_brute_force(data):
     main = draw(st.sampled_from(METHODS), "main method")
     with (
         tempfile.TemporaryDirectory() as name,
-        patch.object(plan, "WINDOW_PIXELS", draw(st.sampled_from([1, 3_000, 20_000]), "window")),
-        patch.object(plan, "_processors", lambda: draw(st.integers(1, 4), "threads")),
+        patch.object(memory_plan, "WINDOW_PIXELS", draw(st.sampled_from([1, 3_000, 20_000]), "window")),
+        patch.object(memory_plan, "_processors", lambda: draw(st.integers(1, 4), "threads")),
     ):
         made = {what: Path(name) / f"{what}.tif" for what in (*METHODS, *SHARES)}
         _, report = label_map(
@@ -388,7 +388,7 @@ def test_warped_labels_do_not_depend_on_memory_or_threads(tmp_path):
     path = write_map(tmp_path / "map.tif", codes, transform, layout="deflate")
     results = []
     for memory, threads in [(200, 1), (900, 3), (4000, 2)]:
-        with patch.object(plan, "_processors", lambda n=threads: n):
+        with patch.object(memory_plan, "_processors", lambda n=threads: n):
             make_labels(path, grid, tmp_path / "l.tif", legend=LEGEND, table=TABLE, memory=memory, overwrite=True)
         results.append((tmp_path / "l.tif").read_bytes())
     assert results[0] == results[1] == results[2]
@@ -500,7 +500,7 @@ def test_unknown_codes_are_listed_together_and_nothing_is_written(tmp_path):
     codes = np.full((400, 400), 3, np.uint8)
     codes[0, 0] = 19
     codes[-1, -10:] = 41
-    with patch.object(plan, "WINDOW_PIXELS", 5_000), pytest.raises(UnknownCodesError) as caught:
+    with patch.object(memory_plan, "WINDOW_PIXELS", 5_000), pytest.raises(UnknownCodesError) as caught:
         label_map(tmp_path, codes, grid, 10)
     message = str(caught.value)
     assert "19 (1 px" in message
@@ -624,7 +624,7 @@ def test_kernels_work_where_no_cache_can_be_written():
     st.integers(-999, 999),
 )  # fmt: skip
 def test_cuts_cover_an_axis_in_steps_that_fit(length, step, factor, block, origin_blocks, origin):
-    cuts = plan._cuts(length, step, factor, block, origin * origin_blocks)
+    cuts = memory_plan._cuts(length, step, factor, block, origin * origin_blocks)
     assert cuts[0] == 0
     assert cuts[-1] == length
     assert cuts == sorted(set(cuts))
@@ -633,7 +633,7 @@ def test_cuts_cover_an_axis_in_steps_that_fit(length, step, factor, block, origi
 
 @pytest.mark.parametrize(("block", "steps"), [(960, 96), (1024, 512)])
 def test_windows_of_a_tiled_map_end_where_its_blocks_end(block, steps):
-    cuts = plan._cuts(30_000, 1000, 10, block, 0)
+    cuts = memory_plan._cuts(30_000, 1000, 10, block, 0)
     assert all(cut % steps == 0 for cut in cuts[:-1])
     assert max(np.diff(cuts)) > 1000 - steps
 

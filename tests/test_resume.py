@@ -10,10 +10,10 @@ import pytest
 from cobertes.errors import InputFileError, OutputExistsError, SettingsError, StorageError, UnknownCodesError
 from cobertes.geo import cog_writer, ledger
 from cobertes.geo.cog_writer import partial_folder
-from cobertes.labels import plan
+from cobertes.labels import memory_plan
 from cobertes.labels.aggregate import make_labels
 from cobertes.labels.legend import LandClass, Legend, translation
-from cobertes.labels.weights import Weighting
+from cobertes.labels.vote_weights import Weighting
 from interruptions import StoppedAfter, contents, run_until_killed
 from rasters import grid_at, write_raster
 
@@ -25,8 +25,8 @@ GRID = grid_at(24, 20)
 @pytest.fixture(autouse=True)
 def small_windows_entered_at_once():
     with (
-        patch.object(plan, "WINDOW_PIXELS", 500),
-        patch.object(plan, "_processors", lambda: 1),
+        patch.object(memory_plan, "WINDOW_PIXELS", 500),
+        patch.object(memory_plan, "_processors", lambda: 1),
         patch.object(ledger, "SECONDS", 0),
     ):
         yield
@@ -65,7 +65,7 @@ def test_a_killed_process_leaves_what_another_can_go_on_with(tmp_path, reference
     script = f"""
         from pathlib import Path
         from cobertes.geo import ledger
-        from cobertes.labels import plan
+        from cobertes.labels import memory_plan
         import test_resume
         from interruptions import StoppedAfter, kill
         plan._processors, plan.WINDOW_PIXELS, ledger.SECONDS = lambda: 1, 500, 0

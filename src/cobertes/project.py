@@ -22,7 +22,7 @@ from cobertes.geo.bands import natural_colours
 from cobertes.geo.grid import warn_without_crs
 from cobertes.geo.scene import Scene, open_scene
 from cobertes.labels.legend import Legend, load_crosswalk, load_legend, translation
-from cobertes.labels.reference import reference_nodata
+from cobertes.labels.reference_map import reference_nodata
 from cobertes.settings import SCRATCH, WEIGHTS, AreaSettings, Settings, fill_in
 from cobertes.sources import file_name, find_areas, resolve
 from cobertes.tiles.split import read_groups, require_known_groups

@@ -19,7 +19,7 @@ from cobertes.geo.cog_writer import check_not_input, check_writable
 from cobertes.geo.grid import describe, grid_of, open_raster, require_same_grid
 from cobertes.geo.scene import Scene
 from cobertes.labels.legend import CODES, Legend, legend_names, load_legend
-from cobertes.labels.reference import place
+from cobertes.labels.reference_map import place
 from cobertes.settings import SplitSettings
 from cobertes.sources import open_scenes
 from cobertes.tiles.draw import choose_block

@@ -28,7 +28,7 @@ from cobertes.freshness import (
 )
 from cobertes.geo.area import Area
 from cobertes.labels.aggregate import make_labels
-from cobertes.labels.weights import Weighting
+from cobertes.labels.vote_weights import Weighting
 from cobertes.progress import SILENT, Joined, Progress
 from cobertes.project import Project, load_project
 from cobertes.runfolder import RunFolder

@@ -14,10 +14,10 @@ from odc.geo.geobox import GeoBox
 from cobertes.files import replacing
 from cobertes.geo.grid import open_raster
 from cobertes.geo.windows import Window, tile_windows
-from cobertes.labels.compare import Comparison
+from cobertes.labels.label_pass import METHODS, Task
 from cobertes.labels.legend import Legend
-from cobertes.labels.reference import ReferenceReader, place
-from cobertes.labels.streaming import METHODS, Task
+from cobertes.labels.method_comparison import Comparison
+from cobertes.labels.reference_map import ReferenceReader, place
 
 SHOWN = 48
 """Side of the place that is shown, in scene pixels."""

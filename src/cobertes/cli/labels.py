@@ -76,7 +76,7 @@ def labels(
     from cobertes.geo.scene import open_scene
     from cobertes.labels.aggregate import make_labels
     from cobertes.labels.legend import load_legend
-    from cobertes.labels.weights import Weighting, parse_weights
+    from cobertes.labels.vote_weights import Weighting, parse_weights
     from cobertes.sources import resolve, scene_files
 
     map_file = resolve(reference, Path())
@@ -141,9 +141,9 @@ def compare_labels(
     from cobertes.apply.comparison import comparison_table, write_comparison_picture
     from cobertes.geo.cog_writer import check_not_input, check_writable
     from cobertes.geo.scene import open_scene
-    from cobertes.labels.compare import as_dict, compare_labels
     from cobertes.labels.legend import load_legend
-    from cobertes.labels.weights import Weighting, parse_weights
+    from cobertes.labels.method_comparison import as_dict, compare_labels
+    from cobertes.labels.vote_weights import Weighting, parse_weights
     from cobertes.sources import resolve, scene_files
 
     map_file = resolve(reference, Path())
@@ -172,7 +172,7 @@ def compare_labels(
 def _table_of(reference: Path, legend: "Legend", crosswalk: str | None) -> "NDArray[np.int16]":
     """What each code of a map becomes."""
     from cobertes.labels.legend import load_crosswalk, translation
-    from cobertes.labels.reference import reference_nodata
+    from cobertes.labels.reference_map import reference_nodata
 
     return translation(
         legend,

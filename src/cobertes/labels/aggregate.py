@@ -26,11 +26,11 @@ from cobertes.geo.grid import crs_name, grid_of, open_raster, same_crs
 from cobertes.geo.ledger import LEDGER, Ledger, Resume, discard, take_up
 from cobertes.geo.windows import Window
 from cobertes.labels.kernels import NO_SHARE
+from cobertes.labels.label_pass import METHODS, NEAREST, WEIGHTED, Task, count_codes, make_products
 from cobertes.labels.legend import CODES, Legend
-from cobertes.labels.plan import Budget, Layout, plan_windows
-from cobertes.labels.reference import Placement, place
-from cobertes.labels.streaming import METHODS, NEAREST, WEIGHTED, Task, count_codes, make_products
-from cobertes.labels.weights import Weighting, bell, class_counts, describe_weights, whole
+from cobertes.labels.memory_plan import Budget, Layout, plan_windows
+from cobertes.labels.reference_map import Placement, place
+from cobertes.labels.vote_weights import Weighting, bell, class_counts, describe_weights, whole
 from cobertes.progress import SILENT, Progress
 
 log = logging.getLogger(__name__)

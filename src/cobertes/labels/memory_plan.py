@@ -19,8 +19,8 @@ from odc.geo.geobox import GeoBox
 
 from cobertes.geo.grid import grid_of, same_crs
 from cobertes.geo.windows import Window
-from cobertes.labels.reference import Placement
-from cobertes.labels.streaming import NEAREST, Task
+from cobertes.labels.label_pass import NEAREST, Task
+from cobertes.labels.reference_map import Placement
 
 LIBRARIES_MB = 250
 """Peak memory of the process before the first window: interpreter, numpy, GDAL, numba."""

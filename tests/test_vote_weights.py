@@ -6,7 +6,7 @@ import pytest
 from cobertes.errors import LegendError, SettingsError
 from cobertes.labels.aggregate import make_labels
 from cobertes.labels.legend import LandClass, Legend, translation
-from cobertes.labels.weights import Weighting, bell, class_counts, describe_weights, parse_weights, whole
+from cobertes.labels.vote_weights import Weighting, bell, class_counts, describe_weights, parse_weights, whole
 from rasters import grid_at, read_raster, write_raster
 
 LEGEND = Legend(

@@ -7,8 +7,8 @@ from odc.geo.geobox import GeoBox
 from rasterio.warp import transform as transform_points
 
 from cobertes.geo.windows import Window
-from cobertes.labels.lattice import CELLS, Lattice, gather, smooth_cells
-from cobertes.labels.reference import Placement, ReferenceReader
+from cobertes.labels.approx_transform import CELLS, Lattice, gather, smooth_cells
+from cobertes.labels.reference_map import Placement, ReferenceReader
 from rasters import grid_at, write_raster
 
 UTM = grid_at(64, 80)

@@ -28,7 +28,7 @@ from rasterio.warp import transform as transform_points
 from cobertes.errors import GridMismatchError, InputFileError
 from cobertes.geo.grid import ALIGNMENT, describe, footprint, grid_of, open_raster, same_crs
 from cobertes.geo.windows import Window
-from cobertes.labels.lattice import Lattice, gather, smooth_cells
+from cobertes.labels.approx_transform import Lattice, gather, smooth_cells
 
 log = logging.getLogger(__name__)
 

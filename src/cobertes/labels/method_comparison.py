@@ -25,13 +25,13 @@ from cobertes.geo.grid import open_raster, pixel_hectares
 from cobertes.geo.windows import Window
 from cobertes.jit import compiled
 from cobertes.labels.aggregate import make_labels
+from cobertes.labels.connected_objects import ObjectCounter, ObjectCounts
 from cobertes.labels.kernels import tally
+from cobertes.labels.label_pass import METHODS, Task
 from cobertes.labels.legend import CODES, Legend
-from cobertes.labels.objects import ObjectCounter, ObjectCounts
-from cobertes.labels.plan import Layout, strip_cache
-from cobertes.labels.reference import ReferenceReader, place
-from cobertes.labels.streaming import METHODS, Task
-from cobertes.labels.weights import Weighting
+from cobertes.labels.memory_plan import Layout, strip_cache
+from cobertes.labels.reference_map import ReferenceReader, place
+from cobertes.labels.vote_weights import Weighting
 from cobertes.progress import SILENT, Progress
 
 STRIP_PIXELS = 16_000_000

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from cobertes.apply.comparison import comparison_table, write_comparison_picture
 from cobertes.errors import OutputExistsError, UnknownCodesError
-from cobertes.labels import compare
-from cobertes.labels.compare import compare_labels
+from cobertes.labels import method_comparison
+from cobertes.labels.label_pass import METHODS
 from cobertes.labels.legend import LandClass, Legend, translation
-from cobertes.labels.streaming import METHODS
-from cobertes.labels.weights import Weighting
+from cobertes.labels.method_comparison import compare_labels
+from cobertes.labels.vote_weights import Weighting
 from rasters import DATA, grid_at, needs, read_raster, write_raster
 
 LEGEND = Legend(
@@ -72,7 +72,7 @@ def test_sums_equal_brute_force_in_any_strips(tmp_path_factory, data):
     codes = rng.choice([0, 2, 5, 9], np.multiply(shape, factor)).astype(np.uint8)
     folder = tmp_path_factory.mktemp("compare")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compare, "STRIP_PIXELS", draw(st.sampled_from([1, 60, 10_000])))
+        patch.setattr(method_comparison, "STRIP_PIXELS", draw(st.sampled_from([1, 60, 10_000])))
         found, *_ = compared(folder, codes, factor)
     for k, land in enumerate(LEGEND.classes):
         assert found.fine[k] == pytest.approx((codes == land.code).sum() / factor**2)

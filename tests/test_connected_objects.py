@@ -8,7 +8,7 @@ import scipy.ndimage
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cobertes.labels.objects import ObjectCounter
+from cobertes.labels.connected_objects import ObjectCounter
 
 
 def brute(fine, labels, factor, classes, limits):

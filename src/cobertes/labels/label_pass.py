@@ -26,7 +26,7 @@ from cobertes.geo.pages import release
 from cobertes.geo.windows import Window
 from cobertes.labels import kernels
 from cobertes.labels.legend import CODES, Legend
-from cobertes.labels.reference import Placement, ReferenceReader
+from cobertes.labels.reference_map import Placement, ReferenceReader
 from cobertes.progress import SILENT, Advance, Progress
 
 NEAREST, MAJORITY, WEIGHTED = METHODS = ("nearest", "majority", "weighted-majority")
