@@ -30,7 +30,7 @@ from cobertes.learn import infer
 from cobertes.learn.inputs import Inputs
 from cobertes.learn.samples import Sampler, batches
 from cobertes.settings import SplitSettings, TileSettings, TrainSettings
-from cobertes.tiles.ground import Ground
+from cobertes.tiles.dataset import Ground
 from cobertes.tiles.index import build_index
 from cobertes.tiles.store import make_store
 

@@ -20,9 +20,9 @@ from cobertes.learn.plan import plan_training
 from cobertes.learn.train import train_model
 from cobertes.project import Project, load_project
 from cobertes.runfolder import RunFolder
+from cobertes.tiles.band_statistics import Statistics
+from cobertes.tiles.filters import POOR
 from cobertes.tiles.index import load_index
-from cobertes.tiles.rules import POOR
-from cobertes.tiles.statistics import Statistics
 
 SHARES = (0.1, 0.3, 1.0)
 

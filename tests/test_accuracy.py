@@ -20,7 +20,7 @@ from cobertes.geo.scene import Scene, open_scene
 from cobertes.geo.windows import Window
 from cobertes.labels.legend import IGNORE_INDEX, LandClass, Legend
 from cobertes.settings import SplitSettings, TileSettings
-from cobertes.tiles.ground import Ground
+from cobertes.tiles.dataset import Ground
 from cobertes.tiles.index import build_index
 from rasters import grid_at, write_raster
 

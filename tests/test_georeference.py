@@ -22,7 +22,7 @@ from cobertes.learn.inputs import Inputs
 from cobertes.learn.modelfile import ModelHeader
 from cobertes.learn.samples import Sampler, batches
 from cobertes.settings import AugmentationSettings, Chance, SplitSettings, TileSettings, TrainSettings
-from cobertes.tiles.ground import Ground
+from cobertes.tiles.dataset import Ground
 from cobertes.tiles.index import build_index
 from engines import TENS, header_of, plan_as_mapped
 from rasters import UTM, read_raster, write_raster

@@ -15,10 +15,10 @@ from cobertes.geo.scene import Scene, open_scene
 from cobertes.geo.windows import Window, interiors
 from cobertes.labels.legend import IGNORE_INDEX, LandClass, Legend
 from cobertes.settings import SplitSettings, TileSettings
-from cobertes.tiles.census import read_labels
-from cobertes.tiles.ground import Ground
+from cobertes.tiles.band_statistics import Moments, Statistics
+from cobertes.tiles.dataset import Ground
 from cobertes.tiles.index import build_index, load_index, save_index
-from cobertes.tiles.statistics import Moments, Statistics
+from cobertes.tiles.label_counts import read_labels
 from rasters import UTM, grid_at, write_raster
 
 # not contiguous, not in order

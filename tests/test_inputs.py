@@ -7,7 +7,7 @@ from cobertes.errors import BandMismatchError, SettingsError
 from cobertes.geo.scene import open_scene
 from cobertes.geo.windows import Window
 from cobertes.learn.inputs import CLIP, Inputs
-from cobertes.tiles.statistics import Statistics
+from cobertes.tiles.band_statistics import Statistics
 from rasters import coordinates, grid_at, write_raster
 
 INPUTS = Inputs(

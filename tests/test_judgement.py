@@ -14,7 +14,7 @@ from cobertes.geo.area import Area
 from cobertes.geo.scene import open_scene
 from cobertes.geo.windows import PlannedWindow, Window, plan_strips
 from cobertes.labels.legend import IGNORE_INDEX, LandClass, Legend
-from cobertes.tiles.ground import Ground
+from cobertes.tiles.dataset import Ground
 from cobertes.tiles.split import AreaSplit, Split, block_edges
 from rasters import grid_at, write_raster
 

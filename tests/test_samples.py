@@ -16,7 +16,7 @@ from cobertes.learn.augment import draw_variation
 from cobertes.learn.inputs import Inputs
 from cobertes.learn.samples import Sampler, balanced, batches
 from cobertes.settings import AugmentationSettings, Chance, SplitSettings, TileSettings, TrainSettings
-from cobertes.tiles.ground import Ground
+from cobertes.tiles.dataset import Ground
 from cobertes.tiles.index import TileIndex, build_index
 from cobertes.tiles.split import AreaSplit, Split
 from rasters import UTM, coordinates, grid_at, write_raster

@@ -16,9 +16,8 @@ from cobertes.geo.grid import crop, footprint
 from cobertes.geo.scene import BandSource, Scene
 from cobertes.geo.windows import Window
 from cobertes.settings import SplitSettings
-from cobertes.tiles.autocorrelation import RangeMeter
-from cobertes.tiles.draw import MIN_BLOCKS, choose_block, guard_share, make_split
-from cobertes.tiles.polygons import read_polygons
+from cobertes.tiles.block_split import MIN_BLOCKS, choose_block, guard_share, make_split
+from cobertes.tiles.polygon_split import read_polygons
 from cobertes.tiles.split import (
     EMPTY,
     LEFT_OUT,
@@ -31,6 +30,7 @@ from cobertes.tiles.split import (
     read_groups,
     require_known_groups,
 )
+from cobertes.tiles.variogram import RangeMeter
 from rasters import DATA, ORIGIN, grid_at, needs
 
 CLASSES = ["a", "b", "c"]
@@ -394,7 +394,7 @@ def test_guard_bands_that_take_much_are_told(caplog, monkeypatch):
         for r in range(100) for c in range(100)
     ) / 10_000  # fmt: skip
     assert guard_share(split, {"one": np.ones((5, 5, 1), int)}) == pytest.approx(lost, abs=0.02)
-    monkeypatch.setattr("cobertes.tiles.draw.GUARD_CELLS", 400)  # 5 x 5 px each, as of a very large area
+    monkeypatch.setattr("cobertes.tiles.block_split.GUARD_CELLS", 400)  # 5 x 5 px each, as of a very large area
     assert guard_share(split, {"one": np.ones((5, 5, 1), int)}) == pytest.approx(lost, abs=0.05)
 
 

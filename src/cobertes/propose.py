@@ -22,7 +22,7 @@ from cobertes.labels.legend import CODES, Legend, legend_names, load_legend
 from cobertes.labels.reference_map import place
 from cobertes.settings import SplitSettings
 from cobertes.sources import open_scenes
-from cobertes.tiles.draw import choose_block
+from cobertes.tiles.block_split import choose_block
 
 SAMPLE_BLOCKS, SAMPLE_PIXELS = 400, 100_000_000
 """Of a map with more pixels, so many storage blocks are looked at, or as many more as hold these pixels."""

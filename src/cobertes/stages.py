@@ -34,10 +34,10 @@ from cobertes.project import Project, load_project
 from cobertes.runfolder import RunFolder
 from cobertes.settings import fill_in
 from cobertes.sources import resolve
-from cobertes.tiles.ground import Ground
+from cobertes.tiles.band_statistics import Statistics
+from cobertes.tiles.dataset import Ground
 from cobertes.tiles.index import build_index, load_index, save_index
 from cobertes.tiles.split import Split
-from cobertes.tiles.statistics import Statistics
 from cobertes.tiles.store import Store, make_store
 
 if TYPE_CHECKING:

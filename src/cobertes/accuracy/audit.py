@@ -26,11 +26,11 @@ from cobertes.geo.area import Area
 from cobertes.labels.legend import IGNORE_INDEX
 from cobertes.progress import SILENT, Progress
 from cobertes.settings import SplitSettings, TileSettings
-from cobertes.tiles.census import take_census
-from cobertes.tiles.draw import choose_block, guard_band, make_split
-from cobertes.tiles.ground import Ground
+from cobertes.tiles.block_split import choose_block, guard_band, make_split
+from cobertes.tiles.dataset import Ground
+from cobertes.tiles.filters import BETWEEN, GUARD, judge_place
 from cobertes.tiles.index import window_of
-from cobertes.tiles.rules import BETWEEN, GUARD, judge_place
+from cobertes.tiles.label_counts import take_census
 from cobertes.tiles.split import EMPTY, VALIDATION, AreaSplit, Split, block_edges
 
 PIXELS = 100_000

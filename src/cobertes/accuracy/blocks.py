@@ -19,7 +19,7 @@ from cobertes.accuracy.scores import overall_accuracy
 from cobertes.errors import InputFileError
 from cobertes.files import read_json, write_text
 from cobertes.geo.windows import Window
-from cobertes.tiles.ground import Ground
+from cobertes.tiles.dataset import Ground
 
 
 @dataclass(frozen=True)

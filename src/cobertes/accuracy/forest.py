@@ -20,7 +20,7 @@ from cobertes.geo.scene import Observed
 from cobertes.geo.windows import Window, plan_strips
 from cobertes.labels.legend import IGNORE_INDEX
 from cobertes.progress import SILENT, Progress
-from cobertes.tiles.ground import Ground
+from cobertes.tiles.dataset import Ground
 from cobertes.tiles.index import window_of
 
 TREES = 100

@@ -27,7 +27,7 @@ from cobertes.accuracy.confusion import ConfusionMatrix
 from cobertes.geo.grid import pixel_hectares
 from cobertes.geo.windows import PlannedWindow, Window
 from cobertes.labels.legend import IGNORE_INDEX
-from cobertes.tiles.ground import Ground
+from cobertes.tiles.dataset import Ground
 
 WORST_TILES = 6
 """Tiles that are pointed out as the map's worst."""

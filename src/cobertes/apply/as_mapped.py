@@ -13,7 +13,7 @@ from torch import Tensor
 from cobertes.geo.blending import INTERIOR, Blender, WindowPlan
 from cobertes.geo.windows import PlannedWindow, Window
 from cobertes.learn.infer import HeldOut
-from cobertes.tiles.ground import Ground
+from cobertes.tiles.dataset import Ground
 
 
 class AsMapped:

@@ -30,11 +30,11 @@ from cobertes.labels.legend import IGNORE_INDEX
 from cobertes.learn.infer import HeldOut, read_ahead
 from cobertes.learn.inputs import Inputs
 from cobertes.progress import SILENT, Progress
-from cobertes.tiles.census import read_labels
-from cobertes.tiles.ground import Ground
+from cobertes.tiles.band_statistics import Statistics
+from cobertes.tiles.dataset import Ground
 from cobertes.tiles.index import HELD_OUT
+from cobertes.tiles.label_counts import read_labels
 from cobertes.tiles.split import SPLIT_NAMES
-from cobertes.tiles.statistics import Statistics
 
 log = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ from cobertes.files import write_json
 from cobertes.learn.infer import each_season, judge, plan_blocks
 from cobertes.learn.modelfile import ModelHeader, load_model, model_path
 from cobertes.progress import SILENT, Progress
-from cobertes.tiles.ground import Ground
+from cobertes.tiles.dataset import Ground
 from cobertes.tiles.split import TRAIN, VALIDATION
 
 log = logging.getLogger(__name__)

@@ -35,7 +35,7 @@ def show_tiles(
     from cobertes.geo.cog_writer import check_writable
     from cobertes.runfolder import RunFolder
     from cobertes.tiles.index import load_index
-    from cobertes.tiles.show import describe_summary, draw_tiles, summarise, write_tiles
+    from cobertes.tiles.tile_report import describe_summary, draw_tiles, summarise, write_tiles
 
     files = RunFolder(run)
     for path in filter(None, (out, picture)):

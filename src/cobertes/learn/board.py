@@ -16,7 +16,7 @@ from cobertes.geo.bands import natural_colours
 from cobertes.labels.legend import IGNORE_INDEX, Legend
 from cobertes.learn.infer import Forward, HeldOut
 from cobertes.learn.inputs import Inputs
-from cobertes.tiles.ground import Ground
+from cobertes.tiles.dataset import Ground
 
 PLACES = 3
 """Held-out windows that are shown: scene, labels and what the model says, side by side."""

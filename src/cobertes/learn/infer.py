@@ -16,7 +16,7 @@ from cobertes.geo.windows import PlannedWindow, plan_strips
 from cobertes.labels.legend import IGNORE_INDEX
 from cobertes.learn.inputs import Inputs
 from cobertes.learn.losses import CROSS_ENTROPY
-from cobertes.tiles.ground import Ground
+from cobertes.tiles.dataset import Ground
 
 READ_THREADS = max(2, min(8, (os.cpu_count() or 2) // 2))
 BATCHES_AHEAD = 3

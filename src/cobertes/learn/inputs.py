@@ -17,7 +17,7 @@ from cobertes.errors import BandMismatchError, SettingsError, did_you_mean
 from cobertes.geo.scene import Observed, Scene, seen_in_any
 from cobertes.geo.windows import Window
 from cobertes.jit import compiled
-from cobertes.tiles.statistics import Statistics
+from cobertes.tiles.band_statistics import Statistics
 
 CLIP = 10.0
 """Normalised values are cut off this many standard deviations from the mean: glints and artefacts."""

@@ -20,9 +20,9 @@ from cobertes.learn.pretrained import RANDOM
 from cobertes.learn.samples import Sampler
 from cobertes.learn.unet import UNetSettings
 from cobertes.settings import AugmentationSettings, ModelSettings, TrainSettings, fill_in
-from cobertes.tiles.ground import Ground
+from cobertes.tiles.band_statistics import Statistics
+from cobertes.tiles.dataset import Ground
 from cobertes.tiles.split import VALIDATION
-from cobertes.tiles.statistics import Statistics
 from cobertes.tiles.store import Store
 
 log = logging.getLogger(__name__)

@@ -23,9 +23,9 @@ from cobertes.learn.augment import Variation, draw_variation, nearest, zoomed
 from cobertes.learn.infer import read_groups_ahead
 from cobertes.learn.inputs import Inputs, turned
 from cobertes.settings import AugmentationSettings, TrainSettings
-from cobertes.tiles.census import count_bands
-from cobertes.tiles.ground import Ground
-from cobertes.tiles.rules import BETWEEN, GUARD, POOR
+from cobertes.tiles.dataset import Ground
+from cobertes.tiles.filters import BETWEEN, GUARD, POOR
+from cobertes.tiles.label_counts import count_bands
 from cobertes.tiles.split import TRAIN
 
 CROP_TRIES = 8

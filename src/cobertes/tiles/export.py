@@ -21,7 +21,7 @@ from cobertes.geo.grid import crop
 from cobertes.geo.nodata import holds
 from cobertes.labels.legend import IGNORE_INDEX
 from cobertes.progress import SILENT, Progress
-from cobertes.tiles.ground import Ground
+from cobertes.tiles.dataset import Ground
 from cobertes.tiles.index import window_of
 
 TILES, LEGEND = "tiles.csv", "legend.csv"

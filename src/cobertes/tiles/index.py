@@ -28,12 +28,9 @@ from cobertes.geo.windows import Window, interiors, tile_windows
 from cobertes.labels.legend import Legend
 from cobertes.progress import SILENT, Advance, Progress
 from cobertes.settings import SplitSettings, TileSettings
-from cobertes.tiles.autocorrelation import RangeMeter
-from cobertes.tiles.census import Census, square_side, take_census
-from cobertes.tiles.draw import choose_block, guard_band, make_split
-from cobertes.tiles.observe import Observations, Observer, Place, observe
-from cobertes.tiles.polygons import read_polygons
-from cobertes.tiles.rules import (
+from cobertes.tiles.band_statistics import PERCENTILES, Moments, Statistics
+from cobertes.tiles.block_split import choose_block, guard_band, make_split
+from cobertes.tiles.filters import (
     BETWEEN,
     CLOUDY,
     GUARD,
@@ -44,8 +41,11 @@ from cobertes.tiles.rules import (
     judge_observations,
     judge_place,
 )
+from cobertes.tiles.label_counts import Census, square_side, take_census
+from cobertes.tiles.polygon_split import read_polygons
 from cobertes.tiles.split import SPLIT_NAMES, TEST, TRAIN, VALIDATION, Split, block_edges
-from cobertes.tiles.statistics import PERCENTILES, Moments, Statistics
+from cobertes.tiles.tile_measurements import Observations, Observer, Place, observe
+from cobertes.tiles.variogram import RangeMeter
 
 log = logging.getLogger(__name__)
 

@@ -30,7 +30,7 @@ from cobertes.geo.ledger import Ledger
 from cobertes.geo.mmap_tiff import NOT_STORED, Mapped, Values
 from cobertes.geo.windows import Window, runs
 from cobertes.progress import SILENT, Progress
-from cobertes.tiles.census import count_bands, read_labels, read_shares
+from cobertes.tiles.label_counts import count_bands, read_labels, read_shares
 
 log = logging.getLogger(__name__)
 

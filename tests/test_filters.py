@@ -17,7 +17,7 @@ from cobertes.settings import SplitSettings, TileSettings
 from cobertes.synthetic.demo import BANDS as DEMO_BANDS
 from cobertes.synthetic.demo import REFLECTANCE
 from cobertes.tiles import observe as observe_module
-from cobertes.tiles.cover import CLEAR, CLOUD, SNOW, BandTests, cover_of_codes
+from cobertes.tiles.clouds import CLEAR, CLOUD, SNOW, BandTests, cover_of_codes
 from cobertes.tiles.index import build_index
 from rasters import DATA, grid_at, needs, write_raster
 

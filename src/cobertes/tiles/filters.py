@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from cobertes.geo.windows import Window
 from cobertes.labels.legend import Legend
 from cobertes.settings import TileSettings
-from cobertes.tiles.observe import Observations
 from cobertes.tiles.split import EMPTY, LEFT_OUT, SPLIT_NAMES, TRAIN, AreaSplit
+from cobertes.tiles.tile_measurements import Observations
 
 CLOUDY, SNOWY = "cloudy", "snowy"
 GUARD, BETWEEN = "guard band", "between splits"

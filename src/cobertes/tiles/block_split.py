@@ -16,7 +16,7 @@ from cobertes.errors import SplitError
 from cobertes.geo.area import Area
 from cobertes.geo.grid import ALIGNMENT, crop, footprint, resolution
 from cobertes.settings import SplitSettings
-from cobertes.tiles.polygons import letters_of
+from cobertes.tiles.polygon_split import letters_of
 from cobertes.tiles.split import (
     EMPTY,
     LEFT_OUT,

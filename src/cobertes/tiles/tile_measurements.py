@@ -26,8 +26,8 @@ from cobertes.jit import compiled
 from cobertes.labels.legend import IGNORE_INDEX, Legend
 from cobertes.progress import SILENT, Progress
 from cobertes.settings import TileSettings
-from cobertes.tiles.census import read_labels
-from cobertes.tiles.cover import CLOUD, SNOW, BandTests, cover_of_codes
+from cobertes.tiles.clouds import CLOUD, SNOW, BandTests, cover_of_codes
+from cobertes.tiles.label_counts import read_labels
 
 log = logging.getLogger(__name__)
 

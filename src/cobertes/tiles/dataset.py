@@ -16,7 +16,7 @@ from cobertes.geo.scene import Observed, Scene, seen_in_any
 from cobertes.geo.windows import Window
 from cobertes.jit import compiled
 from cobertes.labels.legend import IGNORE_INDEX, Legend
-from cobertes.tiles.census import count_bands, read_labels, read_shares
+from cobertes.tiles.label_counts import count_bands, read_labels, read_shares
 from cobertes.tiles.split import Split
 from cobertes.tiles.store import LABELS, SCENE, SHARES, Store
 
