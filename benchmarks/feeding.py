@@ -26,9 +26,9 @@ from cobertes.geo.area import Area
 from cobertes.geo.scene import open_scene
 from cobertes.geo.windows import Window
 from cobertes.labels.legend import load_legend
-from cobertes.learn import infer
-from cobertes.learn.inputs import Inputs
-from cobertes.learn.samples import Sampler, batches
+from cobertes.learn import inference
+from cobertes.learn.encoding import Inputs
+from cobertes.learn.sampler import Sampler, batches
 from cobertes.settings import SplitSettings, TileSettings, TrainSettings
 from cobertes.tiles.dataset import Ground
 from cobertes.tiles.index import build_index
@@ -70,7 +70,7 @@ def generate(out: Path) -> None:
 
 def ours(out: Path, layout: str, store: str, threads: int) -> tuple[Sampler, Inputs]:
     """The sampler of a project over the scene: all of it is training ground."""
-    infer.READ_THREADS = threads
+    inference.READ_THREADS = threads
     area = Area("one", {"scene": open_scene([str(out / f"{layout}.tif")])})
     labels = {"one": out / "labels.tif"}
     legend = load_legend("catalonia-12", Path())

@@ -15,9 +15,9 @@ from variants import merged, options, run_until, spread
 
 from cobertes import stages
 from cobertes.files import read_json
-from cobertes.learn.history import best_epoch, read_history
-from cobertes.learn.plan import plan_training
+from cobertes.learn.metrics_log import best_epoch, read_history
 from cobertes.learn.train import train_model
+from cobertes.learn.training_setup import plan_training
 from cobertes.project import Project, load_project
 from cobertes.runfolder import RunFolder
 from cobertes.tiles.band_statistics import Statistics

@@ -84,8 +84,8 @@ def make_model(path: Path, encoder: str, seasons: tuple[str, ...] = ("scene",)) 
     import torch
 
     from cobertes.labels.legend import load_legend
-    from cobertes.learn.inputs import Inputs
-    from cobertes.learn.modelfile import ModelHeader, save_model
+    from cobertes.learn.encoding import Inputs
+    from cobertes.learn.model_file import ModelHeader, save_model
     from cobertes.learn.unet import UNet, UNetSettings
 
     if not path.exists():
@@ -249,7 +249,7 @@ def seams(options: argparse.Namespace) -> None:
     """Two maps of the same ground, the second from a scene that begins some pixels later."""
     from cobertes.apply.engine import open_engine
     from cobertes.apply.predict import predict_map
-    from cobertes.learn.modelfile import read_header
+    from cobertes.learn.model_file import read_header
     from cobertes.sources import open_scenes
 
     header = read_header(options.run)
@@ -309,7 +309,7 @@ def draw_seams(folder: Path, run: Path, picture: Path) -> None:
     import matplotlib.pyplot as plt
     from matplotlib.colors import ListedColormap
 
-    from cobertes.learn.modelfile import read_header
+    from cobertes.learn.model_file import read_header
 
     header = read_header(run)
     colours = np.zeros((256, 3))
@@ -349,7 +349,7 @@ def parity(options: argparse.Namespace) -> None:
     from cobertes.apply.quantize import quantize_model
     from cobertes.apply.runtimes import is_quantized
     from cobertes.errors import CobertesError
-    from cobertes.learn.infer import judge
+    from cobertes.learn.inference import judge
     from cobertes.run import open_run
     from cobertes.sources import open_scenes
     from cobertes.stages import open_ground

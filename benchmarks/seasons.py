@@ -16,8 +16,8 @@ import torch
 from variants import merged, options, parse, run_until, spread
 
 from cobertes.geo.scene import Scene
-from cobertes.learn.infer import each_season, judge, plan_blocks
-from cobertes.learn.modelfile import load_model
+from cobertes.learn.inference import each_season, judge, plan_blocks
+from cobertes.learn.model_file import load_model
 from cobertes.project import Project, load_project
 from cobertes.run import open_run
 from cobertes.stages import open_ground

@@ -16,9 +16,9 @@ import segmentation_models_pytorch as smp
 import torch
 from torch import nn
 
-from cobertes.learn.device import start
+from cobertes.learn.architectures import build_network, count_parameters
+from cobertes.learn.devices import start
 from cobertes.learn.losses import CROSS_ENTROPY
-from cobertes.learn.network import build_network, count_parameters
 from cobertes.learn.unet import UNetSettings
 from cobertes.settings import SCRATCH
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from cobertes.learn.history import best_epoch, read_history
+from cobertes.learn.metrics_log import best_epoch, read_history
 from cobertes.project import Project, load_project
 from cobertes.run import Run
 from cobertes.runfolder import RunFolder

@@ -6,8 +6,8 @@ import torch
 from cobertes.apply.as_mapped import AsMapped
 from cobertes.apply.engine import Engine
 from cobertes.labels.legend import LandClass, Legend
-from cobertes.learn.inputs import Inputs
-from cobertes.learn.modelfile import ModelHeader
+from cobertes.learn.encoding import Inputs
+from cobertes.learn.model_file import ModelHeader
 from cobertes.learn.unet import UNetSettings
 
 TENS = Legend(

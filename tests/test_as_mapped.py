@@ -12,10 +12,10 @@ from cobertes.apply.predict import predict_map
 from cobertes.geo.blending import BLENDS
 from cobertes.geo.scene import open_scene
 from cobertes.labels.legend import IGNORE_INDEX
-from cobertes.learn.modelfile import ModelHeader
+from cobertes.learn.model_file import ModelHeader
 from cobertes.learn.unet import UNetSettings
 from rasters import read_raster
-from test_samples import EXACT, LEGEND, area_with_letters, coordinate_project
+from test_sampler import EXACT, LEGEND, area_with_letters, coordinate_project
 
 K = len(LEGEND)
 SIZE = 32

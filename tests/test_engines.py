@@ -20,15 +20,15 @@ from cobertes.apply.quantize import quantize_model
 from cobertes.apply.runtimes import choose, is_quantized, quantized_path
 from cobertes.errors import DeviceMemoryError, InputFileError, ModelFileError, SettingsError
 from cobertes.geo.scene import open_scene
-from cobertes.learn.device import start, wait_for
-from cobertes.learn.infer import each_season
-from cobertes.learn.inputs import Inputs, turned
-from cobertes.learn.modelfile import ModelHeader, save_model
-from cobertes.learn.network import build_network
+from cobertes.learn.architectures import build_network
+from cobertes.learn.devices import start, wait_for
+from cobertes.learn.encoding import Inputs, turned
+from cobertes.learn.inference import each_season
+from cobertes.learn.model_file import ModelHeader, save_model
 from cobertes.learn.unet import UNet, UNetSettings
 from engines import SCALE, TENS, code_at, engine_of, header_of, reads_coordinates
 from rasters import coordinates, grid_at, read_raster, write_raster
-from test_samples import LEGEND, area_with_letters, coordinate_project
+from test_sampler import LEGEND, area_with_letters, coordinate_project
 
 EXTRAS = ("openvino", "nncf", "onnx", "onnxruntime")
 
@@ -72,7 +72,7 @@ def test_what_is_chosen_and_why(monkeypatch, installed, units, asked, expected):
     if torch.cuda.is_available() and asked[1] == "auto":
         pytest.skip("there is a GPU, which goes first")
     monkeypatch.setattr(runtimes, "find_spec", lambda name: object() if installed else None)
-    monkeypatch.setattr("cobertes.learn.device._has_bf16_units", lambda: units)
+    monkeypatch.setattr("cobertes.learn.devices._has_bf16_units", lambda: units)
     monkeypatch.setattr(runtimes, "import_module", lambda name: object())
     found = choose(*asked)
     assert (found.engine, found.device, found.precision, found.reason) == expected

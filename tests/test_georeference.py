@@ -17,10 +17,10 @@ from cobertes.geo.scene import open_scene
 from cobertes.geo.windows import Window
 from cobertes.labels.aggregate import make_labels
 from cobertes.labels.legend import translation
-from cobertes.learn.infer import judge, plan_blocks
-from cobertes.learn.inputs import Inputs
-from cobertes.learn.modelfile import ModelHeader
-from cobertes.learn.samples import Sampler, batches
+from cobertes.learn.encoding import Inputs
+from cobertes.learn.inference import judge, plan_blocks
+from cobertes.learn.model_file import ModelHeader
+from cobertes.learn.sampler import Sampler, batches
 from cobertes.settings import AugmentationSettings, Chance, SplitSettings, TileSettings, TrainSettings
 from cobertes.tiles.dataset import Ground
 from cobertes.tiles.index import build_index

@@ -263,9 +263,9 @@ def two_seasons(tmp_path_factory):
 def engine_that_reads_classes(mode):
     torch = pytest.importorskip("torch")
     from cobertes.apply.engine import Engine
-    from cobertes.learn.infer import each_season
-    from cobertes.learn.inputs import Inputs
-    from cobertes.learn.modelfile import ModelHeader
+    from cobertes.learn.encoding import Inputs
+    from cobertes.learn.inference import each_season
+    from cobertes.learn.model_file import ModelHeader
     from cobertes.learn.unet import UNetSettings
 
     inputs = Inputs(("april", "august"), ("b",), np.zeros((2, 1)), np.ones((2, 1)), mode)

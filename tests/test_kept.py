@@ -9,7 +9,7 @@ import torch
 
 from cobertes.apply import kept, runtimes
 from cobertes.apply.engine import open_engine
-from cobertes.learn.modelfile import save_model
+from cobertes.learn.model_file import save_model
 from cobertes.learn.unet import UNet
 from engines import header_of
 

@@ -8,10 +8,10 @@ import torch
 
 from cobertes.accuracy.confusion import ConfusionMatrix
 from cobertes.errors import SettingsError
-from cobertes.learn.device import start
+from cobertes.learn.architectures import build_network
+from cobertes.learn.batch_size import POOLING, choose_step, training_step
+from cobertes.learn.devices import start
 from cobertes.learn.losses import CROSS_ENTROPY, Loss
-from cobertes.learn.network import build_network
-from cobertes.learn.step import POOLING, choose_step, training_step
 from cobertes.learn.unet import UNetSettings
 from cobertes.settings import TrainSettings
 

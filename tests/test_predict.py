@@ -27,7 +27,7 @@ from cobertes.errors import (
 )
 from cobertes.geo.scene import open_scene
 from cobertes.geo.windows import Window, plan_strips
-from cobertes.learn.modelfile import load_model, save_model
+from cobertes.learn.model_file import load_model, save_model
 from cobertes.learn.unet import UNet
 from engines import SCALE, TENS, code_at, engine_of, header_of, percent_at, reads_coordinates
 from rasters import ORIGIN, coordinates, grid_at, read_raster, write_raster

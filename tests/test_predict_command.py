@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from cobertes.cli.main import app
 from cobertes.labels.legend import load_legend
-from cobertes.learn.modelfile import save_model
+from cobertes.learn.model_file import save_model
 from cobertes.learn.unet import UNet
 from engines import header_of
 from rasters import ORIGIN, grid_at, read_raster, write_raster

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from cobertes.errors import InputFileError, SettingsError
 from cobertes.geo.bands import WAVELENGTHS, sentinel2_band
 from cobertes.learn import pretrained
-from cobertes.learn.network import build_network
+from cobertes.learn.architectures import build_network
 from cobertes.learn.pretrained import load_pretrained
 from cobertes.learn.unet import UNetSettings
 from test_unet import BACKBONES

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from cobertes.learn.history import read_history
-from cobertes.learn.modelfile import load_model, read_header
+from cobertes.learn.metrics_log import read_history
+from cobertes.learn.model_file import load_model, read_header
 from projects import write_ground, write_project
 from test_cli import call
 

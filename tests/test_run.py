@@ -25,7 +25,7 @@ from cobertes.errors import (
     SplitError,
     UnknownCodesError,
 )
-from cobertes.learn.history import read_history
+from cobertes.learn.metrics_log import read_history
 from cobertes.project import load_project
 from cobertes.run import STAGES, Run, open_run
 from cobertes.runfolder import RunFolder

@@ -24,7 +24,7 @@ from cobertes.errors import ClusterError, InputFileError, SettingsError
 from cobertes.geo.blending import BLENDS, WindowPlan
 from cobertes.geo.scene import open_scene
 from cobertes.geo.windows import Window
-from cobertes.learn.modelfile import save_model
+from cobertes.learn.model_file import save_model
 from cobertes.learn.unet import UNet
 from cobertes.progress import SILENT
 from cobertes.project import load_project

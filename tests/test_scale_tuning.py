@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from cobertes.apply.report import toml_text
 from cobertes.errors import ClusterError, InputFileError, SettingsError
-from cobertes.learn.history import read_history
+from cobertes.learn.metrics_log import read_history
 from cobertes.project import load_project
 from cobertes.run import Run
 from cobertes.scale import tuning

@@ -15,7 +15,7 @@ from cobertes.tiles import store as store_module
 from cobertes.tiles.store import make_store
 from interruptions import run_until_killed
 from rasters import coordinates, grid_at, write_raster
-from test_samples import EXACT, EXACTLY, code_at, project_of
+from test_sampler import EXACT, EXACTLY, code_at, project_of
 
 SHAPE = (150, 170)
 

@@ -20,21 +20,21 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from cobertes.cli.console import _Bars
 from cobertes.errors import SettingsError, StorageError, TrainingError
-from cobertes.learn import device, train
+from cobertes.learn import devices, train
 from cobertes.learn.checkpoints import save_checkpoint
-from cobertes.learn.device import choose_precision, start
-from cobertes.learn.history import best_epoch, next_is_last, read_history, stands_still, time_is_up
-from cobertes.learn.infer import judge, plan_blocks
-from cobertes.learn.inputs import Inputs
-from cobertes.learn.modelfile import load_model, read_header, save_model
-from cobertes.learn.plan import plan_training
-from cobertes.learn.samples import batches
-from cobertes.learn.schedule import rate_share
+from cobertes.learn.devices import choose_precision, start
+from cobertes.learn.encoding import Inputs
+from cobertes.learn.inference import judge, plan_blocks
+from cobertes.learn.lr_schedule import rate_share
+from cobertes.learn.metrics_log import best_epoch, next_is_last, read_history, stands_still, time_is_up
+from cobertes.learn.model_file import load_model, read_header, save_model
+from cobertes.learn.sampler import batches
 from cobertes.learn.train import train_model
+from cobertes.learn.training_setup import plan_training
 from cobertes.learn.unet import UNet, UNetSettings
 from cobertes.settings import AugmentationSettings, Chance, ModelSettings, TrainSettings
 from rasters import read_raster, write_raster
-from test_samples import LEGEND, PLAIN, project_of
+from test_sampler import LEGEND, PLAIN, project_of
 
 TIMES = {"seconds", "elapsed", "tiles_per_second", "waiting_share"}
 JITTERED = AugmentationSettings(jitter=Chance(strength=0.05))
@@ -754,7 +754,7 @@ def test_a_full_disk_is_a_storage_error_and_keeps_the_last_checkpoint(project, t
 @pytest.mark.parametrize(("faster", "expected"), [("bf16", "bf16"), ("fp32", "fp32")])
 def test_the_trial_takes_the_faster_precision(monkeypatch, faster, expected):
     seconds = {"fp32": 1.0, "bf16": 0.5 if faster == "bf16" else 0.95}
-    monkeypatch.setattr(device, "_time_steps", lambda model, where, precision, *rest: seconds[precision])
+    monkeypatch.setattr(devices, "_time_steps", lambda model, where, precision, *rest: seconds[precision])
     model = torch.nn.Conv2d(1, 1, 1)
     precision, reason = choose_precision("auto", "cpu", model, (1, 1, 8, 8))
     assert precision == expected
@@ -771,7 +771,7 @@ def test_a_layer_without_bf16_means_fp32(monkeypatch):
             raise RuntimeError('"conv" not implemented for BFloat16')
         return 1.0
 
-    monkeypatch.setattr(device, "_time_steps", steps)
+    monkeypatch.setattr(devices, "_time_steps", steps)
     found = choose_precision("auto", "cpu", torch.nn.Conv2d(1, 1, 1), (1, 1, 8, 8))
     assert found == ("fp32", 'bf16 does not run here: "conv" not implemented for BFloat16')
 
@@ -790,7 +790,7 @@ def test_a_trial_that_one_precision_does_not_survive_means_the_other(monkeypatch
             raise error
         return 1.0
 
-    monkeypatch.setattr(device, "_time_steps", steps)
+    monkeypatch.setattr(devices, "_time_steps", steps)
     assert choose_precision("auto", "cpu", torch.nn.Conv2d(1, 1, 1), (1, 1, 8, 8)) == expected
 
 
@@ -798,14 +798,14 @@ def test_a_trial_in_fp32_that_fails_otherwise_is_no_answer(monkeypatch):
     def steps(*rest):
         raise RuntimeError("no kernel image")
 
-    monkeypatch.setattr(device, "_time_steps", steps)
+    monkeypatch.setattr(devices, "_time_steps", steps)
     with pytest.raises(RuntimeError, match="no kernel image"):
         choose_precision("auto", "cpu", torch.nn.Conv2d(1, 1, 1), (1, 1, 8, 8))
 
 
 def test_channels_come_last_but_on_mps():
-    assert device.layout(torch.device("cuda")) is device.layout(torch.device("cpu")) is torch.channels_last
-    assert device.layout(torch.device("mps")) is torch.contiguous_format
+    assert devices.layout(torch.device("cuda")) is devices.layout(torch.device("cpu")) is torch.channels_last
+    assert devices.layout(torch.device("mps")) is torch.contiguous_format
 
 
 def test_the_trial_leaves_model_and_random_numbers_as_they_were():
@@ -823,17 +823,17 @@ def test_the_trial_leaves_model_and_random_numbers_as_they_were():
 
 def test_a_trial_chooses_nothing_but_the_precision(project, tmp_path, monkeypatch):
     train_model(plan_of(project, epochs=2), tmp_path / "set")
-    monkeypatch.setattr(device, "WORTH_IT", math.inf)  # so fp32 comes out
+    monkeypatch.setattr(devices, "WORTH_IT", math.inf)  # so fp32 comes out
     train_model(plan_of(project, epochs=2, precision="auto"), tmp_path / "tried")
     assert same_weights(tmp_path / "set", tmp_path / "tried")
 
 
 def test_a_resumed_training_keeps_its_precision(project, tmp_path, monkeypatch):
     plan = plan_of(project, epochs=2, precision="auto")
-    monkeypatch.setattr(device, "WORTH_IT", math.inf)
+    monkeypatch.setattr(devices, "WORTH_IT", math.inf)
     with pytest.raises(StopError):
         train_model(plan, tmp_path, report=stop_after(1))
-    monkeypatch.setattr(device, "WORTH_IT", 0.0)  # now a trial would say bf16
+    monkeypatch.setattr(devices, "WORTH_IT", 0.0)  # now a trial would say bf16
     assert train_model(plan, tmp_path).training["precision"] == "fp32"
 
 

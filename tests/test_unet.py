@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from cobertes.errors import SettingsError
-from cobertes.learn.network import build_network, count_parameters
+from cobertes.learn.architectures import build_network, count_parameters
 from cobertes.learn.unet import UNet, UNetSettings
 
 BACKBONES = ("resnet18", "resnet50", "efficientnet_b0")

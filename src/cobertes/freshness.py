@@ -113,6 +113,6 @@ def write_note(files: RunFolder, stage: str, **entry: Any) -> None:
 
 def trained_fingerprint(model: Path) -> str:
     """What a model file says of the data and settings it was trained on."""
-    from cobertes.learn.modelfile import read_header
+    from cobertes.learn.model_file import read_header
 
     return str(read_header(model).training.get("fingerprint", ""))

@@ -43,8 +43,8 @@ from cobertes.tiles.store import Store, make_store
 if TYPE_CHECKING:
     from cobertes.accuracy.map_audit import AuditedArea
     from cobertes.apply.work import Compute
-    from cobertes.learn.estimate import Estimate
-    from cobertes.learn.plan import TrainingPlan
+    from cobertes.learn.training_cost import Estimate
+    from cobertes.learn.training_setup import TrainingPlan
 
     Computing = Callable[[Event], AbstractContextManager[Compute]]
     """Opens who computes maps; the event, once it is set, ends all that they compute."""
@@ -154,7 +154,7 @@ def train(
     on_epoch: Callable[[dict[str, float]], None] = lambda record: None,
 ) -> str:
     """Train the model, or go on from the last checkpoint; ``on_epoch`` gets each epoch's record."""
-    from cobertes.learn.device import leader_first, part
+    from cobertes.learn.devices import leader_first, part
     from cobertes.learn.train import train_model
 
     plan = plan_training(project, files)
@@ -171,10 +171,10 @@ def train(
 
 def plan_training(project: Project, files: RunFolder) -> "TrainingPlan":
     """What the train stage would train, on the tiles and labels of this run."""
-    from cobertes.learn import plan
+    from cobertes.learn import training_setup
 
     settings = project.settings
-    return plan.plan_training(
+    return training_setup.plan_training(
         load_index(files.tiles),
         replace(open_ground(project, files), shares=_shares(project, files)),
         Statistics.from_dict(read_json(files.statistics)),
@@ -213,8 +213,8 @@ def _shares(project: Project, files: RunFolder) -> dict[str, Path]:
 
 def estimate(project: Project, files: RunFolder) -> "Estimate":
     """What training will take on this machine; tiles are counted in the index, or guessed where there is none."""
-    from cobertes.learn.estimate import estimate_training
-    from cobertes.learn.plan import network_settings
+    from cobertes.learn.training_cost import estimate_training
+    from cobertes.learn.training_setup import network_settings
 
     settings = project.settings
     train = fill_in(settings.train, settings.model.encoder, settings.tiles.size)
@@ -300,7 +300,7 @@ def model_file(project: Project, files: RunFolder) -> Path:
     named = project.settings.predict.model
     if named is None:
         return files.model
-    from cobertes.learn.modelfile import model_path
+    from cobertes.learn.model_file import model_path
 
     return model_path(resolve(named, project.folder))
 
@@ -328,7 +328,7 @@ def make_int8(project: Project, files: RunFolder, progress: Progress = SILENT) -
 def make_int8_of(model: Path, progress: Progress = SILENT) -> None:
     """The same for the model of any run. Raises SettingsError where a model file without int8 is no run's."""
     from cobertes.apply.runtimes import is_quantized
-    from cobertes.learn.modelfile import model_path
+    from cobertes.learn.model_file import model_path
 
     path = model_path(model)
     if is_quantized(path):
@@ -417,8 +417,8 @@ def predict(
 def report(project: Project, files: RunFolder, progress: Progress = SILENT) -> str:
     """Write the report on whatever is there."""
     from cobertes.apply.report import write_report
-    from cobertes.learn.history import read_history
-    from cobertes.learn.modelfile import read_header
+    from cobertes.learn.metrics_log import read_history
+    from cobertes.learn.model_file import read_header
 
     header = read_header(model_file(project, files))
     names = [area.name for area in project.areas]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cobertes.geo.blending import INTERIOR, Blender, WindowPlan
 from cobertes.geo.windows import PlannedWindow, Window
-from cobertes.learn.infer import HeldOut
+from cobertes.learn.inference import HeldOut
 from cobertes.tiles.dataset import Ground
 
 

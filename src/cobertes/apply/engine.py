@@ -19,8 +19,8 @@ from cobertes.errors import ModelFileError, SettingsError, did_you_mean
 from cobertes.fingerprint import fingerprint, stamp
 from cobertes.geo.scene import Scene
 from cobertes.geo.windows import Window
-from cobertes.learn.infer import Forward, each_season
-from cobertes.learn.modelfile import ModelHeader, model_path, read_header
+from cobertes.learn.inference import Forward, each_season
+from cobertes.learn.model_file import ModelHeader, model_path, read_header
 
 log = logging.getLogger(__name__)
 

@@ -27,8 +27,8 @@ from cobertes.apply.engine import Engine
 from cobertes.apply.predict import DEFAULT_BLEND, default_overlap
 from cobertes.errors import LegendError, NoTilesError
 from cobertes.labels.legend import IGNORE_INDEX
-from cobertes.learn.infer import HeldOut, read_ahead
-from cobertes.learn.inputs import Inputs
+from cobertes.learn.encoding import Inputs
+from cobertes.learn.inference import HeldOut, read_ahead
 from cobertes.progress import SILENT, Progress
 from cobertes.tiles.band_statistics import Statistics
 from cobertes.tiles.dataset import Ground

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from cobertes.apply.runtimes import need, to_onnx
 from cobertes.files import replacing
-from cobertes.learn.infer import each_season
-from cobertes.learn.inputs import CLIP, Inputs
-from cobertes.learn.modelfile import load_model
+from cobertes.learn.encoding import CLIP, Inputs
+from cobertes.learn.inference import each_season
+from cobertes.learn.model_file import load_model
 
 
 class _FromPixels(nn.Module):

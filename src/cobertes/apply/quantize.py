@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from cobertes.apply.runtimes import Shape, need, openvino_forward, quantized_identity, quantized_path, to_openvino
 from cobertes.errors import ModelFileError, SettingsError
 from cobertes.files import write_json
-from cobertes.learn.infer import each_season, judge, plan_blocks
-from cobertes.learn.modelfile import ModelHeader, load_model, model_path
+from cobertes.learn.inference import each_season, judge, plan_blocks
+from cobertes.learn.model_file import ModelHeader, load_model, model_path
 from cobertes.progress import SILENT, Progress
 from cobertes.tiles.dataset import Ground
 from cobertes.tiles.split import TRAIN, VALIDATION

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from cobertes.apply.kept import is_kept, kept_or_made
 from cobertes.errors import DeviceMemoryError, SettingsError, did_you_mean
 from cobertes.fingerprint import fingerprint, stamp
-from cobertes.learn.device import device_kind, inference_precision, is_out_of_memory, layout, start
-from cobertes.learn.infer import Forward
-from cobertes.learn.modelfile import ModelHeader, load_model, model_path, read_header
+from cobertes.learn.devices import device_kind, inference_precision, is_out_of_memory, layout, start
+from cobertes.learn.inference import Forward
+from cobertes.learn.model_file import ModelHeader, load_model, model_path, read_header
 
 TORCH, OPENVINO, ONNX = RUNTIMES = ("torch", "openvino", "onnx")
 

@@ -24,7 +24,7 @@ from cobertes.geo.clip import Clip
 from cobertes.geo.scene import Scene
 from cobertes.geo.windows import Window
 from cobertes.labels.legend import CODES, Legend
-from cobertes.learn.infer import READ_THREADS
+from cobertes.learn.inference import READ_THREADS
 
 log = logging.getLogger(__name__)
 

@@ -84,7 +84,7 @@ def predict(
     from cobertes.apply.runtimes import choose
     from cobertes.apply.work import compute_here
     from cobertes.geo.cog_writer import check_not_input, check_writable
-    from cobertes.learn.modelfile import model_path
+    from cobertes.learn.model_file import model_path
     from cobertes.sources import open_scenes
     from cobertes.stages import make_int8_of
 
@@ -159,7 +159,7 @@ def export(
     """
     from cobertes.apply.export import export_onnx
     from cobertes.geo.cog_writer import check_not_input, check_writable
-    from cobertes.learn.modelfile import model_path
+    from cobertes.learn.model_file import model_path
 
     path = model_path(model)
     check_not_input([out], [path])

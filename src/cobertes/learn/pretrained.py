@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from cobertes.errors import InputFileError, SettingsError
 from cobertes.geo.bands import WAVELENGTHS, sentinel2_band
-from cobertes.learn.network import Network, backbone_of
+from cobertes.learn.architectures import Network, backbone_of
 from cobertes.settings import WEIGHTS
 
 RANDOM, IMAGENET = WEIGHTS[:2]

@@ -18,19 +18,27 @@ from torch import Tensor, nn
 from cobertes.accuracy.confusion import ConfusionMatrix
 from cobertes.errors import TrainingError
 from cobertes.geo.grid import resolution
-from cobertes.learn.averaging import Averaged
-from cobertes.learn.board import Board
+from cobertes.learn.architectures import Network, build_network, count_parameters, freeze, hold_batch_norm
+from cobertes.learn.batch_size import StepChoice, choose_step, set_up
 from cobertes.learn.checkpoints import BEST, load_checkpoint, save_batch, save_checkpoint
-from cobertes.learn.device import add_up, as_the_leader, is_out_of_memory, layout, start_together
-from cobertes.learn.history import Epoch, best_epoch, finite, next_is_last, stands_still, time_is_up, write_history
-from cobertes.learn.infer import Forward, HeldOut, each_season, judge
-from cobertes.learn.modelfile import MODEL_FILE, ModelHeader, read_header, save_model
-from cobertes.learn.network import Network, build_network, count_parameters, freeze, hold_batch_norm
-from cobertes.learn.plan import TrainingPlan
+from cobertes.learn.devices import add_up, as_the_leader, is_out_of_memory, layout, start_together
+from cobertes.learn.ema import Averaged
+from cobertes.learn.inference import Forward, HeldOut, each_season, judge
+from cobertes.learn.lr_schedule import Schedule
+from cobertes.learn.metrics_log import (
+    Epoch,
+    best_epoch,
+    finite,
+    next_is_last,
+    stands_still,
+    time_is_up,
+    write_history,
+)
+from cobertes.learn.model_file import MODEL_FILE, ModelHeader, read_header, save_model
 from cobertes.learn.pretrained import RANDOM, load_pretrained
-from cobertes.learn.samples import Batch, batches, count_batches
-from cobertes.learn.schedule import Schedule
-from cobertes.learn.step import StepChoice, choose_step, set_up
+from cobertes.learn.sampler import Batch, batches, count_batches
+from cobertes.learn.tensorboard_log import Board
+from cobertes.learn.training_setup import TrainingPlan
 from cobertes.progress import SILENT, Progress
 from cobertes.settings import LAST_PART, TrainSettings
 

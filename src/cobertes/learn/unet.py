@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cobertes.errors import SettingsError, did_you_mean
-from cobertes.learn.device import layout
+from cobertes.learn.devices import layout
 from cobertes.settings import SCRATCH
 
 BACKBONE_DECODER = (256, 128, 64, 32, 16)
@@ -38,7 +38,7 @@ class UNetSettings:
     ``channels`` in, of all seasons; ``classes`` out; ``encoder`` scratch or a timm name; ``width`` and ``depth``
     of a scratch encoder; ``decoder`` channels from the bottom up, empty for the default: the widths of a scratch
     encoder mirrored, 256 … 16 after a backbone; ``upsampling`` a key of `UPSAMPLING`; ``seasons`` that share the
-    encoder, 1 where it sees them stacked; ``architecture`` unet, or one of `cobertes.learn.network`.
+    encoder, 1 where it sees them stacked; ``architecture`` unet, or one of `cobertes.learn.architectures`.
     """
 
     channels: int

@@ -18,8 +18,8 @@ from cobertes import stages
 from cobertes.errors import InputFileError
 from cobertes.files import read_json, write_json, write_text
 from cobertes.learn.checkpoints import BEST
-from cobertes.learn.history import Epoch, best_epoch, read_history
-from cobertes.learn.modelfile import MODEL_FILE, read_header
+from cobertes.learn.metrics_log import Epoch, best_epoch, read_history
+from cobertes.learn.model_file import MODEL_FILE, read_header
 from cobertes.learn.train import train_model
 from cobertes.project import Project
 from cobertes.runfolder import RunFolder

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from cobertes.learn.averaging import Averaged
+from cobertes.learn.ema import Averaged
 
 
 def net():

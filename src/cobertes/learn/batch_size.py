@@ -18,11 +18,11 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from cobertes.errors import SettingsError
-from cobertes.learn.averaging import Averaged
-from cobertes.learn.device import choose_precision, fits_in_memory, is_cuda, layout, start
+from cobertes.learn.architectures import Network
+from cobertes.learn.devices import choose_precision, fits_in_memory, is_cuda, layout, start
+from cobertes.learn.ema import Averaged
 from cobertes.learn.losses import Loss
-from cobertes.learn.network import Network
-from cobertes.learn.samples import count_batches
+from cobertes.learn.sampler import count_batches
 from cobertes.settings import BATCH_SIZE, TrainSettings, default_batch
 
 log = logging.getLogger(__name__)

@@ -20,8 +20,8 @@ from cobertes.geo.scene import Observed
 from cobertes.geo.windows import Window
 from cobertes.labels.legend import IGNORE_INDEX
 from cobertes.learn.augment import Variation, draw_variation, nearest, zoomed
-from cobertes.learn.infer import read_groups_ahead
-from cobertes.learn.inputs import Inputs, turned
+from cobertes.learn.encoding import Inputs, turned
+from cobertes.learn.inference import read_groups_ahead
 from cobertes.settings import AugmentationSettings, TrainSettings
 from cobertes.tiles.dataset import Ground
 from cobertes.tiles.filters import BETWEEN, GUARD, POOR

@@ -13,9 +13,9 @@ from safetensors.torch import save_file
 from cobertes.errors import BandMismatchError, InputFileError, ModelFileError, SettingsError, StorageError
 from cobertes.geo.scene import open_scene
 from cobertes.labels.legend import LandClass, Legend
-from cobertes.learn import modelfile
-from cobertes.learn.inputs import Inputs
-from cobertes.learn.modelfile import ModelHeader, load_model, model_path, read_header, save_model
+from cobertes.learn import model_file
+from cobertes.learn.encoding import Inputs
+from cobertes.learn.model_file import ModelHeader, load_model, model_path, read_header, save_model
 from cobertes.learn.unet import UNet, UNetSettings
 from rasters import coordinates, grid_at, write_raster
 
@@ -146,7 +146,7 @@ def test_a_save_that_fails_keeps_the_old_model(path, model, monkeypatch):
         name.write_bytes(b"half")
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr(modelfile, "save_file", full)
+    monkeypatch.setattr(model_file, "save_file", full)
     with pytest.raises(StorageError, match=r"can't write .*model\.safetensors: .*No space left on device"):
         save_model(path, model.state_dict(), HEADER)
 
@@ -154,7 +154,7 @@ def test_a_save_that_fails_keeps_the_old_model(path, model, monkeypatch):
         name.write_bytes(b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(modelfile, "save_file", interrupted)
+    monkeypatch.setattr(model_file, "save_file", interrupted)
     with pytest.raises(KeyboardInterrupt):
         save_model(path, model.state_dict(), HEADER)
     assert path.read_bytes() == before

@@ -6,7 +6,7 @@ import pytest
 from cobertes.errors import BandMismatchError, SettingsError
 from cobertes.geo.scene import open_scene
 from cobertes.geo.windows import Window
-from cobertes.learn.inputs import CLIP, Inputs
+from cobertes.learn.encoding import CLIP, Inputs
 from cobertes.tiles.band_statistics import Statistics
 from rasters import coordinates, grid_at, write_raster
 

@@ -13,11 +13,11 @@ from torch import Tensor
 from cobertes.errors import SettingsError
 from cobertes.geo.windows import Window
 from cobertes.labels.legend import Legend
-from cobertes.learn.infer import HeldOut, plan_blocks
-from cobertes.learn.inputs import Inputs
+from cobertes.learn.encoding import Inputs
+from cobertes.learn.inference import HeldOut, plan_blocks
 from cobertes.learn.losses import Loss, class_weights
 from cobertes.learn.pretrained import RANDOM
-from cobertes.learn.samples import Sampler
+from cobertes.learn.sampler import Sampler
 from cobertes.learn.unet import UNetSettings
 from cobertes.settings import AugmentationSettings, ModelSettings, TrainSettings, fill_in
 from cobertes.tiles.band_statistics import Statistics

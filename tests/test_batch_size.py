@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cobertes.errors import SettingsError
-from cobertes.learn import device, step
-from cobertes.learn.device import fits_in_memory, start
-from cobertes.learn.estimate import estimate_training
+from cobertes.learn import batch_size, devices
+from cobertes.learn.architectures import build_network
+from cobertes.learn.batch_size import choose_step, largest_batch, most_windows, training_step
+from cobertes.learn.devices import fits_in_memory, start
 from cobertes.learn.losses import CROSS_ENTROPY
-from cobertes.learn.network import build_network
-from cobertes.learn.step import choose_step, largest_batch, most_windows, training_step
 from cobertes.learn.train import train_model
+from cobertes.learn.training_cost import estimate_training
 from cobertes.learn.unet import UNetSettings
 from cobertes.settings import TrainSettings
 from test_train import StopError, plan_of, project, same_weights, stop_after
@@ -83,9 +83,9 @@ def gpu(monkeypatch):
             return False
         return True
 
-    monkeypatch.setattr(step, "is_cuda", lambda device: True)
-    monkeypatch.setattr(step, "training_step", trial)
-    monkeypatch.setattr(step, "fits_in_memory", fits)
+    monkeypatch.setattr(batch_size, "is_cuda", lambda device: True)
+    monkeypatch.setattr(batch_size, "training_step", trial)
+    monkeypatch.setattr(batch_size, "fits_in_memory", fits)
     return memory
 
 
@@ -122,7 +122,7 @@ def test_processes_share_a_batch_that_each_of_their_gpus_has_room_for(gpu):
 
 
 def test_bf16_is_tried_again_where_it_is_taken(gpu, monkeypatch):
-    monkeypatch.setattr(device, "WORTH_IT", 0.0)
+    monkeypatch.setattr(devices, "WORTH_IT", 0.0)
     found = choose(AUTO.model_copy(update={"precision": "auto"}))
     assert (found.batch, found.precision) == (40, "bf16")
     assert {precision for precision, _ in gpu.tried} == {"fp32", "bf16"}
@@ -142,7 +142,7 @@ def test_a_limit_of_another_kind_ends_the_search_but_not_the_training(gpu, monke
 
         return steps
 
-    monkeypatch.setattr(step, "training_step", trial)
+    monkeypatch.setattr(batch_size, "training_step", trial)
     gpu.least = 0
     with caplog.at_level(logging.INFO):
         assert choose().batch == 4

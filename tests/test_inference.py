@@ -10,11 +10,11 @@ import torch
 from cobertes.errors import InputFileError
 from cobertes.geo.windows import Window, plan_strips
 from cobertes.labels.legend import IGNORE_INDEX
-from cobertes.learn.infer import judge, plan_blocks, read_ahead
+from cobertes.learn.inference import judge, plan_blocks, read_ahead
 from cobertes.learn.unet import UNet, UNetSettings
 from engines import plan_as_mapped
 from rasters import coordinates, stitch
-from test_samples import EXACT, LEGEND, SCALE, area_with_letters, code_at, coordinate_project, project_of
+from test_sampler import EXACT, LEGEND, SCALE, area_with_letters, code_at, coordinate_project, project_of
 
 PLANS = [plan_blocks, plan_as_mapped]
 K = len(LEGEND)

@@ -11,10 +11,10 @@ from cobertes.errors import InputFileError, NoTilesError
 from cobertes.geo.area import Area
 from cobertes.geo.scene import open_scene
 from cobertes.labels.legend import IGNORE_INDEX, LandClass, Legend
-from cobertes.learn import infer
+from cobertes.learn import inference
 from cobertes.learn.augment import draw_variation
-from cobertes.learn.inputs import Inputs
-from cobertes.learn.samples import Sampler, balanced, batches
+from cobertes.learn.encoding import Inputs
+from cobertes.learn.sampler import Sampler, balanced, batches
 from cobertes.settings import AugmentationSettings, Chance, SplitSettings, TileSettings, TrainSettings
 from cobertes.tiles.dataset import Ground
 from cobertes.tiles.index import TileIndex, build_index
@@ -289,7 +289,7 @@ def test_balanced_sampling_meets_rare_classes_more_often_and_forgets_no_tile(tmp
 def test_batches_do_not_depend_on_threads(tmp_path, monkeypatch, threads):
     project = coordinate_project(tmp_path)
     sampler = project.sampler(samples=11)
-    monkeypatch.setattr(infer, "READ_THREADS", threads)
+    monkeypatch.setattr(inference, "READ_THREADS", threads)
     found = [(x.copy(), y.copy()) for x, y, _ in batches(sampler, EXACT, 3, 4)]
     expected = [sampler.sample(EXACT, 3, i, tile, 16) for i, tile in enumerate(sampler.epoch(3))]
     np.testing.assert_array_equal(np.concatenate([x for x, _ in found]), np.stack([x for x, _, _ in expected]))

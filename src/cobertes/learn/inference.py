@@ -14,7 +14,7 @@ from torch import Tensor
 from cobertes.accuracy.confusion import ConfusionMatrix
 from cobertes.geo.windows import PlannedWindow, plan_strips
 from cobertes.labels.legend import IGNORE_INDEX
-from cobertes.learn.inputs import Inputs
+from cobertes.learn.encoding import Inputs
 from cobertes.learn.losses import CROSS_ENTROPY
 from cobertes.tiles.dataset import Ground
 

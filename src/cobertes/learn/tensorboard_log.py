@@ -14,8 +14,8 @@ from torch.utils.tensorboard import SummaryWriter
 from cobertes.accuracy.confusion import ConfusionMatrix
 from cobertes.geo.bands import natural_colours
 from cobertes.labels.legend import IGNORE_INDEX, Legend
-from cobertes.learn.infer import Forward, HeldOut
-from cobertes.learn.inputs import Inputs
+from cobertes.learn.encoding import Inputs
+from cobertes.learn.inference import Forward, HeldOut
 from cobertes.tiles.dataset import Ground
 
 PLACES = 3

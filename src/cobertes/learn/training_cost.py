@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from cobertes.learn.device import layout, peak_memory, start, wait_for
-from cobertes.learn.network import build_network, count_parameters
-from cobertes.learn.plan import loss_of
-from cobertes.learn.step import choose_step, training_step
+from cobertes.learn.architectures import build_network, count_parameters
+from cobertes.learn.batch_size import choose_step, training_step
+from cobertes.learn.devices import layout, peak_memory, start, wait_for
+from cobertes.learn.training_setup import loss_of
 from cobertes.learn.unet import UNetSettings
 from cobertes.settings import TrainSettings
 

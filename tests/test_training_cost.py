@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from cobertes.learn.estimate import Estimate, estimate_training
-from cobertes.learn.network import build_network, count_parameters
+from cobertes.learn.architectures import build_network, count_parameters
+from cobertes.learn.training_cost import Estimate, estimate_training
 from cobertes.learn.unet import UNetSettings
 from cobertes.settings import TrainSettings
 

@@ -19,8 +19,8 @@ from cobertes.files import replacing
 from cobertes.geo.grid import crs_name, resolution
 from cobertes.geo.scene import Scene
 from cobertes.labels.legend import Legend
-from cobertes.learn.inputs import Inputs
-from cobertes.learn.network import build_network
+from cobertes.learn.architectures import build_network
+from cobertes.learn.encoding import Inputs
 from cobertes.learn.unet import UNetSettings
 
 HEADER = "cobertes"
