@@ -20,7 +20,7 @@ from pathlib import Path
 import prediction
 import rasterio
 
-from cobertes.scale.prediction import PIECE_WINDOWS, PIECES_PER_WORKER
+from cobertes.scale.ray_executor import PIECE_WINDOWS, PIECES_PER_WORKER
 
 ASSUMED = {"read_gb_per_second": 5.0, "write_gb_per_second": 0.5, "lag_seconds": 0.02}
 """Of a cluster's storage for all nodes together, of the node that writes the map, and of a task's way."""

@@ -19,9 +19,9 @@ from cobertes.learn.metrics_log import read_history
 from cobertes.project import load_project
 from cobertes.run import Run
 from cobertes.scale import tuning
-from cobertes.scale.results import best_toml
-from cobertes.scale.space import drawn_values, position, require_space, with_values
+from cobertes.scale.search_space import drawn_values, position, require_space, with_values
 from cobertes.scale.trials import Trial, best_trial, read_trials, train_trial, trial_settings
+from cobertes.scale.tune_report import best_toml
 from cobertes.scale.tuning import tune
 from cobertes.settings import AreaSettings, Range, Settings
 from cobertes.stages import open_run

@@ -38,7 +38,7 @@ def computing(ray: str | None, threads: int | None = None) -> Iterator["Compute 
     if ray is None:
         yield None
         return
-    from cobertes.scale.prediction import on_ray
+    from cobertes.scale.ray_executor import on_ray
 
     with on_ray(ray, threads) as compute:
         yield compute

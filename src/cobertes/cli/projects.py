@@ -106,7 +106,7 @@ def run(
         return
     if ray is not None:
         from cobertes.scale.cluster import require_cluster
-        from cobertes.scale.prediction import on_ray
+        from cobertes.scale.ray_executor import on_ray
 
         require_cluster(ray)
         job.computing = lambda stop: on_ray(ray, stop=stop)

@@ -23,7 +23,7 @@ from cobertes.learn.model_file import MODEL_FILE, read_header
 from cobertes.learn.train import train_model
 from cobertes.project import Project
 from cobertes.runfolder import RunFolder
-from cobertes.scale.space import drawn_values, with_values
+from cobertes.scale.search_space import drawn_values, with_values
 from cobertes.settings import Settings
 from cobertes.stages import open_run
 

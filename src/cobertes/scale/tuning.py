@@ -26,8 +26,7 @@ from cobertes.progress import SILENT, Progress
 from cobertes.project import Project
 from cobertes.run import Run
 from cobertes.scale.cluster import connected, require_room
-from cobertes.scale.results import write_results
-from cobertes.scale.space import param_space, require_space
+from cobertes.scale.search_space import param_space, require_space
 from cobertes.scale.trials import (
     EPOCH,
     SCORE,
@@ -41,6 +40,7 @@ from cobertes.scale.trials import (
     trial_epochs,
     trial_folder,
 )
+from cobertes.scale.tune_report import write_results
 
 log = logging.getLogger(__name__)
 
@@ -133,7 +133,7 @@ def _search(ray: Any, project: Project, folder: Path, tell: Tell) -> None:
     }  # fmt: skip
     from ray import tune
 
-    from cobertes.scale.actors import plain_actors
+    from cobertes.scale.tune_controller import plain_actors
 
     settings = project.settings
     asked = settings.tune

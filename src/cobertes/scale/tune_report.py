@@ -13,7 +13,7 @@ from cobertes.apply.page import environment
 from cobertes.apply.report import toml_text
 from cobertes.files import write_text
 from cobertes.project import Project
-from cobertes.scale.space import position, with_values
+from cobertes.scale.search_space import position, with_values
 from cobertes.scale.trials import Trial, trial_settings
 from cobertes.settings import WEIGHTS, Range
 from cobertes.sources import is_remote, resolve

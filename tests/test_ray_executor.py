@@ -30,8 +30,8 @@ from cobertes.progress import SILENT
 from cobertes.project import load_project
 from cobertes.run import Run
 from cobertes.scale import cluster as clusters
-from cobertes.scale import prediction
-from cobertes.scale.prediction import divide, on_ray
+from cobertes.scale import ray_executor
+from cobertes.scale.ray_executor import divide, on_ray
 from engines import TENS, engine_of, header_of
 from rasters import ORIGIN, grid_at, write_raster
 
@@ -115,7 +115,7 @@ def test_what_a_piece_sends_back_is_bounded():
     plan = WindowPlan.of((4000, 4000), 256, 64, "cosine")
     work = Work({}, Window(0, 0, 4000, 4000), None, plan, ("map", "probabilities"), TENS, 1.0, 1)
     wanted = np.ones((len(plan.rows), len(plan.cols)), bool)
-    with patch.object(prediction, "PIECE_BYTES", 4 * 2**20):
+    with patch.object(ray_executor, "PIECE_BYTES", 4 * 2**20):
         for piece in divide(work, wanted, 1):
             mine = np.zeros_like(wanted)
             mine.flat[piece] = True
@@ -138,7 +138,7 @@ def test_a_cluster_makes_the_map_of_one_process(tmp_path, folder, cluster, blend
         wanted[50:150, 40:222] = 1
         options = options | {"clip": write_raster(tmp_path / "clip.tif", wanted, grid_at(*SHAPE), nodata=0)}
     here = predict(folder, tmp_path / "here", blend=blend, **options)
-    with patch.object(prediction, "PIECE_WINDOWS", 16), on_ray(cluster.address, 1) as compute:
+    with patch.object(ray_executor, "PIECE_WINDOWS", 16), on_ray(cluster.address, 1) as compute:
         there = predict(folder, tmp_path / "there", blend=blend, compute=compute, **options)
     assert here == there
 
@@ -153,7 +153,7 @@ def test_an_interrupted_map_goes_on_elsewhere_and_back(tmp_path, folder, cluster
     with on_ray(cluster.address, 1) as compute:
         for first, second in (({}, {"compute": compute}), ({"compute": compute}, {})):
             out = tmp_path / f"{len(first)}"
-            with patch.object(prediction, "PIECE_WINDOWS", 16), pytest.raises(KeyboardInterrupt):
+            with patch.object(ray_executor, "PIECE_WINDOWS", 16), pytest.raises(KeyboardInterrupt):
                 predict(folder, out, blend="cosine", progress=Moments(30, stop), **first)
             assert contents(out) == {}
             assert predict(folder, out, blend="cosine", resume="yes", **second)[0] == whole[0]
@@ -171,7 +171,7 @@ def test_a_node_that_dies_takes_nothing_with_it(tmp_path, folder, cluster):
         killed.append(free.get("CPU", 0.0) == 0.0)
 
     whole = predict(folder, tmp_path / "whole", engine=engine)
-    with patch.object(prediction, "PIECE_WINDOWS", 4), on_ray(cluster.address, 1) as compute:
+    with patch.object(ray_executor, "PIECE_WINDOWS", 4), on_ray(cluster.address, 1) as compute:
         made = predict(folder, tmp_path / "made", engine=engine, compute=compute, progress=Moments(9, kill))
         cluster.grow()
     assert killed == [True], "the node was to die while it was at work"
@@ -213,7 +213,7 @@ def test_a_scene_that_can_t_be_read_says_the_same_there(tmp_path, folder, cluste
 
 @pytest.mark.slow
 def test_a_piece_that_kills_every_worker_ends_with_a_word_and_keeps_the_others(tmp_path, folder, cluster):
-    alive = prediction._compute_piece
+    alive = ray_executor._compute_piece
 
     def dies(shared, piece):
         if piece[0] >= 60:
@@ -222,9 +222,9 @@ def test_a_piece_that_kills_every_worker_ends_with_a_word_and_keeps_the_others(t
 
     whole, out = predict(folder, tmp_path / "whole"), tmp_path / "map"
     with (
-        patch.object(prediction, "_compute_piece", dies),
-        patch.object(prediction, "PIECE_WINDOWS", 16),
-        patch.object(prediction, "RETRIES", 0),
+        patch.object(ray_executor, "_compute_piece", dies),
+        patch.object(ray_executor, "PIECE_WINDOWS", 16),
+        patch.object(ray_executor, "RETRIES", 0),
         on_ray(cluster.address, 1) as compute,
         pytest.raises(ClusterError, match="a task was lost again and again"),
     ):
@@ -264,7 +264,7 @@ def test_what_does_not_fit_the_only_node_ends():
 
 def test_a_node_with_another_model_at_the_same_path_is_said(tmp_path, folder, cluster):
     with (
-        patch.object(prediction, "contents", lambda recipes: "of a newer one"),  # here, not on the nodes
+        patch.object(ray_executor, "contents", lambda recipes: "of a newer one"),  # here, not on the nodes
         on_ray(cluster.address, 1) as compute,
         pytest.raises(ClusterError, match=r"model\.safetensors on .* is not the model that this map is made with"),
     ):
@@ -408,7 +408,7 @@ def interruptible():
 @pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("end", [InputFileError, KeyboardInterrupt])
 def test_when_one_of_many_maps_fails_all_stop_and_keep_what_is_finished(tmp_path, many, cluster, end):
-    plain = prediction._compute_piece
+    plain = ray_executor._compute_piece
 
     def piece_of(shared, piece):
         scene = next(iter(shared.work.scenes.values()))
@@ -423,8 +423,8 @@ def test_when_one_of_many_maps_fails_all_stop_and_keep_what_is_finished(tmp_path
     Run(many, tmp_path / "whole").run(only="predict")
     bars = Moments(12, lambda: os.kill(os.getpid(), signal.SIGINT)) if end is KeyboardInterrupt else SILENT
     with (
-        patch.object(prediction, "_compute_piece", piece_of),
-        patch.object(prediction, "PIECE_WINDOWS", 1),
+        patch.object(ray_executor, "_compute_piece", piece_of),
+        patch.object(ray_executor, "PIECE_WINDOWS", 1),
         pytest.raises(end),
     ):
         Run(many, tmp_path / "run", computing=computing, progress=bars).run(only="predict")
