@@ -18,7 +18,7 @@ import numpy as np
 import rasterio
 from rasterio.features import rasterize
 
-from cobertes.accuracy.map_audit import Patch, audit_maps, write_patches
+from cobertes.accuracy.disagreement import Patch, audit_maps, write_patches
 from cobertes.project import load_project
 from cobertes.run import Run
 from cobertes.stages import audited_areas

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
 
 from cobertes.accuracy import forest as forest_module
-from cobertes.accuracy.blocks import Block, BlockMatrices
+from cobertes.accuracy.baselines import judge_forest, most_frequent, pixel_features, train_forest
+from cobertes.accuracy.block_confusion import Block, BlockMatrices
 from cobertes.accuracy.confusion import ConfusionMatrix
-from cobertes.accuracy.forest import judge_forest, most_frequent, pixel_features, train_forest
 from cobertes.files import read_json, write_json
 from cobertes.geo.area import Area
 from cobertes.geo.scene import Scene, open_scene

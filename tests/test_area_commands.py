@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from odc.geo.geobox import GeoBox
 from typer.testing import CliRunner
 
-from cobertes.accuracy import sampling
-from cobertes.accuracy.sampling import _ranks, count_codes, draw_pixels, open_map, values_at
 from cobertes.cli.main import app
 from cobertes.geo.cog_writer import Categories, RasterKind, new_raster
+from cobertes.survey import stratified_sampling
+from cobertes.survey.stratified_sampling import _ranks, count_codes, draw_pixels, open_map, values_at
 from rasters import grid_at, write_raster
 
 NAMES = {3: "Forest", 5: "Bare & dry", 12: "Water"}
@@ -92,7 +92,7 @@ def test_ranks_are_different_ascending_and_within(population, number, seed):
 @pytest.mark.parametrize("strip", [16_000_000, 1])
 def test_pixels_are_of_the_class_they_were_drawn_for_whatever_the_strips(maps, monkeypatch, strip):
     folder, codes, _ = maps
-    monkeypatch.setattr(sampling, "STRIP_PIXELS", strip)
+    monkeypatch.setattr(stratified_sampling, "STRIP_PIXELS", strip)
     coded = open_map(folder / "map.tif")
     counts = count_codes(coded)
     assert counts[0] == 0

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from cobertes.accuracy.estimators import Estimate, allocate, estimate, sample_size
 from cobertes.errors import SettingsError
+from cobertes.survey.estimators import Estimate, allocate, estimate, sample_size
 
 # Olofsson et al. (2014): rows = map class, columns = reference; deforestation, forest gain, stable forest, non-forest
 OLOFSSON = np.array([[66, 0, 5, 4], [0, 55, 8, 12], [1, 0, 153, 11], [2, 1, 9, 313]])

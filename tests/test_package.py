@@ -29,6 +29,7 @@ ALLOWED = {
     "labels": {"errors", "files", "fingerprint", "jit", "progress", "geo"},
     "tiles": {"errors", "files", "fingerprint", "jit", "progress", "settings", "geo", "labels"},
     "accuracy": {"errors", "files", "jit", "progress", "settings", "geo", "labels", "tiles"},
+    "survey": {"errors", "files", "jit", "progress", "geo", "labels", "accuracy"},
     "learn": {"errors", "files", "jit", "progress", "settings", "geo", "labels", "tiles", "accuracy"},
     "apply": {
         "",
@@ -101,7 +102,18 @@ ALLOWED = {
     },
     "__main__": {"cli"},
 }
-WITHOUT_TORCH = {"geo", "labels", "tiles", "accuracy", "sources", "project", "propose", "synthetic", "cli"}
+WITHOUT_TORCH = {
+    "geo",
+    "labels",
+    "tiles",
+    "accuracy",
+    "survey",
+    "sources",
+    "project",
+    "propose",
+    "synthetic",
+    "cli",
+}
 
 
 def modules():

@@ -41,7 +41,7 @@ from cobertes.tiles.split import Split
 from cobertes.tiles.store import Store, make_store
 
 if TYPE_CHECKING:
-    from cobertes.accuracy.map_audit import AuditedArea
+    from cobertes.accuracy.disagreement import AuditedArea
     from cobertes.apply.work import Compute
     from cobertes.learn.training_cost import Estimate
     from cobertes.learn.training_setup import TrainingPlan
@@ -239,7 +239,7 @@ def estimate(project: Project, files: RunFolder) -> "Estimate":
 
 def evaluate(project: Project, files: RunFolder, progress: Progress = SILENT) -> str:
     """Judge the model and its baselines on the held-out blocks."""
-    from cobertes.accuracy.blocks import save_blocks
+    from cobertes.accuracy.block_confusion import save_blocks
     from cobertes.apply.engine import open_engine
     from cobertes.apply.evaluate import assess
 
@@ -281,7 +281,7 @@ def audited_areas(project: Project, files: RunFolder) -> list["AuditedArea"]:
 
     Raises InputFileError where an area has no map or no labels yet.
     """
-    from cobertes.accuracy.map_audit import AuditedArea, is_calibrated
+    from cobertes.accuracy.disagreement import AuditedArea, is_calibrated
 
     known = read_json(files.calibration)["reliability"] if files.calibration.exists() else {}
     areas = []

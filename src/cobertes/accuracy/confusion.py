@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cobertes.accuracy import scores
+from cobertes.accuracy import metrics
 from cobertes.errors import InputFileError
 from cobertes.files import read_json, replacing, write_text
 from cobertes.jit import compiled
@@ -104,42 +104,42 @@ class ConfusionMatrix:
     @property
     def overall_accuracy(self) -> float:
         """Share of pixels whose class is right; NaN without pixels."""
-        return float(scores.overall_accuracy(self.counts))
+        return float(metrics.overall_accuracy(self.counts))
 
     @property
     def balanced_accuracy(self) -> float:
         """Mean producer's accuracy over the `averaged` classes; NaN without pixels."""
-        return float(scores.mean_over(self.producers_accuracy, self.averaged))
+        return float(metrics.mean_over(self.producers_accuracy, self.averaged))
 
     @property
     def kappa(self) -> float:
         """Cohen's kappa; NaN without pixels, or where one class is all there is on both sides."""
-        return float(scores.kappa(self.counts))
+        return float(metrics.kappa(self.counts))
 
     @property
     def frequency_weighted_iou(self) -> float:
         """IoU weighted by the reference pixels of the classes; NaN without pixels."""
-        return float(scores.frequency_weighted_iou(self.counts))
+        return float(metrics.frequency_weighted_iou(self.counts))
 
     @property
     def iou(self) -> NDArray[np.float64]:
         """(K,) intersection over union; NaN where the class is not in the reference."""
-        return scores.iou(self.counts)
+        return metrics.iou(self.counts)
 
     @property
     def dice(self) -> NDArray[np.float64]:
         """(K,) Dice coefficient, which is F1; NaN where the class is not in the reference."""
-        return scores.dice(self.counts)
+        return metrics.dice(self.counts)
 
     @property
     def producers_accuracy(self) -> NDArray[np.float64]:
         """(K,) recall; NaN where the class is not in the reference."""
-        return scores.producers_accuracy(self.counts)
+        return metrics.producers_accuracy(self.counts)
 
     @property
     def users_accuracy(self) -> NDArray[np.float64]:
         """(K,) precision; NaN where the class is never predicted."""
-        return scores.users_accuracy(self.counts)
+        return metrics.users_accuracy(self.counts)
 
     @property
     def averaged(self) -> NDArray[np.bool_]:
@@ -150,12 +150,12 @@ class ConfusionMatrix:
     @property
     def miou(self) -> float:
         """Mean IoU over the `averaged` classes; NaN without pixels."""
-        return float(scores.mean_over(self.iou, self.averaged))
+        return float(metrics.mean_over(self.iou, self.averaged))
 
     @property
     def mean_dice(self) -> float:
         """Mean Dice over the `averaged` classes; NaN without pixels."""
-        return float(scores.mean_over(self.dice, self.averaged))
+        return float(metrics.mean_over(self.dice, self.averaged))
 
     def scores(self, legend: Legend, hectares: NDArray[np.float64] | None = None) -> dict[str, Any]:
         """Everything for assessment.json (SCORES); NaN where there is nothing to score.

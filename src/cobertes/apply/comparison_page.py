@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import cobertes
-from cobertes.accuracy.runs import SCORES, RunsComparison, comparison_notes, different_settings
+from cobertes.accuracy.run_comparison import SCORES, RunsComparison, comparison_notes, different_settings
 from cobertes.apply.page import environment
 from cobertes.files import write_text
 

@@ -15,13 +15,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cobertes.accuracy.blocks import BlockMatrices, block_scores
+from cobertes.accuracy.baselines import judge_forest, most_frequent, train_forest
+from cobertes.accuracy.block_confusion import BlockMatrices, block_scores
+from cobertes.accuracy.bootstrap import head_statistics, paired_difference, score_intervals
 from cobertes.accuracy.boundaries import NOT_KNOWN
 from cobertes.accuracy.calibration import LogitSample, calibrate
 from cobertes.accuracy.confusion import ConfusionMatrix
-from cobertes.accuracy.forest import judge_forest, most_frequent, train_forest
-from cobertes.accuracy.intervals import head_statistics, paired_difference, score_intervals
-from cobertes.accuracy.judgement import Judgement, brief_scores
+from cobertes.accuracy.evaluation_counts import Judgement, brief_scores
 from cobertes.apply.as_mapped import AsMapped
 from cobertes.apply.engine import Engine
 from cobertes.apply.predict import DEFAULT_BLEND, default_overlap

@@ -31,7 +31,7 @@ def compare_runs(
 
     cobertes compare-runs runs/plain runs/weighted -o comparison.html
     """
-    from cobertes.accuracy.runs import compare_runs, describe_comparison, read_settings, run_names
+    from cobertes.accuracy.run_comparison import compare_runs, describe_comparison, read_settings, run_names
     from cobertes.geo.cog_writer import check_writable
     from cobertes.run import require_run
     from cobertes.runfolder import RunFolder
@@ -90,11 +90,11 @@ def sample_accuracy(
 
     cobertes sample-accuracy map.tif -o sample.gpkg --standard-error 0.01
     """
-    from cobertes.accuracy.areas import draw_sample
     from cobertes.errors import SettingsError, did_you_mean
     from cobertes.files import read_json
     from cobertes.geo.cog_writer import check_not_input, check_writable
     from cobertes.runfolder import RunFolder
+    from cobertes.survey.area_estimation import draw_sample
 
     if allocation not in ("proportional", "equal"):
         near = did_you_mean(allocation, ("proportional", "equal"))
@@ -140,7 +140,7 @@ def estimate_accuracy(
 
     cobertes estimate-accuracy sample.gpkg
     """
-    from cobertes.accuracy.areas import estimate_areas
+    from cobertes.survey.area_estimation import estimate_areas
 
     found = estimate_areas(sample, map_file, console.progress)
     console.answer(found.describe(), **found.to_dict())
@@ -164,7 +164,7 @@ def audit_map(
 
     cobertes audit-map runs/catalonia -o patches.gpkg
     """
-    from cobertes.accuracy import map_audit
+    from cobertes.accuracy import disagreement
     from cobertes.geo.cog_writer import check_writable
     from cobertes.run import open_run
     from cobertes.stages import audited_areas
@@ -176,10 +176,10 @@ def audit_map(
         logging.getLogger("cobertes").warning(
             "no calibration.json in %s: confidences are taken as they are. The evaluate stage makes it.", run
         )
-    patches = map_audit.audit_maps(
+    patches = disagreement.audit_maps(
         areas, project.legend, min_confidence=min_confidence, top=top, progress=console.progress
     )
-    map_audit.write_patches(patches, project.legend, out, overwrite=overwrite)
-    text = f"{map_audit.describe_patches(patches, project.legend)}\n{out}"
+    disagreement.write_patches(patches, project.legend, out, overwrite=overwrite)
+    text = f"{disagreement.describe_patches(patches, project.legend)}\n{out}"
     ground = [patch.hectares for patch in patches if patch.hectares is not None]
     console.answer(text, patches=len(patches), hectares=sum(ground) if ground else None, geopackage=str(out))

@@ -66,18 +66,18 @@ def audit_split(
 
     cobertes audit-split runs/catalonia
     """
-    from cobertes.accuracy import audit
+    from cobertes.accuracy import split_audit
     from cobertes.run import open_run
     from cobertes.stages import open_ground
     from cobertes.tiles.index import load_index
 
     project, files = open_run(run)
     numbers = range(seeds)
-    found = audit.audit_split(
+    found = split_audit.audit_split(
         open_ground(project, files), load_index(files.tiles), project.settings.split, project.settings.tiles,
         seeds=numbers, progress=console.progress,
     )  # fmt: skip
-    console.answer(audit.describe_audit(found, numbers), **found.scores())
+    console.answer(split_audit.describe_audit(found, numbers), **found.scores())
 
 
 @command(app, "export-tiles", "The kept tiles as image and label GeoTIFFs.")

@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 from scipy.ndimage import binary_erosion, label
 from typer.testing import CliRunner
 
-from cobertes.accuracy import map_audit
-from cobertes.accuracy.map_audit import AuditedArea, audit_maps, describe_patches, is_calibrated, write_patches
-from cobertes.accuracy.patches import (
+from cobertes.accuracy import disagreement
+from cobertes.accuracy.connected_patches import (
     BOTTOM,
     CONFIDENCE,
     CORE,
@@ -28,6 +27,7 @@ from cobertes.accuracy.patches import (
     core_of,
     overlapping,
 )
+from cobertes.accuracy.disagreement import AuditedArea, audit_maps, describe_patches, is_calibrated, write_patches
 from cobertes.cli.main import app
 from cobertes.errors import GridMismatchError
 from cobertes.labels.legend import LandClass, Legend
@@ -108,7 +108,7 @@ CHANGES = [
 
 @pytest.mark.parametrize("strip", [8_000_000, 1])
 def test_patches_are_ranked_by_their_core_and_confidence(tmp_path, monkeypatch, strip):
-    monkeypatch.setattr(map_audit, "STRIP_PIXELS", strip)
+    monkeypatch.setattr(disagreement, "STRIP_PIXELS", strip)
     patches = audit_maps([an_area(tmp_path / "a", CHANGES)], LEGEND, min_confidence=0.7)
     assert [(p.core, round(p.confidence, 2), p.predicted) for p in patches] == [
         (18, 0.99, 1),
@@ -148,7 +148,7 @@ def test_an_outline_is_that_of_the_whole_patch_whatever_the_strips(tmp_path, mon
         write_raster(path, one, grid_at(*predicted.shape), nodata=nodata)
     outlines = []
     for strip in (8_000_000, 1):  # all at once, or 64 rows
-        monkeypatch.setattr(map_audit, "STRIP_PIXELS", strip)
+        monkeypatch.setattr(disagreement, "STRIP_PIXELS", strip)
         found = audit_maps([AuditedArea("one", *paths)], LEGEND)
         outlines.append([patch.outline for patch in found])
         assert [patch.outline.area / 100 for patch in found] == [patch.pixels for patch in found]

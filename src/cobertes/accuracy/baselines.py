@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import uniform_filter
 from sklearn.ensemble import RandomForestClassifier
 
-from cobertes.accuracy.blocks import BlockMatrices, held_out_blocks
+from cobertes.accuracy.block_confusion import BlockMatrices, held_out_blocks
 from cobertes.accuracy.confusion import ConfusionMatrix
 from cobertes.geo.bands import colour_positions
 from cobertes.geo.scene import Observed

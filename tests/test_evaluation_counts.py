@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cobertes.accuracy.blocks import Block, BlockMatrices, load_blocks, save_blocks
+from cobertes.accuracy.block_confusion import Block, BlockMatrices, load_blocks, save_blocks
 from cobertes.accuracy.boundaries import FAR, PURITY_GROUPS, boundary_distance, boundary_iou
 from cobertes.accuracy.confusion import ConfusionMatrix
-from cobertes.accuracy.judgement import Judgement
+from cobertes.accuracy.evaluation_counts import Judgement
 from cobertes.errors import InputFileError
 from cobertes.geo.area import Area
 from cobertes.geo.scene import open_scene

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import label
 
 from cobertes.accuracy.confusion import ConfusionMatrix
-from cobertes.accuracy.scores import overall_accuracy
+from cobertes.accuracy.metrics import overall_accuracy
 from cobertes.errors import InputFileError
 from cobertes.files import read_json, write_text
 from cobertes.geo.windows import Window

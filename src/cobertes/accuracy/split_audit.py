@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 from sklearn.ensemble import RandomForestClassifier
 
+from cobertes.accuracy.baselines import MARGIN, SAMPLES_PER_LEAF, TREES, read_features
 from cobertes.accuracy.confusion import ConfusionMatrix
-from cobertes.accuracy.forest import MARGIN, SAMPLES_PER_LEAF, TREES, read_features
 from cobertes.errors import NoTilesError
 from cobertes.geo.area import Area
 from cobertes.labels.legend import IGNORE_INDEX

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from cobertes.accuracy import scores
-from cobertes.accuracy.blocks import Block, BlockMatrices, save_blocks
-from cobertes.accuracy.intervals import (
+from cobertes.accuracy import metrics
+from cobertes.accuracy.block_confusion import Block, BlockMatrices, save_blocks
+from cobertes.accuracy.bootstrap import (
     Difference,
     bootstrap,
     draw_weights,
@@ -21,7 +21,7 @@ from cobertes.accuracy.intervals import (
     resampled,
     score_intervals,
 )
-from cobertes.accuracy.runs import compare_runs, describe_comparison
+from cobertes.accuracy.run_comparison import compare_runs, describe_comparison
 from cobertes.apply.comparison_page import write_comparison_page
 from cobertes.cli.main import app
 from cobertes.errors import SettingsError
@@ -43,8 +43,8 @@ def clustered(rng, blocks, *, mean=0.8, spread=0.1, pixels=2000):
 
 def ends_of(counts, draws=2000, seed=0):
     """The interval of the overall accuracy."""
-    drawn = bootstrap(counts, draw_weights(len(counts), draws, seed), scores.overall_accuracy)
-    return interval(scores.overall_accuracy(counts.sum(axis=0)), drawn, len(counts))
+    drawn = bootstrap(counts, draw_weights(len(counts), draws, seed), metrics.overall_accuracy)
+    return interval(metrics.overall_accuracy(counts.sum(axis=0)), drawn, len(counts))
 
 
 @settings(deadline=None, max_examples=30)
@@ -61,9 +61,9 @@ def test_a_draw_is_the_sum_of_the_matrices_it_drew(units, classes, seed):
 
 def test_draws_in_parts_are_the_draws_at_once(monkeypatch):
     counts, weights = clustered(np.random.default_rng(0), 9), draw_weights(9, 50)
-    whole = bootstrap(counts, weights, scores.overall_accuracy)
-    monkeypatch.setattr("cobertes.accuracy.intervals.CHUNK_BYTES", 100)
-    np.testing.assert_array_equal(bootstrap(counts, weights, scores.overall_accuracy), whole)
+    whole = bootstrap(counts, weights, metrics.overall_accuracy)
+    monkeypatch.setattr("cobertes.accuracy.bootstrap.CHUNK_BYTES", 100)
+    np.testing.assert_array_equal(bootstrap(counts, weights, metrics.overall_accuracy), whole)
 
 
 def test_the_fewer_units_the_more_deviations_an_interval_reaches():
@@ -116,12 +116,12 @@ def test_a_small_steady_gain_is_told_though_the_scores_intervals_overlap():
     moved = (first[:, 0, 1] * rng.uniform(0.05, 0.15, 20)).astype(int)
     second[:, 0, 0] += moved
     second[:, 0, 1] -= moved
-    gain = paired_difference(first, second, scores.overall_accuracy)
+    gain = paired_difference(first, second, metrics.overall_accuracy)
     assert gain.verdict == "better"
-    assert paired_difference(second, first, scores.overall_accuracy).verdict == "worse"
+    assert paired_difference(second, first, metrics.overall_accuracy).verdict == "worse"
     ends = [ends_of(first), ends_of(second)]
     assert ends[0][1] > ends[1][0]  # each alone could not tell
-    same = paired_difference(first, first, scores.overall_accuracy)
+    same = paired_difference(first, first, metrics.overall_accuracy)
     assert (same.difference, same.low, same.high, same.verdict) == (0, 0, 0, "cannot tell")
 
 
@@ -130,15 +130,15 @@ def test_units_without_a_judged_pixel_tell_nothing():
     first, second = clustered(rng, 6, mean=0.7), clustered(rng, 6, mean=0.9)
     empty = np.zeros((14, 2, 2), np.int64)
     padded = [np.concatenate([one, empty]) for one in (first, second)]
-    assert paired_difference(*padded, scores.overall_accuracy) == paired_difference(
-        first, second, scores.overall_accuracy
+    assert paired_difference(*padded, metrics.overall_accuracy) == paired_difference(
+        first, second, metrics.overall_accuracy
     )
     alone = paired_difference(
-        *(np.concatenate([one[:1], empty]) for one in (first, second)), scores.overall_accuracy
+        *(np.concatenate([one[:1], empty]) for one in (first, second)), metrics.overall_accuracy
     )
     assert alone.difference > 0
     assert (np.isnan([alone.low, alone.high]).all(), alone.verdict) == (True, "cannot tell")
-    none = paired_difference(empty, empty, scores.overall_accuracy)
+    none = paired_difference(empty, empty, metrics.overall_accuracy)
     assert (np.isnan(none.difference), none.verdict) == (True, "cannot tell")
 
 
@@ -147,7 +147,7 @@ def test_differences_that_are_none_are_rarely_called_real():
     for trial in range(300):
         first, second = clustered(rng, 16), clustered(rng, 16)
         told += (
-            paired_difference(first, second, scores.overall_accuracy, draws=300, seed=trial).verdict
+            paired_difference(first, second, metrics.overall_accuracy, draws=300, seed=trial).verdict
             != "cannot tell"
         )
     assert told / 300 < 0.08
@@ -266,7 +266,7 @@ def test_a_class_of_one_common_block_has_no_certain_verdict(tmp_path, blocks):
         assert one.verdict == "cannot tell"
     else:  # two blocks: t of one degree of freedom, not of nineteen
         weights = draw_weights(20)
-        drawn = [bootstrap(x, weights, lambda c: scores.iou(c)[:, 1]) for x in (a, b)]
+        drawn = [bootstrap(x, weights, lambda c: metrics.iou(c)[:, 1]) for x in (a, b)]
         assert one.high - one.difference == pytest.approx(factor(2) * np.nanstd(drawn[1] - drawn[0]))
 
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics
 
-from cobertes.accuracy import scores
+from cobertes.accuracy import metrics
 from cobertes.accuracy.confusion import ConfusionMatrix
 from cobertes.errors import InputFileError
 from cobertes.labels.legend import IGNORE_INDEX, LandClass, Legend
@@ -114,7 +114,7 @@ def test_scores_of_many_matrices_side_by_side_are_those_of_each(pair, n):
     )
     names = ("overall_accuracy", "producers_accuracy", "users_accuracy", "iou", "dice", "kappa")
     for name in (*names, "frequency_weighted_iou"):
-        together = getattr(scores, name)(stack)
+        together = getattr(metrics, name)(stack)
         one_by_one = [getattr(ConfusionMatrix(counts), name) for counts in stack]
         np.testing.assert_allclose(together, one_by_one)
 

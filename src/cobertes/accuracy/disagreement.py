@@ -32,7 +32,7 @@ from shapely.geometry import shape
 from shapely.geometry.base import BaseGeometry
 
 from cobertes.accuracy.calibration import calibrated
-from cobertes.accuracy.patches import (
+from cobertes.accuracy.connected_patches import (
     BOTTOM,
     CONFIDENCE,
     CORE,

@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from pyogrio.errors import DataLayerError, DataSourceError
 from shapely.geometry import Polygon
 
-from cobertes.accuracy.sampling import CodedMap
 from cobertes.errors import InputFileError, LegendError, did_you_mean
 from cobertes.geo.vector import write_layers
+from cobertes.survey.stratified_sampling import CodedMap
 
 LAYER = "sample"
 CANNOT_TELL = -1

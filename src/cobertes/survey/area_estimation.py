@@ -15,7 +15,10 @@ import shapely
 from numpy.typing import NDArray
 
 from cobertes.accuracy.confusion import ConfusionMatrix
-from cobertes.accuracy.estimators import (
+from cobertes.errors import InputFileError, LegendError, SettingsError
+from cobertes.geo.grid import has_true_areas, pixel_hectares
+from cobertes.progress import SILENT, Progress
+from cobertes.survey.estimators import (
     Estimate,
     SampleEstimates,
     allocate,
@@ -23,8 +26,8 @@ from cobertes.accuracy.estimators import (
     sample_size,
     too_few_points,
 )
-from cobertes.accuracy.interpretation import CANNOT_TELL, Sample, read_sample, write_sample
-from cobertes.accuracy.sampling import (
+from cobertes.survey.sample_file import CANNOT_TELL, Sample, read_sample, write_sample
+from cobertes.survey.stratified_sampling import (
     CodedMap,
     count_both,
     count_codes,
@@ -33,9 +36,6 @@ from cobertes.accuracy.sampling import (
     require_grid_of,
     values_at,
 )
-from cobertes.errors import InputFileError, LegendError, SettingsError
-from cobertes.geo.grid import has_true_areas, pixel_hectares
-from cobertes.progress import SILENT, Progress
 
 EXPECTED = 0.8
 """User's accuracy that is expected of classes of which nothing better is known."""

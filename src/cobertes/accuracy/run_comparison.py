@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cobertes.accuracy.blocks import BlockMatrices, load_blocks
-from cobertes.accuracy.confusion import ConfusionMatrix
-from cobertes.accuracy.intervals import (
+from cobertes.accuracy.block_confusion import BlockMatrices, load_blocks
+from cobertes.accuracy.bootstrap import (
     Difference,
     Statistic,
     bootstrap,
@@ -20,7 +19,8 @@ from cobertes.accuracy.intervals import (
     interval,
     paired_difference,
 )
-from cobertes.accuracy.scores import iou
+from cobertes.accuracy.confusion import ConfusionMatrix
+from cobertes.accuracy.metrics import iou
 from cobertes.errors import SettingsError
 
 SCORES = {"miou": "mIoU", "overall_accuracy": "overall accuracy", "balanced_accuracy": "balanced accuracy"}

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cobertes.accuracy import scores
-from cobertes.accuracy.blocks import Block, BlockFinder, BlockMatrices, held_out_blocks
+from cobertes.accuracy import metrics
+from cobertes.accuracy.block_confusion import Block, BlockFinder, BlockMatrices, held_out_blocks
 from cobertes.accuracy.boundaries import (
     NOT_KNOWN,
     PURITY_GROUPS,
@@ -181,7 +181,7 @@ class Judgement:
             "zones": self._brief(zones),
             "boundary_iou": {
                 f"{tolerance} px": {
-                    "mean": float(scores.mean_over(iou[t], averaged)),
+                    "mean": float(metrics.mean_over(iou[t], averaged)),
                     "classes": dict(zip(self.ground.legend.keys, iou[t].tolist(), strict=True)),
                 }
                 for t, tolerance in enumerate(TOLERANCES)
@@ -200,7 +200,7 @@ def brief_scores(
     return {
         name: {
             "pixels": matrix.pixels,
-            "miou": float(scores.mean_over(matrix.iou, classes)),
+            "miou": float(metrics.mean_over(matrix.iou, classes)),
             "overall_accuracy": matrix.overall_accuracy,
         }
         for name, matrix in matrices.items()

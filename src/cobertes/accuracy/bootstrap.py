@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from cobertes.accuracy import scores
+from cobertes.accuracy import metrics
 from cobertes.accuracy.confusion import ConfusionMatrix
 
 LEVEL = 0.95
@@ -75,20 +75,20 @@ def interval(value: Any, draws: Floats, units: NDArray[Any] | int) -> tuple[Floa
 def head_statistics(averaged: NDArray[np.bool_]) -> dict[str, Statistic]:
     """The scores of all classes together, means over the ``averaged`` classes (K,)."""
     return {
-        "miou": lambda c: scores.mean_over(scores.iou(c), averaged),
-        "overall_accuracy": scores.overall_accuracy,
-        "mean_dice": lambda c: scores.mean_over(scores.dice(c), averaged),
-        "balanced_accuracy": lambda c: scores.mean_over(scores.producers_accuracy(c), averaged),
-        "kappa": scores.kappa,
-        "frequency_weighted_iou": scores.frequency_weighted_iou,
+        "miou": lambda c: metrics.mean_over(metrics.iou(c), averaged),
+        "overall_accuracy": metrics.overall_accuracy,
+        "mean_dice": lambda c: metrics.mean_over(metrics.dice(c), averaged),
+        "balanced_accuracy": lambda c: metrics.mean_over(metrics.producers_accuracy(c), averaged),
+        "kappa": metrics.kappa,
+        "frequency_weighted_iou": metrics.frequency_weighted_iou,
     }
 
 
 CLASS_STATISTICS: Mapping[str, Statistic] = {
-    "iou": scores.iou,
-    "dice": scores.dice,
-    "producers_accuracy": scores.producers_accuracy,
-    "users_accuracy": scores.users_accuracy,
+    "iou": metrics.iou,
+    "dice": metrics.dice,
+    "producers_accuracy": metrics.producers_accuracy,
+    "users_accuracy": metrics.users_accuracy,
 }
 
 
