@@ -107,7 +107,7 @@ def bare(model: Path, engine: str, precision: str) -> dict[str, float]:
     """The model alone, on random windows in memory: the best of five batches."""
     import torch
 
-    from cobertes.apply.engine import open_engine
+    from cobertes.engines.engine import open_engine
 
     found = open_engine(model, engine=engine, precision=precision, device="cpu")
     x = torch.randn(BATCH, found.header.inputs.channels, WINDOW, WINDOW)
@@ -247,9 +247,9 @@ def miou_of(run: Path, codes: np.ndarray) -> float:
 
 def seams(options: argparse.Namespace) -> None:
     """Two maps of the same ground, the second from a scene that begins some pixels later."""
-    from cobertes.apply.engine import open_engine
-    from cobertes.apply.predict import predict_map
+    from cobertes.engines.engine import open_engine
     from cobertes.learn.model_file import read_header
+    from cobertes.predict.predict import predict_map
     from cobertes.sources import open_scenes
 
     header = read_header(options.run)
@@ -343,13 +343,13 @@ def draw_seams(folder: Path, run: Path, picture: Path) -> None:
 
 def parity(options: argparse.Namespace) -> None:
     """Engines beside torch in fp32: on a scene, and on the validation blocks of the run."""
-    from cobertes.apply.as_mapped import AsMapped
-    from cobertes.apply.engine import Engine, open_engine
-    from cobertes.apply.predict import predict_map
-    from cobertes.apply.quantize import quantize_model
-    from cobertes.apply.runtimes import is_quantized
+    from cobertes.engines.engine import Engine, open_engine
+    from cobertes.engines.quantize import quantize_model
+    from cobertes.engines.runtimes import is_quantized
     from cobertes.errors import CobertesError
+    from cobertes.evaluation.held_out_map import AsMapped
     from cobertes.learn.inference import judge
+    from cobertes.predict.predict import predict_map
     from cobertes.run import open_run
     from cobertes.sources import open_scenes
     from cobertes.stages import open_ground

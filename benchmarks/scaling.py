@@ -39,11 +39,11 @@ LEGEND = "catalonia-12"
 
 def predict(model: Path, scene: Path, out: Path, threads: int, ray: str | None) -> None:
     """Map a scene twice in this process, and print the net Mpx/s of both: cold, and with what is open by then."""
-    from cobertes.apply.engine import open_engine
-    from cobertes.apply.predict import predict_map
-    from cobertes.apply.work import compute_here
     from cobertes.cli.options import computing
+    from cobertes.engines.engine import open_engine
     from cobertes.geo.scene import open_scene
+    from cobertes.predict.predict import predict_map
+    from cobertes.predict.prediction_job import compute_here
 
     engine, found = open_engine(model, threads=threads), []
     with computing(ray, threads) as compute:
@@ -64,10 +64,10 @@ def same(a: Path, b: Path) -> str:
 
 def copying(made: Path) -> float:
     """Mpx/s at which the finished rows of a map and its confidence become COGs, on the one machine that writes."""
-    from cobertes.apply.products import CONFIDENCE, MAP, kind_of
     from cobertes.geo.cog_writer import new_raster
     from cobertes.geo.grid import grid_of
     from cobertes.labels.legend import load_legend
+    from cobertes.predict.map_layers import CONFIDENCE, MAP, kind_of
 
     seconds = 0.0
     for product, path in ((MAP, made), (CONFIDENCE, made.with_name(f"{made.stem}.confidence.tif"))):

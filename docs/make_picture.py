@@ -12,8 +12,8 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from cobertes.apply import pictures
 from cobertes.project import load_project
+from cobertes.report import thumbnails
 from cobertes.runfolder import RunFolder
 
 LONGEST = 560
@@ -23,11 +23,11 @@ def main(project_file: str, run: str, out: str) -> None:
     """Draw the first area of a run."""
     project, files = load_project(Path(project_file)), RunFolder(Path(run))
     area, legend = project.areas[0], project.legend
-    cell = pictures.cell_size(area.shape, LONGEST)
+    cell = thumbnails.cell_size(area.shape, LONGEST)
     shown = [
-        ("scene", pictures.scene_pictures([*area.scenes.values()], project.rgb, cell)[0]),
-        ("labels", pictures.codes_picture(pictures.read_codes(files.labels(area.name), cell), legend)),
-        ("predicted map", pictures.codes_picture(pictures.read_codes(files.map(area.name), cell), legend)),
+        ("scene", thumbnails.scene_pictures([*area.scenes.values()], project.rgb, cell)[0]),
+        ("labels", thumbnails.codes_picture(thumbnails.read_codes(files.labels(area.name), cell), legend)),
+        ("predicted map", thumbnails.codes_picture(thumbnails.read_codes(files.map(area.name), cell), legend)),
     ]
     figure, axes = plt.subplots(1, 3, figsize=(12, 5.6), layout="constrained")
     for axis, (title, picture) in zip(axes, shown, strict=True):

@@ -3,8 +3,8 @@
 import numpy as np
 import torch
 
-from cobertes.apply.as_mapped import AsMapped
-from cobertes.apply.engine import Engine
+from cobertes.engines.engine import Engine
+from cobertes.evaluation.held_out_map import AsMapped
 from cobertes.labels.legend import LandClass, Legend
 from cobertes.learn.encoding import Inputs
 from cobertes.learn.model_file import ModelHeader

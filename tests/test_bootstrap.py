@@ -22,10 +22,10 @@ from cobertes.accuracy.bootstrap import (
     score_intervals,
 )
 from cobertes.accuracy.run_comparison import compare_runs, describe_comparison
-from cobertes.apply.comparison_page import write_comparison_page
 from cobertes.cli.main import app
 from cobertes.errors import SettingsError
 from cobertes.geo.windows import Window
+from cobertes.report.run_comparison import write_comparison_page
 
 KEYS = ["a", "b", "c"]
 

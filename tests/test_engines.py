@@ -12,12 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from cobertes.apply import quantize, runtimes
-from cobertes.apply.engine import Engine, ensemble, open_engine, several_views
-from cobertes.apply.export import export_onnx
-from cobertes.apply.predict import predict_map
-from cobertes.apply.quantize import quantize_model
-from cobertes.apply.runtimes import choose, is_quantized, quantized_path
+from cobertes.engines import quantize, runtimes
+from cobertes.engines.engine import Engine, ensemble, open_engine, several_views
+from cobertes.engines.onnx_export import export_onnx
+from cobertes.engines.quantize import quantize_model
+from cobertes.engines.runtimes import choose, is_quantized, quantized_path
 from cobertes.errors import DeviceMemoryError, InputFileError, ModelFileError, SettingsError
 from cobertes.geo.scene import open_scene
 from cobertes.learn.architectures import build_network
@@ -26,6 +25,7 @@ from cobertes.learn.encoding import Inputs, turned
 from cobertes.learn.inference import each_season
 from cobertes.learn.model_file import ModelHeader, save_model
 from cobertes.learn.unet import UNet, UNetSettings
+from cobertes.predict.predict import predict_map
 from engines import SCALE, TENS, code_at, engine_of, header_of, reads_coordinates
 from rasters import coordinates, grid_at, read_raster, write_raster
 from test_sampler import LEGEND, area_with_letters, coordinate_project
@@ -112,8 +112,8 @@ def test_exports_name_their_extra(tmp_path, monkeypatch):
 
 def test_extras_load_only_where_they_are_used():
     code = f"""
-import sys, cobertes, cobertes.cli.main, cobertes.apply.engine, cobertes.apply.predict, cobertes.apply.quantize
-import cobertes.apply.export
+import sys, cobertes, cobertes.cli.main, cobertes.engines.engine, cobertes.predict.predict, cobertes.engines.quantize
+import cobertes.engines.onnx_export
 loaded = set({EXTRAS}) & set(sys.modules)
 assert not loaded, loaded
 """

@@ -165,7 +165,7 @@ def test_the_worst_tiles_are_those_with_most_errors(ground):
 
 def test_a_model_judged_on_one_block_of_many_is_not_called_better(ground):
     pytest.importorskip("torch")
-    from cobertes.apply.evaluate import Assessment
+    from cobertes.evaluation.evaluate import Assessment
 
     rng = np.random.default_rng(0)
     reference = np.full(SHAPE, IGNORE_INDEX, np.uint8)
@@ -262,7 +262,7 @@ def two_seasons(tmp_path_factory):
 
 def engine_that_reads_classes(mode):
     torch = pytest.importorskip("torch")
-    from cobertes.apply.engine import Engine
+    from cobertes.engines.engine import Engine
     from cobertes.learn.encoding import Inputs
     from cobertes.learn.inference import each_season
     from cobertes.learn.model_file import ModelHeader
@@ -280,8 +280,8 @@ def engine_that_reads_classes(mode):
 
 
 def judged(ground, mode):
-    from cobertes.apply.as_mapped import AsMapped
-    from cobertes.apply.evaluate import judge_model
+    from cobertes.evaluation.evaluate import judge_model
+    from cobertes.evaluation.held_out_map import AsMapped
 
     mapped = AsMapped(ground, 32, 8, "interior")
     plan = mapped.held_out("v")
@@ -310,8 +310,8 @@ def test_windows_without_a_label_are_not_predicted_and_few_labels_make_a_sample(
     from dataclasses import replace
 
     from cobertes.accuracy.calibration import LogitSample, calibrate
-    from cobertes.apply.as_mapped import AsMapped
-    from cobertes.apply.evaluate import judge_model
+    from cobertes.evaluation.evaluate import judge_model
+    from cobertes.evaluation.held_out_map import AsMapped
 
     codes = np.zeros(SHAPE, np.uint8)
     codes[2:4, 12:14], codes[45, 45] = 10, 200

@@ -10,8 +10,7 @@ from odc.geo.geobox import GeoBox
 from rasterio.warp import transform as transform_points
 from shapely.geometry import box
 
-from cobertes.apply.engine import Engine
-from cobertes.apply.predict import predict_map
+from cobertes.engines.engine import Engine
 from cobertes.geo.area import Area
 from cobertes.geo.scene import open_scene
 from cobertes.geo.windows import Window
@@ -21,6 +20,7 @@ from cobertes.learn.encoding import Inputs
 from cobertes.learn.inference import judge, plan_blocks
 from cobertes.learn.model_file import ModelHeader
 from cobertes.learn.sampler import Sampler, batches
+from cobertes.predict.predict import predict_map
 from cobertes.settings import AugmentationSettings, Chance, SplitSettings, TileSettings, TrainSettings
 from cobertes.tiles.dataset import Ground
 from cobertes.tiles.index import build_index

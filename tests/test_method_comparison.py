@@ -9,13 +9,13 @@ import rasterio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cobertes.apply.comparison import comparison_table, write_comparison_picture
 from cobertes.errors import OutputExistsError, UnknownCodesError
 from cobertes.labels import method_comparison
 from cobertes.labels.label_pass import METHODS
 from cobertes.labels.legend import LandClass, Legend, translation
 from cobertes.labels.method_comparison import compare_labels
 from cobertes.labels.vote_weights import Weighting
+from cobertes.report.label_comparison import comparison_table, write_comparison_picture
 from rasters import DATA, grid_at, needs, read_raster, write_raster
 
 LEGEND = Legend(

@@ -13,9 +13,7 @@ import pytest
 import rasterio
 import torch
 
-from cobertes.apply.engine import open_engine
-from cobertes.apply.predict import name_seasons, predict_map
-from cobertes.apply.products import NO_CONFIDENCE
+from cobertes.engines.engine import open_engine
 from cobertes.errors import (
     BandMismatchError,
     GridMismatchError,
@@ -29,6 +27,8 @@ from cobertes.geo.scene import open_scene
 from cobertes.geo.windows import Window, plan_strips
 from cobertes.learn.model_file import load_model, save_model
 from cobertes.learn.unet import UNet
+from cobertes.predict.map_layers import NO_CONFIDENCE
+from cobertes.predict.predict import name_seasons, predict_map
 from engines import SCALE, TENS, code_at, engine_of, header_of, percent_at, reads_coordinates
 from rasters import ORIGIN, coordinates, grid_at, read_raster, write_raster
 
@@ -378,7 +378,7 @@ import sys, time
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from engines import engine_of, reads_coordinates
-from cobertes.apply.predict import predict_map
+from cobertes.predict.predict import predict_map
 from cobertes.geo.scene import open_scene
 folder = Path({folder!r})
 def logits(x):
@@ -466,7 +466,7 @@ from pathlib import Path
 sys.path.insert(0, {tests!r})
 import torch
 from engines import engine_of
-from cobertes.apply.predict import predict_map
+from cobertes.predict.predict import predict_map
 from cobertes.geo import cog_writer
 from cobertes.geo.scene import open_scene
 torch.set_num_threads(1)

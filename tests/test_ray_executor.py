@@ -17,15 +17,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cobertes.apply.engine import open_engine
-from cobertes.apply.predict import predict_map
-from cobertes.apply.work import Work
+from cobertes.engines.engine import open_engine
 from cobertes.errors import ClusterError, InputFileError, SettingsError
 from cobertes.geo.blending import BLENDS, WindowPlan
 from cobertes.geo.scene import open_scene
 from cobertes.geo.windows import Window
 from cobertes.learn.model_file import save_model
 from cobertes.learn.unet import UNet
+from cobertes.predict.predict import predict_map
+from cobertes.predict.prediction_job import Work
 from cobertes.progress import SILENT
 from cobertes.project import load_project
 from cobertes.run import Run

@@ -19,7 +19,13 @@ import rasterio
 from affine import Affine
 from odc.geo.geobox import GeoBox
 
-from cobertes.apply.pictures import (
+from cobertes.errors import BandMismatchError
+from cobertes.geo.area import Area
+from cobertes.geo.cog_writer import RasterKind, new_raster
+from cobertes.geo.scene import open_scene
+from cobertes.labels.legend import LandClass, Legend
+from cobertes.report.report import toml_text, write_report
+from cobertes.report.thumbnails import (
     cell_size,
     count_codes,
     disagreement,
@@ -28,12 +34,6 @@ from cobertes.apply.pictures import (
     scene_cells,
     scene_pictures,
 )
-from cobertes.apply.report import toml_text, write_report
-from cobertes.errors import BandMismatchError
-from cobertes.geo.area import Area
-from cobertes.geo.cog_writer import RasterKind, new_raster
-from cobertes.geo.scene import open_scene
-from cobertes.labels.legend import LandClass, Legend
 
 HEIGHT, WIDTH = 24, 32
 GRID = GeoBox((HEIGHT, WIDTH), Affine(10, 0, 300_000, 0, -10, 4_600_000), "EPSG:32631")

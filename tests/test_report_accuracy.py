@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
 
-from cobertes.apply.palette import SIGHTS, _rgb, _seen, safe_colours
-from cobertes.apply.worst import _mistake
 from cobertes.labels.legend import legend_names, load_legend
+from cobertes.report.colour_blind_palette import SIGHTS, _rgb, _seen, safe_colours
+from cobertes.report.worst_tiles import _mistake
 from test_report import LEGEND, an_assessment, place, report, scores  # noqa: F401 (a fixture)
 
 
@@ -113,7 +113,7 @@ def test_intervals_of_single_tiles_are_said_to_be_too_narrow(place, tmp_path):  
 
 
 def test_very_many_blocks_of_a_split_are_joined(place, tmp_path, monkeypatch):  # noqa: F811
-    monkeypatch.setattr("cobertes.apply.report.MOST_BLOCKS", 11)
+    monkeypatch.setattr("cobertes.report.report.MOST_BLOCKS", 11)
     split = {"block": 4, "guard": 0, "areas": {"here <i>": ["ttvv"] * 3}}
     _, text = report(tmp_path, place, assessment=a_full_assessment(), split=split)
     chart = re.search(r'<svg class="blocks"[^>]*aria-label="Split of .*?</svg>', text, re.DOTALL).group(0)
@@ -341,7 +341,7 @@ def test_in_a_browser_colours_change_and_back_and_all_tables_sort(place, tmp_pat
 
 
 def test_numbers_that_are_not_known_stay_so():
-    from cobertes.apply.page import between, known_range, percent, score
+    from cobertes.report.html import between, known_range, percent, score
 
     assert known_range([0.1, math.nan]) is None
     assert known_range(None) is None

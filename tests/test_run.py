@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import rasterio
 
-from cobertes.apply import quantize
-from cobertes.apply.runtimes import is_quantized
+from cobertes.engines import quantize
+from cobertes.engines.runtimes import is_quantized
 from cobertes.errors import (
     BandMismatchError,
     CobertesError,

@@ -13,10 +13,10 @@ from unittest.mock import patch
 import pytest
 from pydantic import ValidationError
 
-from cobertes.apply.report import toml_text
 from cobertes.errors import ClusterError, InputFileError, SettingsError
 from cobertes.learn.metrics_log import read_history
 from cobertes.project import load_project
+from cobertes.report.report import toml_text
 from cobertes.run import Run
 from cobertes.scale import tuning
 from cobertes.scale.search_space import drawn_values, position, require_space, with_values

@@ -8,14 +8,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cobertes.apply.engine import open_engine as open_engine
-    from cobertes.apply.evaluate import assess as assess
-    from cobertes.apply.predict import predict_map as predict_map
+    from cobertes.engines.engine import open_engine as open_engine
     from cobertes.errors import CobertesError as CobertesError
+    from cobertes.evaluation.evaluate import assess as assess
     from cobertes.geo.scene import open_scene as open_scene
     from cobertes.labels.aggregate import make_labels as make_labels
     from cobertes.labels.legend import Legend as Legend
     from cobertes.labels.legend import load_legend as load_legend
+    from cobertes.predict.predict import predict_map as predict_map
     from cobertes.project import load_project as load_project
     from cobertes.run import Run as Run
     from cobertes.synthetic.demo import write_demo as write_demo
@@ -27,14 +27,14 @@ _HOMES = {
     "CobertesError": "errors",
     "Legend": "labels.legend",
     "Run": "run",
-    "assess": "apply.evaluate",
+    "assess": "evaluation.evaluate",
     "build_index": "tiles.index",
     "load_legend": "labels.legend",
     "load_project": "project",
     "make_labels": "labels.aggregate",
-    "open_engine": "apply.engine",
+    "open_engine": "engines.engine",
     "open_scene": "geo.scene",
-    "predict_map": "apply.predict",
+    "predict_map": "predict.predict",
     "write_demo": "synthetic.demo",
 }
 

@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cobertes import stages
-from cobertes.apply.report import toml_text
 from cobertes.errors import ModelFileError, SettingsError, did_you_mean
 from cobertes.files import write_text
 from cobertes.fingerprint import changed_keys, fingerprint, stamp
@@ -41,6 +40,7 @@ from cobertes.geo.grid import describe
 from cobertes.geo.ledger import discard
 from cobertes.progress import SILENT, Progress
 from cobertes.project import Project
+from cobertes.report.report import toml_text
 from cobertes.runfolder import RunFolder
 from cobertes.stages import HEAD
 

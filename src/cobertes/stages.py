@@ -42,9 +42,9 @@ from cobertes.tiles.store import Store, make_store
 
 if TYPE_CHECKING:
     from cobertes.accuracy.disagreement import AuditedArea
-    from cobertes.apply.work import Compute
     from cobertes.learn.training_cost import Estimate
     from cobertes.learn.training_setup import TrainingPlan
+    from cobertes.predict.prediction_job import Compute
 
     Computing = Callable[[Event], AbstractContextManager[Compute]]
     """Opens who computes maps; the event, once it is set, ends all that they compute."""
@@ -240,8 +240,8 @@ def estimate(project: Project, files: RunFolder) -> "Estimate":
 def evaluate(project: Project, files: RunFolder, progress: Progress = SILENT) -> str:
     """Judge the model and its baselines on the held-out blocks."""
     from cobertes.accuracy.block_confusion import save_blocks
-    from cobertes.apply.engine import open_engine
-    from cobertes.apply.evaluate import assess
+    from cobertes.engines.engine import open_engine
+    from cobertes.evaluation.evaluate import assess
 
     settings, ground = project.settings.predict, open_ground(project, files)
     if settings.precision == "int8":
@@ -318,8 +318,8 @@ def make_int8(project: Project, files: RunFolder, progress: Progress = SILENT) -
 
     Raises ModelFileError where it loses too much, SettingsError without a training window or NNCF.
     """
-    from cobertes.apply.quantize import quantize_model
-    from cobertes.apply.runtimes import is_quantized
+    from cobertes.engines.quantize import quantize_model
+    from cobertes.engines.runtimes import is_quantized
 
     if not is_quantized(files.model):
         quantize_model(files.model, open_ground(project, files), progress=progress)
@@ -327,7 +327,7 @@ def make_int8(project: Project, files: RunFolder, progress: Progress = SILENT) -
 
 def make_int8_of(model: Path, progress: Progress = SILENT) -> None:
     """The same for the model of any run. Raises SettingsError where a model file without int8 is no run's."""
-    from cobertes.apply.runtimes import is_quantized
+    from cobertes.engines.runtimes import is_quantized
     from cobertes.learn.model_file import model_path
 
     path = model_path(model)
@@ -350,9 +350,9 @@ def predict(
     computing  opens who computes, by default this process, area by area. Others get several areas at once, so that
                many small ones keep a cluster busy; where one fails, all stop and keep what is finished.
     """
-    from cobertes.apply.engine import open_engine
-    from cobertes.apply.predict import predict_map
-    from cobertes.apply.work import compute_here
+    from cobertes.engines.engine import open_engine
+    from cobertes.predict.predict import predict_map
+    from cobertes.predict.prediction_job import compute_here
 
     settings, made_from = project.settings.predict, mapped_from(project, files)
     model = model_file(project, files)
@@ -416,9 +416,9 @@ def predict(
 
 def report(project: Project, files: RunFolder, progress: Progress = SILENT) -> str:
     """Write the report on whatever is there."""
-    from cobertes.apply.report import write_report
     from cobertes.learn.metrics_log import read_history
     from cobertes.learn.model_file import read_header
+    from cobertes.report.report import write_report
 
     header = read_header(model_file(project, files))
     names = [area.name for area in project.areas]

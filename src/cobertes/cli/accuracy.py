@@ -52,7 +52,7 @@ def compare_runs(
             "are too narrow", ", ".join(drawn_at_random),
         )  # fmt: skip
     if out is not None:
-        from cobertes.apply.comparison_page import write_comparison_page
+        from cobertes.report.run_comparison import write_comparison_page
 
         write_comparison_page(out, found, settings)
         text += f"\npage: {out}"

@@ -138,12 +138,12 @@ def compare_labels(
 
     cobertes compare-labels landcover_1m.tif --like s2_april.tif -o comparison --legend catalonia-12
     """
-    from cobertes.apply.comparison import comparison_table, write_comparison_picture
     from cobertes.geo.cog_writer import check_not_input, check_writable
     from cobertes.geo.scene import open_scene
     from cobertes.labels.legend import load_legend
     from cobertes.labels.method_comparison import as_dict, compare_labels
     from cobertes.labels.vote_weights import Weighting, parse_weights
+    from cobertes.report.label_comparison import comparison_table, write_comparison_picture
     from cobertes.sources import resolve, scene_files
 
     map_file = resolve(reference, Path())

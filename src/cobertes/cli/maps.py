@@ -79,12 +79,12 @@ def predict(
 
     cobertes predict runs/catalonia april=s2_april.tif august=s2_august.tif -o map.tif --confidence confidence.tif
     """
-    from cobertes.apply.engine import ensemble, open_engine
-    from cobertes.apply.predict import predict_map
-    from cobertes.apply.runtimes import choose
-    from cobertes.apply.work import compute_here
+    from cobertes.engines.engine import ensemble, open_engine
+    from cobertes.engines.runtimes import choose
     from cobertes.geo.cog_writer import check_not_input, check_writable
     from cobertes.learn.model_file import model_path
+    from cobertes.predict.predict import predict_map
+    from cobertes.predict.prediction_job import compute_here
     from cobertes.sources import open_scenes
     from cobertes.stages import make_int8_of
 
@@ -157,7 +157,7 @@ def export(
 
     cobertes export runs/catalonia -o catalonia.onnx
     """
-    from cobertes.apply.export import export_onnx
+    from cobertes.engines.onnx_export import export_onnx
     from cobertes.geo.cog_writer import check_not_input, check_writable
     from cobertes.learn.model_file import model_path
 

@@ -16,7 +16,7 @@ from cobertes.cli.console import Console
 from cobertes.errors import CobertesError
 
 if TYPE_CHECKING:
-    from cobertes.apply.work import Compute
+    from cobertes.predict.prediction_job import Compute
 
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing outputs.")]
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from cobertes.apply.runtimes import need
+from cobertes.engines.runtimes import need
 from cobertes.errors import ClusterError, SettingsError
 
 LOCAL, AUTO = "local", "auto"

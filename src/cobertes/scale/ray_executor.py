@@ -25,13 +25,13 @@ import rasterio
 import torch
 from numpy.typing import NDArray
 
-from cobertes.apply.engine import CALIBRATION, Engine, Recipe, open_recipes
-from cobertes.apply.products import PROBABILITIES
-from cobertes.apply.runtimes import quantized_path
-from cobertes.apply.work import Budget, Compute, Finished, Work
+from cobertes.engines.engine import CALIBRATION, Engine, Recipe, open_recipes
+from cobertes.engines.runtimes import quantized_path
 from cobertes.errors import ClusterError, SettingsError
 from cobertes.fingerprint import fingerprint
 from cobertes.geo.scene import Scene
+from cobertes.predict.map_layers import PROBABILITIES
+from cobertes.predict.prediction_job import Budget, Compute, Finished, Work
 from cobertes.scale.cluster import RETRIES, connected, require_room, result_of, slots
 from cobertes.sources import is_remote
 

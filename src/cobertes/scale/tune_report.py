@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import cobertes
-from cobertes.apply.page import environment
-from cobertes.apply.report import toml_text
 from cobertes.files import write_text
 from cobertes.project import Project
+from cobertes.report.html import environment
+from cobertes.report.report import toml_text
 from cobertes.scale.search_space import position, with_values
 from cobertes.scale.trials import Trial, trial_settings
 from cobertes.settings import WEIGHTS, Range

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from cobertes.apply import kept, runtimes
-from cobertes.apply.engine import open_engine
+from cobertes.engines import openvino_cache, runtimes
+from cobertes.engines.engine import open_engine
 from cobertes.learn.model_file import save_model
 from cobertes.learn.unet import UNet
 from engines import header_of
@@ -39,7 +39,7 @@ def answer(path, x=X, precision="fp32"):
 
 
 def places():
-    return sorted(kept.cache_folder().iterdir())
+    return sorted(openvino_cache.cache_folder().iterdir())
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -64,17 +64,17 @@ def test_other_weights_windows_and_versions_are_converted_anew(tmp_path, convers
     model_in(tmp_path, seed=1)  # the same name and size, and the same time
     os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
     assert path.stat().st_size == facts.st_size
-    kept._content.cache_clear()  # as in another process
+    openvino_cache._content.cache_clear()  # as in another process
     assert not torch.equal(answer(path), first)
     assert len(conversions) == 2
     answer(path, torch.zeros(1, 2, 64, 64))
     assert conversions[2:] == [(2, 64, 64)]
-    monkeypatch.setattr(kept, "version", lambda package: "99")
+    monkeypatch.setattr(openvino_cache, "version", lambda package: "99")
     answer(path)
     assert len(conversions) == 4
 
 
-@pytest.mark.parametrize("file", [kept.XML, kept.BIN, kept.SUMS])
+@pytest.mark.parametrize("file", [openvino_cache.XML, openvino_cache.BIN, openvino_cache.SUMS])
 @pytest.mark.parametrize("damage", ["cut", "changed", "gone"])
 def test_a_damaged_network_is_made_again(tmp_path, conversions, file, damage):
     path = model_in(tmp_path)
@@ -100,7 +100,7 @@ def test_without_a_place_to_keep_it_nothing_changes(tmp_path, conversions, monke
         (tmp_path / "cache").write_text("in the way")
     else:
         monkeypatch.delenv("XDG_CACHE_HOME")
-        monkeypatch.setattr(kept.Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
+        monkeypatch.setattr(openvino_cache.Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
     first = answer(path)
     assert torch.equal(answer(path), first)
     assert len(conversions) == 2
@@ -112,13 +112,13 @@ def test_a_full_disk_leaves_nothing_half_kept(tmp_path, conversions, monkeypatch
     def full(*paths):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(kept.os, "rename", full)
+    monkeypatch.setattr(openvino_cache.os, "rename", full)
     answer(path)
     assert places() == []
 
 
 def test_those_used_longest_ago_go_first(tmp_path, conversions, monkeypatch):
-    monkeypatch.setattr(kept, "MOST_KEPT", 2)
+    monkeypatch.setattr(openvino_cache, "MOST_KEPT", 2)
     path = model_in(tmp_path)
     names = []
     for size in (32, 48):

@@ -12,8 +12,8 @@ import matplotlib
 import numpy as np
 from matplotlib.colors import to_hex
 
-from cobertes.apply.page import known, known_range
 from cobertes.labels.legend import LandClass, Legend
+from cobertes.report.html import known, known_range
 
 ENOUGH_PIXELS = 1000
 """Reference pixels below which a class is not averaged, where the assessment does not list the averaged ones."""

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cobertes.accuracy.calibration import read_calibration
-from cobertes.apply.runtimes import TORCH, choose, open_runtime, quantized_path
+from cobertes.engines.runtimes import TORCH, choose, open_runtime, quantized_path
 from cobertes.errors import ModelFileError, SettingsError, did_you_mean
 from cobertes.fingerprint import fingerprint, stamp
 from cobertes.geo.scene import Scene

@@ -15,7 +15,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cobertes.apply.runtimes import Shape, need, openvino_forward, quantized_identity, quantized_path, to_openvino
+from cobertes.engines.runtimes import (
+    Shape,
+    need,
+    openvino_forward,
+    quantized_identity,
+    quantized_path,
+    to_openvino,
+)
 from cobertes.errors import ModelFileError, SettingsError
 from cobertes.files import write_json
 from cobertes.learn.inference import each_season, judge, plan_blocks

@@ -20,10 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 
-from cobertes.apply.engine import Engine
-from cobertes.apply.products import MAP, PRODUCTS, kind_of
-from cobertes.apply.stac import write_item
-from cobertes.apply.work import Compute, Finished, Work, compute_here
+from cobertes.engines.engine import Engine
 from cobertes.errors import CobertesError, SettingsError
 from cobertes.fingerprint import fingerprint, stamp
 from cobertes.geo.area import ONLY_SEASON
@@ -36,6 +33,9 @@ from cobertes.geo.pages import release
 from cobertes.geo.scene import Scene
 from cobertes.geo.windows import Window
 from cobertes.labels.legend import CODES, Legend
+from cobertes.predict.map_layers import MAP, PRODUCTS, kind_of
+from cobertes.predict.prediction_job import Compute, Finished, Work, compute_here
+from cobertes.predict.stac import write_item
 from cobertes.progress import SILENT, Progress
 
 log = logging.getLogger(__name__)

@@ -16,15 +16,15 @@ import numpy as np
 import rasterio
 from numpy.typing import NDArray
 
-from cobertes.apply.engine import Engine
-from cobertes.apply.mapping import Place, Seen, blocks
-from cobertes.apply.products import Made, describe_pixels
+from cobertes.engines.engine import Engine
 from cobertes.geo.blending import WindowPlan
 from cobertes.geo.clip import Clip
 from cobertes.geo.scene import Scene
 from cobertes.geo.windows import Window
 from cobertes.labels.legend import CODES, Legend
 from cobertes.learn.inference import READ_THREADS
+from cobertes.predict.map_layers import Made, describe_pixels
+from cobertes.predict.pipeline import Place, Seen, blocks
 
 log = logging.getLogger(__name__)
 

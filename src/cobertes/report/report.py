@@ -20,11 +20,13 @@ from typing import Any
 import numpy as np
 
 import cobertes
-from cobertes.apply import pictures
-from cobertes.apply.page import environment, known
-from cobertes.apply.palette import safe_colours
-from cobertes.apply.pictures import Chart, Picture
-from cobertes.apply.report_accuracy import (
+from cobertes.files import write_text
+from cobertes.geo.area import ONLY_SEASON, Area
+from cobertes.geo.cog_writer import check_writable
+from cobertes.geo.grid import describe, pixel_hectares
+from cobertes.labels.legend import Legend
+from cobertes.report import thumbnails
+from cobertes.report.accuracy import (
     BLOCK_COLOURS,
     area_rows,
     block_map,
@@ -35,12 +37,10 @@ from cobertes.apply.report_accuracy import (
     matrix_rows,
     parts,
 )
-from cobertes.apply.worst import worst_tiles
-from cobertes.files import write_text
-from cobertes.geo.area import ONLY_SEASON, Area
-from cobertes.geo.cog_writer import check_writable
-from cobertes.geo.grid import describe, pixel_hectares
-from cobertes.labels.legend import Legend
+from cobertes.report.colour_blind_palette import safe_colours
+from cobertes.report.html import environment, known
+from cobertes.report.thumbnails import Chart, Picture
+from cobertes.report.worst_tiles import worst_tiles
 from cobertes.tiles.split import AreaSplit
 
 MOST_BLOCKS = 2000
@@ -121,9 +121,9 @@ def write_report(
             for area in chosen
         ],
         "ramps": {
-            "confidence": pictures.css_gradient(pictures.CONFIDENCE),
-            "blocks": pictures.css_gradient(BLOCK_COLOURS),
-            "disagreement": pictures.css_gradient(pictures.DISAGREEMENT),
+            "confidence": thumbnails.css_gradient(thumbnails.CONFIDENCE),
+            "blocks": thumbnails.css_gradient(BLOCK_COLOURS),
+            "disagreement": thumbnails.css_gradient(thumbnails.DISAGREEMENT),
         },
         "judgement": judgement(assessment, legend) if assessment else None,
         "classes": class_rows(assessment, legend) if assessment else [],
@@ -189,9 +189,9 @@ def _charts(history: Sequence[Mapping[str, Any]], best: Any) -> list[Chart]:
         return {name.replace("_", " "): [known(r.get(key)) for r in history] for name, key in names.items()}
 
     charts = [
-        pictures.draw_chart("Loss", epochs, series(training="loss", validation="validation_loss"), mark=best),
-        pictures.draw_chart("Validation scores", epochs, series(mIoU="miou", mean_Dice="mean_dice"), mark=best),
-        pictures.draw_chart("Learning rate", epochs, series(learning_rate="learning_rate"), log=True, mark=best),
+        thumbnails.draw_chart("Loss", epochs, series(training="loss", validation="validation_loss"), mark=best),
+        thumbnails.draw_chart("Validation scores", epochs, series(mIoU="miou", mean_Dice="mean_dice"), mark=best),
+        thumbnails.draw_chart("Learning rate", epochs, series(learning_rate="learning_rate"), log=True, mark=best),
     ]
     return [chart for chart in charts if chart]
 
@@ -221,28 +221,28 @@ def _panels(
     labels: Mapping[str, Path],
 ) -> list[Panel]:
     """Pictures of an area: every season, then labels, map, confidence and disagreement where there are any."""
-    cell = pictures.cell_size(area.shape, longest)
+    cell = thumbnails.cell_size(area.shape, longest)
     name = area.name
     panels = [
         Panel(_season_title(season), picture, f"Scene of {name}, {season}", ", ".join(rgb), "")
         for season, picture in zip(
-            area.scenes, pictures.scene_pictures([*area.scenes.values()], rgb, cell), strict=True
+            area.scenes, thumbnails.scene_pictures([*area.scenes.values()], rgb, cell), strict=True
         )
     ]
     for what, files in (("Labels", labels), ("Predicted map", maps)):
         if name in files:
-            codes = pictures.read_codes(files[name], cell)
+            codes = thumbnails.read_codes(files[name], cell)
             alt = f"{what} of {name}: {_in_words(codes, legend)}"
-            panels.append(Panel(what, pictures.codes_picture(codes, legend), alt))
+            panels.append(Panel(what, thumbnails.codes_picture(codes, legend), alt))
     if name in confidence:
-        percent = pictures.read_confidence(confidence[name], cell)
+        percent = thumbnails.read_confidence(confidence[name], cell)
         mean = "none known" if np.isnan(percent).all() else f"{np.nanmean(percent):.0f}\u00a0% on average"
-        picture = pictures.shares_picture(percent / 100, pictures.CONFIDENCE)
+        picture = thumbnails.shares_picture(percent / 100, thumbnails.CONFIDENCE)
         panels.append(Panel("Confidence", picture, f"Confidence of the map of {name}: {mean}", mean, "confidence"))
     if name in maps and name in labels:
-        shares = pictures.disagreement(maps[name], labels[name], legend, cell)
+        shares = thumbnails.disagreement(maps[name], labels[name], legend, cell)
         if shares is not None:
-            picture = pictures.shares_picture(shares, pictures.DISAGREEMENT)
+            picture = thumbnails.shares_picture(shares, thumbnails.DISAGREEMENT)
             note = "share of pixels where map and labels differ, training ground included"
             panels.append(Panel("Disagreement", picture, f"Disagreement in {name}: {note}", note, "disagreement"))
     return panels
@@ -267,7 +267,7 @@ def _areas_table(areas: Sequence[Area], maps: Mapping[str, Path], legend: Legend
         return None
     pixels, hectares = np.zeros(256, np.int64), np.zeros(256)
     for area in mapped:
-        counts, size = pictures.count_codes(maps[area.name]), pixel_hectares(area.grid)
+        counts, size = thumbnails.count_codes(maps[area.name]), pixel_hectares(area.grid)
         pixels += counts
         hectares += counts * (math.nan if size is None else size)
     total = int(pixels[legend.codes].sum())

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from cobertes.apply.runtimes import need, to_onnx
+from cobertes.engines.runtimes import need, to_onnx
 from cobertes.files import replacing
 from cobertes.learn.encoding import CLIP, Inputs
 from cobertes.learn.inference import each_season

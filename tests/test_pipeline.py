@@ -20,10 +20,7 @@ import shapely
 import torch
 from shapely.geometry import Polygon, box
 
-from cobertes.apply import predict, work
-from cobertes.apply.engine import Engine, Recipe
-from cobertes.apply.mapping import ahead, batches, read_in_order
-from cobertes.apply.predict import predict_map
+from cobertes.engines.engine import Engine, Recipe
 from cobertes.errors import (
     CobertesError,
     DeviceMemoryError,
@@ -38,6 +35,9 @@ from cobertes.geo.clip import open_clip
 from cobertes.geo.scene import Scene, open_scene
 from cobertes.geo.windows import Window
 from cobertes.learn.unet import UNet
+from cobertes.predict import predict, prediction_job
+from cobertes.predict.pipeline import ahead, batches, read_in_order
+from cobertes.predict.predict import predict_map
 from engines import TENS, engine_of, header_of, reads_coordinates
 from interruptions import StoppedAfter, contents, interrupt, run_until_killed
 from rasters import ORIGIN, coordinates, grid_at, read_raster, write_raster
@@ -102,19 +102,19 @@ def run(scene, folder, engine=ENGINE, **options):
 @pytest.mark.parametrize("blend", ["interior", "cosine", "gaussian"])
 def test_memory_threads_and_columns_change_no_byte(tmp_path, scene, blend):
     run(scene, tmp_path / "a", blend=blend)
-    with patch.object(work, "LEAST_CARRIED_MB", 0.02), patch.object(work, "READ_THREADS", 7):
-        budget = work.Budget.of(700, work.WindowPlan.of(SHAPE, 32, 8, blend), 4, ENGINE)
+    with patch.object(prediction_job, "LEAST_CARRIED_MB", 0.02), patch.object(prediction_job, "READ_THREADS", 7):
+        budget = prediction_job.Budget.of(700, prediction_job.WindowPlan.of(SHAPE, 32, 8, blend), 4, ENGINE)
         assert budget.groups == (1 if blend == "interior" else 2)
         run(scene, tmp_path / "b", blend=blend, memory=700)
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
 
 
 def test_memory_is_counted_for_all_models_and_seasons_that_are_in_it(caplog):
-    plan = work.WindowPlan.of((3000, 3000), 256, 64, "interior")
+    plan = prediction_job.WindowPlan.of((3000, 3000), 256, 64, "interior")
 
     def needed(engine, memory=0):
         caplog.clear()
-        work.Budget.of(memory, plan, 8, engine)
+        prediction_job.Budget.of(memory, plan, 8, engine)
         return int(re.search(r"take about (\d+) MB", caplog.text)[1])
 
     one = engine_of(seasons=("april", "august"))
@@ -122,9 +122,11 @@ def test_memory_is_counted_for_all_models_and_seasons_that_are_in_it(caplog):
     pixels = 8 * 256**2 / 2**20
     assert needed(each) == needed(one), "a window has the channels of all seasons"
     three = replace(one, members=(one.header,) * 3)
-    assert needed(three) - needed(one) == pytest.approx(2 * pixels * (work.FORWARD_BYTES + 4 * 4 * 4), abs=1)
+    assert needed(three) - needed(one) == pytest.approx(
+        2 * pixels * (prediction_job.FORWARD_BYTES + 4 * 4 * 4), abs=1
+    )
     gpu = replace(one, recipes=(Recipe(Path("model"), "cuda", "bf16", "torch", "none", None),))
-    assert needed(one) - needed(gpu) == pytest.approx(pixels * work.FORWARD_BYTES, abs=1)
+    assert needed(one) - needed(gpu) == pytest.approx(pixels * prediction_job.FORWARD_BYTES, abs=1)
 
 
 def test_a_window_s_answer_does_not_depend_on_its_batch(tmp_path, scene):
@@ -150,7 +152,7 @@ def test_an_interrupted_map_goes_on_and_ends_the_same(tmp_path, scene, blocks, b
         run(scene, tmp_path / "twice", blend=blend, progress=StoppedAfter(blocks, interrupt))
     assert all(name.startswith(".") for name in os.listdir(tmp_path / "twice"))
     watch = StoppedAfter()
-    with patch.object(work, "LEAST_CARRIED_MB", 0.02):  # memory may be another
+    with patch.object(prediction_job, "LEAST_CARRIED_MB", 0.02):  # memory may be another
         twice = run(scene, tmp_path / "twice", blend=blend, resume="yes", memory=700, progress=watch)
     assert contents(tmp_path / "twice") == contents(tmp_path / "once")
     assert (twice.counts, twice.windows, twice.skipped) == (once.counts, once.windows, once.skipped)
@@ -352,7 +354,7 @@ def test_products_are_what_the_probabilities_say(tmp_path, scene, temperature):
     values = read_raster(tmp_path / "scene.tif")
     valid = (values != 0).any(axis=0)
     logits = np.zeros((10, *SHAPE), np.float32)
-    plan = work.WindowPlan.of(SHAPE, 32, 8, "interior")
+    plan = prediction_job.WindowPlan.of(SHAPE, 32, 8, "interior")
     for row, col in np.ndindex(len(plan.rows), len(plan.cols)):
         window, block = plan.window(row, col), plan.block(row, col)
         x, _ = engine.read(scene, window)
@@ -402,7 +404,7 @@ def test_areas_stand_in_the_tags_and_a_stac_item_describes_the_map(tmp_path, sce
 
 
 def test_the_time_of_an_item_comes_from_the_scenes_names(tmp_path):
-    from cobertes.apply.stac import _times
+    from cobertes.predict.stac import _times
 
     assert _times(["a/S2_CAT_201804_UTM.tif", "S2_CAT_20180815.tif"]) == (
         "2018-04-01T00:00:00Z",
@@ -418,7 +420,7 @@ def test_the_time_of_an_item_comes_from_the_scenes_names(tmp_path):
 
 
 def test_numbers_that_are_no_date_are_passed_over(tmp_path):
-    from cobertes.apply.stac import _times
+    from cobertes.predict.stac import _times
 
     assert _times([str(tmp_path / "s2_20180431_20180430.tif")])[0] == "2018-04-30T00:00:00Z"
 
@@ -539,8 +541,8 @@ def test_one_strip_does_not_wait_for_the_next():
         started.append(place)
         return scenes[:, :32, :32].astype(np.float32), np.ones((32, 32), bool)
 
-    from cobertes.apply.mapping import blocks
     from cobertes.geo.blending import WindowPlan
+    from cobertes.predict.pipeline import blocks
 
     plan = WindowPlan.of((64, 64), 32, 0, "interior")
     feed = blocks(

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cobertes.apply.kept import is_kept, kept_or_made
+from cobertes.engines.openvino_cache import is_kept, kept_or_made
 from cobertes.errors import DeviceMemoryError, SettingsError, did_you_mean
 from cobertes.fingerprint import fingerprint, stamp
 from cobertes.learn.devices import device_kind, inference_precision, is_out_of_memory, layout, start

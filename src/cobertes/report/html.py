@@ -7,9 +7,9 @@ from typing import Any
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
 
-def environment(package: str = "cobertes.apply") -> Environment:
+def environment(package: str = "cobertes.report") -> Environment:
     """Templates of a package's folder and of this one, with the filters that write numbers."""
-    loader = ChoiceLoader([PackageLoader(name, ".") for name in dict.fromkeys((package, "cobertes.apply"))])
+    loader = ChoiceLoader([PackageLoader(name, ".") for name in dict.fromkeys((package, "cobertes.report"))])
     made = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )

@@ -5,15 +5,15 @@ import pytest
 import torch
 
 from cobertes.accuracy.calibration import LogitSample
-from cobertes.apply.as_mapped import AsMapped
-from cobertes.apply.engine import Engine, several_views
-from cobertes.apply.evaluate import judge_model
-from cobertes.apply.predict import predict_map
+from cobertes.engines.engine import Engine, several_views
+from cobertes.evaluation.evaluate import judge_model
+from cobertes.evaluation.held_out_map import AsMapped
 from cobertes.geo.blending import BLENDS
 from cobertes.geo.scene import open_scene
 from cobertes.labels.legend import IGNORE_INDEX
 from cobertes.learn.model_file import ModelHeader
 from cobertes.learn.unet import UNetSettings
+from cobertes.predict.predict import predict_map
 from rasters import read_raster
 from test_sampler import EXACT, LEGEND, area_with_letters, coordinate_project
 

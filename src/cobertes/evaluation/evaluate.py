@@ -22,13 +22,13 @@ from cobertes.accuracy.boundaries import NOT_KNOWN
 from cobertes.accuracy.calibration import LogitSample, calibrate
 from cobertes.accuracy.confusion import ConfusionMatrix
 from cobertes.accuracy.evaluation_counts import Judgement, brief_scores
-from cobertes.apply.as_mapped import AsMapped
-from cobertes.apply.engine import Engine
-from cobertes.apply.predict import DEFAULT_BLEND, default_overlap
+from cobertes.engines.engine import Engine
 from cobertes.errors import LegendError, NoTilesError
+from cobertes.evaluation.held_out_map import AsMapped
 from cobertes.labels.legend import IGNORE_INDEX
 from cobertes.learn.encoding import Inputs
 from cobertes.learn.inference import HeldOut, read_ahead
+from cobertes.predict.predict import DEFAULT_BLEND, default_overlap
 from cobertes.progress import SILENT, Progress
 from cobertes.tiles.band_statistics import Statistics
 from cobertes.tiles.dataset import Ground

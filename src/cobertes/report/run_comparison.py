@@ -7,8 +7,8 @@ from typing import Any
 
 import cobertes
 from cobertes.accuracy.run_comparison import SCORES, RunsComparison, comparison_notes, different_settings
-from cobertes.apply.page import environment
 from cobertes.files import write_text
+from cobertes.report.html import environment
 
 AXIS_LEFT, AXIS_RIGHT = 8.0, 312.0
 """Ends of the axis of a chart of intervals, in SVG units."""

@@ -9,12 +9,12 @@ import numpy as np
 import rasterio
 from numpy.typing import NDArray
 
-from cobertes.apply import pictures
-from cobertes.apply.pictures import Picture
 from cobertes.geo.area import ONLY_SEASON, Area
 from cobertes.geo.grid import open_raster
 from cobertes.geo.windows import Window
 from cobertes.labels.legend import IGNORE_INDEX, Legend
+from cobertes.report import thumbnails
+from cobertes.report.thumbnails import Picture
 
 SIDE = 256
 """Longest side of a picture in dots: larger tiles are cut to their middle."""
@@ -76,15 +76,15 @@ def _tile(
         window = Window(max(top, window.row), max(left, window.col), SIDE, SIDE).meet(window) or window
     shown = {}
     for season, scene in area.scenes.items():
-        picture = pictures.window_picture(scene, rgb, window)
+        picture = thumbnails.window_picture(scene, rgb, window)
         shown["scene" if season == ONLY_SEASON else season] = picture
     theirs, ours = _read(labels, window), _read(predicted, window)
-    shown["labels"] = pictures.codes_picture(theirs, legend)
-    shown["predicted"] = pictures.codes_picture(ours, legend)
+    shown["labels"] = thumbnails.codes_picture(theirs, legend)
+    shown["predicted"] = thumbnails.codes_picture(ours, legend)
     if confidence is not None:
         percent = _read(confidence, window).astype(np.float32)
         percent[percent > 100] = np.nan
-        shown["confidence"] = pictures.shares_picture(percent / 100, pictures.CONFIDENCE)
+        shown["confidence"] = thumbnails.shares_picture(percent / 100, thumbnails.CONFIDENCE)
     held_out = np.zeros(window.shape, bool)  # the square may reach into training ground, which is not judged
     for block in judged:
         if part := window.meet(block):

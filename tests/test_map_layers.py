@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from cobertes.apply.products import (
+from cobertes.labels.legend import Legend
+from cobertes.predict.map_layers import (
     CONFIDENCE,
     ENTROPY,
     MAP,
@@ -19,7 +20,6 @@ from cobertes.apply.products import (
     SECOND,
     describe_pixels,
 )
-from cobertes.labels.legend import Legend
 
 CODES = (3, 5, 6, 20, 44, 90)
 

@@ -31,7 +31,7 @@ XML, BIN, SUMS = "network.xml", "network.bin", "sums.json"
 CONVERTS = ("openvino", "torch", "timm", "segmentation-models-pytorch", "numpy")
 """Packages whose version is part of the key."""
 
-SOURCES = ("learn/unet.py", "learn/architectures.py", "apply/runtimes.py", "apply/kept.py")
+SOURCES = ("learn/unet.py", "learn/architectures.py", "engines/runtimes.py", "engines/openvino_cache.py")
 """Our own modules that are, too."""
 
 

@@ -1,1 +1,0 @@
-"""USE: full-scene prediction, evaluation, the report."""

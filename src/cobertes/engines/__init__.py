@@ -1,0 +1,1 @@
+"""RUN: inference engines (PyTorch, OpenVINO, ONNX Runtime), quantisation, export."""

@@ -1,0 +1,1 @@
+"""MAP: full-scene prediction and the layers of a map."""
