@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cobertes.project import Project, load_project
-from cobertes.run import Run
+from cobertes.workflow.project import Project, load_project
+from cobertes.workflow.run import Run
 
 METHODS = ("model", "random_forest", "most_frequent")
 

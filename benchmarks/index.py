@@ -51,9 +51,9 @@ def generate(out: Path, side: int) -> None:
     out.mkdir(parents=True, exist_ok=True)
     demo = out / "demo"
     if not (demo / "project.toml").exists():
-        from cobertes.project import load_project
-        from cobertes.run import Run
         from cobertes.synthetic.demo import write_demo
+        from cobertes.workflow.project import load_project
+        from cobertes.workflow.run import Run
 
         Run(load_project(write_demo(demo)), demo / "run").run(only="labels")
     place = {"driver": "GTiff", "height": side, "width": side, "crs": "EPSG:32631", "BIGTIFF": "IF_SAFER"}

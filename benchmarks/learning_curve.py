@@ -13,16 +13,16 @@ from pathlib import Path
 import numpy as np
 from variants import merged, options, run_until, spread
 
-from cobertes import stages
-from cobertes.files import read_json
+from cobertes.atomic_io import read_json
 from cobertes.learn.metrics_log import best_epoch, read_history
 from cobertes.learn.train import train_model
 from cobertes.learn.training_setup import plan_training
-from cobertes.project import Project, load_project
-from cobertes.runfolder import RunFolder
 from cobertes.tiles.band_statistics import Statistics
 from cobertes.tiles.filters import POOR
 from cobertes.tiles.index import load_index
+from cobertes.workflow import stages
+from cobertes.workflow.project import Project, load_project
+from cobertes.workflow.run_folder import RunFolder
 
 SHARES = (0.1, 0.3, 1.0)
 

@@ -19,10 +19,10 @@ import rasterio
 from rasterio.features import rasterize
 
 from cobertes.accuracy.disagreement import Patch, audit_maps, write_patches
-from cobertes.project import load_project
-from cobertes.run import Run
-from cobertes.stages import audited_areas
 from cobertes.synthetic.demo import write_demo
+from cobertes.workflow.project import load_project
+from cobertes.workflow.run import Run
+from cobertes.workflow.stages import audited_areas
 
 RADII = 3, 8
 

@@ -229,8 +229,8 @@ def memory(options: argparse.Namespace) -> None:
 def miou_of(run: Path, codes: np.ndarray) -> float:
     """Of a map of the run's only area, on its validation blocks."""
     from cobertes.accuracy.confusion import ConfusionMatrix
-    from cobertes.run import open_run
-    from cobertes.stages import open_ground
+    from cobertes.workflow.run import open_run
+    from cobertes.workflow.stages import open_ground
 
     project, files = open_run(run)
     ground = open_ground(project, files)
@@ -250,7 +250,7 @@ def seams(options: argparse.Namespace) -> None:
     from cobertes.engines.engine import open_engine
     from cobertes.learn.model_file import read_header
     from cobertes.predict.predict import predict_map
-    from cobertes.sources import open_scenes
+    from cobertes.workflow.scene_paths import open_scenes
 
     header = read_header(options.run)
     engine = open_engine(options.run, precision="fp32")
@@ -350,9 +350,9 @@ def parity(options: argparse.Namespace) -> None:
     from cobertes.evaluation.held_out_map import AsMapped
     from cobertes.learn.inference import judge
     from cobertes.predict.predict import predict_map
-    from cobertes.run import open_run
-    from cobertes.sources import open_scenes
-    from cobertes.stages import open_ground
+    from cobertes.workflow.run import open_run
+    from cobertes.workflow.scene_paths import open_scenes
+    from cobertes.workflow.stages import open_ground
 
     project, files = open_run(options.run)
     ground = open_ground(project, files)

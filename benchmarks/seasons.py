@@ -18,10 +18,10 @@ from variants import merged, options, parse, run_until, spread
 from cobertes.geo.scene import Scene
 from cobertes.learn.inference import each_season, judge, plan_blocks
 from cobertes.learn.model_file import load_model
-from cobertes.project import Project, load_project
-from cobertes.run import open_run
-from cobertes.stages import open_ground
 from cobertes.tiles.split import VALIDATION
+from cobertes.workflow.project import Project, load_project
+from cobertes.workflow.run import open_run
+from cobertes.workflow.stages import open_ground
 
 WAYS = {
     "stack": "",

@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 
 from cobertes.learn.metrics_log import best_epoch, read_history
-from cobertes.project import Project, load_project
-from cobertes.run import Run
-from cobertes.runfolder import RunFolder
 from cobertes.settings import Settings
+from cobertes.workflow.project import Project, load_project
+from cobertes.workflow.run import Run
+from cobertes.workflow.run_folder import RunFolder
 
 SCORES = ("miou", "overall_accuracy")
 

@@ -12,9 +12,9 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from cobertes.project import load_project
 from cobertes.report import thumbnails
-from cobertes.runfolder import RunFolder
+from cobertes.workflow.project import load_project
+from cobertes.workflow.run_folder import RunFolder
 
 LONGEST = 560
 

@@ -14,7 +14,7 @@ from cobertes.accuracy import forest as forest_module
 from cobertes.accuracy.baselines import judge_forest, most_frequent, pixel_features, train_forest
 from cobertes.accuracy.block_confusion import Block, BlockMatrices
 from cobertes.accuracy.confusion import ConfusionMatrix
-from cobertes.files import read_json, write_json
+from cobertes.atomic_io import read_json, write_json
 from cobertes.geo.area import Area
 from cobertes.geo.scene import Scene, open_scene
 from cobertes.geo.windows import Window

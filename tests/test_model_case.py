@@ -10,10 +10,10 @@ import pytest
 import rasterio
 import rasterio.shutil
 
-from cobertes.files import read_json
-from cobertes.run import open_run
+from cobertes.atomic_io import read_json
 from cobertes.synthetic.demo import write_demo
 from cobertes.tiles.index import load_index
+from cobertes.workflow.run import open_run
 from rasters import read_raster
 
 SIDE = 3000

@@ -20,11 +20,11 @@ SOURCE = ROOT / "src" / "cobertes"
 # what each part may import beside the base and itself; a part that stands here in no row may not be there at all
 BASE = {
     "errors": set(),
-    "jit": set(),
+    "numba_cache": set(),
     "progress": set(),
     "settings": set(),
-    "fingerprint": {"errors"},
-    "files": {"errors"},
+    "fingerprints": {"errors"},
+    "atomic_io": {"errors"},
 }
 LAYERS = {
     "geo": set(),
@@ -38,59 +38,13 @@ LAYERS = {
     "evaluation": {"geo", "labels", "tiles", "accuracy", "learn", "engines", "predict"},
     "report": {"", "geo", "labels", "tiles", "accuracy"},
     "synthetic": {"labels"},
-    "sources": {"geo"},
-    "project": {"geo", "labels", "sources", "tiles"},
-    "propose": {"geo", "labels", "project", "sources", "tiles"},
-    "runfolder": set(),
-    "freshness": {"geo", "learn", "project", "runfolder", "tiles"},
-    "stages": {
-        "accuracy",
-        "engines",
-        "evaluation",
-        "freshness",
-        "geo",
-        "labels",
-        "learn",
-        "predict",
-        "project",
-        "report",
-        "runfolder",
-        "sources",
-        "tiles",
-    },
-    "run": {"freshness", "geo", "project", "report", "runfolder", "stages"},
-    "scale": {
-        "",
-        "geo",
-        "learn",
-        "engines",
-        "predict",
-        "report",
-        "freshness",
-        "project",
-        "run",
-        "runfolder",
-        "sources",
-        "stages",
-    },
+    "workflow": {"accuracy", "engines", "evaluation", "geo", "labels", "learn", "predict", "report", "tiles"},
+    "scale": {"", "geo", "learn", "engines", "predict", "report", "workflow"},
 }
 ALLOWED = BASE | {part: others | set(BASE) for part, others in LAYERS.items()}
 ALLOWED["cli"] = ALLOWED[""] = {*ALLOWED, ""}
 ALLOWED["__main__"] = {"cli"}
-WITHOUT_TORCH = {
-    *BASE,
-    "geo",
-    "labels",
-    "tiles",
-    "accuracy",
-    "survey",
-    "report",
-    "synthetic",
-    "cli",
-    "project",
-    "propose",
-    "sources",
-}
+WITHOUT_TORCH = {*BASE, "geo", "labels", "tiles", "accuracy", "survey", "report", "synthetic", "cli", "workflow"}
 
 
 def modules():

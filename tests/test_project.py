@@ -15,9 +15,9 @@ from cobertes.errors import (
     SplitError,
 )
 from cobertes.geo.bands import natural_colours
-from cobertes.project import load_project
-from cobertes.runfolder import RunFolder
-from cobertes.sources import file_name, open_scenes, scene_files
+from cobertes.workflow.project import load_project
+from cobertes.workflow.run_folder import RunFolder
+from cobertes.workflow.scene_paths import file_name, open_scenes, scene_files
 from projects import BANDS, write_ground, write_project
 from rasters import DATA, grid_at, needs, write_raster
 

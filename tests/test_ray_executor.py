@@ -27,11 +27,11 @@ from cobertes.learn.unet import UNet
 from cobertes.predict.predict import predict_map
 from cobertes.predict.prediction_job import Work
 from cobertes.progress import SILENT
-from cobertes.project import load_project
-from cobertes.run import Run
 from cobertes.scale import cluster as clusters
 from cobertes.scale import ray_executor
 from cobertes.scale.ray_executor import divide, on_ray
+from cobertes.workflow.project import load_project
+from cobertes.workflow.run import Run
 from engines import TENS, engine_of, header_of
 from rasters import ORIGIN, grid_at, write_raster
 

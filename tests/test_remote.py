@@ -11,9 +11,9 @@ import pytest
 from typer.testing import CliRunner
 
 from cobertes.cli.main import app
-from cobertes.project import load_project
-from cobertes.run import Run
-from cobertes.sources import resolve, scene_files
+from cobertes.workflow.project import load_project
+from cobertes.workflow.run import Run
+from cobertes.workflow.scene_paths import resolve, scene_files
 from projects import write_ground, write_project
 from rasters import read_raster
 

@@ -26,11 +26,11 @@ from cobertes.errors import (
     UnknownCodesError,
 )
 from cobertes.learn.metrics_log import read_history
-from cobertes.project import load_project
-from cobertes.run import STAGES, Run, open_run
-from cobertes.runfolder import RunFolder
 from cobertes.settings import Settings
-from cobertes.stages import evaluate, open_ground
+from cobertes.workflow.project import load_project
+from cobertes.workflow.run import STAGES, Run, open_run
+from cobertes.workflow.run_folder import RunFolder
+from cobertes.workflow.stages import evaluate, open_ground
 from interruptions import StoppedAfter
 from projects import BANDS, PROJECT, write_ground, write_project
 from rasters import grid_at, read_raster, write_raster

@@ -14,11 +14,11 @@ from typer.testing import CliRunner
 
 from cobertes.accuracy.split_audit import audit_split
 from cobertes.cli.main import app
-from cobertes.project import load_project
-from cobertes.run import Run, open_run
 from cobertes.settings import SplitSettings
-from cobertes.stages import open_ground
 from cobertes.tiles.index import load_index
+from cobertes.workflow.project import load_project
+from cobertes.workflow.run import Run, open_run
+from cobertes.workflow.stages import open_ground
 from projects import BANDS, write_ground, write_project
 from rasters import read_raster
 

@@ -16,21 +16,21 @@ if TYPE_CHECKING:
     from cobertes.labels.legend import Legend as Legend
     from cobertes.labels.legend import load_legend as load_legend
     from cobertes.predict.predict import predict_map as predict_map
-    from cobertes.project import load_project as load_project
-    from cobertes.run import Run as Run
     from cobertes.synthetic.demo import write_demo as write_demo
     from cobertes.tiles.index import build_index as build_index
+    from cobertes.workflow.project import load_project as load_project
+    from cobertes.workflow.run import Run as Run
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "CobertesError": "errors",
     "Legend": "labels.legend",
-    "Run": "run",
+    "Run": "workflow.run",
     "assess": "evaluation.evaluate",
     "build_index": "tiles.index",
     "load_legend": "labels.legend",
-    "load_project": "project",
+    "load_project": "workflow.project",
     "make_labels": "labels.aggregate",
     "open_engine": "engines.engine",
     "open_scene": "geo.scene",

@@ -1,7 +1,7 @@
 """Every key of ``project.toml``, with its default: this file is the reference of the settings.
 
 In TOML the keys have dashes (``drop-only``), here underscores. Unknown keys are refused. Paths stay text
-until `cobertes.project` resolves them beside the TOML file.
+until `cobertes.workflow.project` resolves them beside the TOML file.
 """
 
 from typing import Annotated, Any, Literal

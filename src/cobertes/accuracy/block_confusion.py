@@ -16,8 +16,8 @@ from scipy.ndimage import label
 
 from cobertes.accuracy.confusion import ConfusionMatrix
 from cobertes.accuracy.metrics import overall_accuracy
+from cobertes.atomic_io import read_json, write_text
 from cobertes.errors import InputFileError
-from cobertes.files import read_json, write_text
 from cobertes.geo.windows import Window
 from cobertes.tiles.dataset import Ground
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cobertes.jit import compiled
 from cobertes.labels.legend import IGNORE_INDEX
+from cobertes.numba_cache import compiled
 
 TOLERANCES = (1, 3)
 """Pixels from a boundary that count as near it."""

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import log_softmax
 
+from cobertes.atomic_io import read_json
 from cobertes.errors import InputFileError
-from cobertes.files import read_json
 
 PIXELS = 200_000
 """Held-out pixels that temperature and diagram rest on."""

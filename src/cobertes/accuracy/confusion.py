@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cobertes.accuracy import metrics
+from cobertes.atomic_io import read_json, replacing, write_text
 from cobertes.errors import InputFileError
-from cobertes.files import read_json, replacing, write_text
-from cobertes.jit import compiled
 from cobertes.labels.legend import IGNORE_INDEX, Legend
+from cobertes.numba_cache import compiled
 
 MIOU_MIN_SUPPORT = 1000
 """Reference pixels that a class needs in the split to count in the mean IoU."""

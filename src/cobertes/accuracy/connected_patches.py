@@ -11,8 +11,8 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from cobertes.jit import compiled
 from cobertes.labels.connected_objects import count_runs, find_root
+from cobertes.numba_cache import compiled
 
 PARENT, KIND, PIXELS, CORE, CONFIDENCE, TOP, BOTTOM, LEFT, RIGHT, SEED_ROW, SEED_COL = range(11)
 FIELDS = 11

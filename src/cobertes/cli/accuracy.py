@@ -33,8 +33,8 @@ def compare_runs(
     """
     from cobertes.accuracy.run_comparison import compare_runs, describe_comparison, read_settings, run_names
     from cobertes.geo.cog_writer import check_writable
-    from cobertes.run import require_run
-    from cobertes.runfolder import RunFolder
+    from cobertes.workflow.run import require_run
+    from cobertes.workflow.run_folder import RunFolder
 
     if out is not None:
         check_writable(out, overwrite=overwrite)
@@ -90,11 +90,11 @@ def sample_accuracy(
 
     cobertes sample-accuracy map.tif -o sample.gpkg --standard-error 0.01
     """
+    from cobertes.atomic_io import read_json
     from cobertes.errors import SettingsError, did_you_mean
-    from cobertes.files import read_json
     from cobertes.geo.cog_writer import check_not_input, check_writable
-    from cobertes.runfolder import RunFolder
     from cobertes.survey.area_estimation import draw_sample
+    from cobertes.workflow.run_folder import RunFolder
 
     if allocation not in ("proportional", "equal"):
         near = did_you_mean(allocation, ("proportional", "equal"))
@@ -166,8 +166,8 @@ def audit_map(
     """
     from cobertes.accuracy import disagreement
     from cobertes.geo.cog_writer import check_writable
-    from cobertes.run import open_run
-    from cobertes.stages import audited_areas
+    from cobertes.workflow.run import open_run
+    from cobertes.workflow.stages import audited_areas
 
     check_writable(out, overwrite=overwrite)
     project, files = open_run(run)

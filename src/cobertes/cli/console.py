@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn,
 from rich.table import Table
 from rich.text import Text
 
-from cobertes.files import without_nan
+from cobertes.atomic_io import without_nan
 from cobertes.progress import SILENT, Advance
 from cobertes.progress import Progress as ProgressProtocol
 

@@ -77,7 +77,7 @@ def labels(
     from cobertes.labels.aggregate import make_labels
     from cobertes.labels.legend import load_legend
     from cobertes.labels.vote_weights import Weighting, parse_weights
-    from cobertes.sources import resolve, scene_files
+    from cobertes.workflow.scene_paths import resolve, scene_files
 
     map_file = resolve(reference, Path())
     classes = load_legend(legend)
@@ -144,7 +144,7 @@ def compare_labels(
     from cobertes.labels.method_comparison import as_dict, compare_labels
     from cobertes.labels.vote_weights import Weighting, parse_weights
     from cobertes.report.label_comparison import comparison_table, write_comparison_picture
-    from cobertes.sources import resolve, scene_files
+    from cobertes.workflow.scene_paths import resolve, scene_files
 
     map_file = resolve(reference, Path())
     classes, scene = load_legend(legend), open_scene(scene_files(like))

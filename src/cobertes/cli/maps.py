@@ -85,8 +85,8 @@ def predict(
     from cobertes.learn.model_file import model_path
     from cobertes.predict.predict import predict_map
     from cobertes.predict.prediction_job import compute_here
-    from cobertes.sources import open_scenes
-    from cobertes.stages import make_int8_of
+    from cobertes.workflow.scene_paths import open_scenes
+    from cobertes.workflow.stages import make_int8_of
 
     models = [model, *(also or [])]
     check_not_input((out, confidence, probabilities, entropy, second, stac), map(model_path, models))

@@ -11,8 +11,8 @@ from cobertes.cli.console import Console
 from cobertes.cli.options import Overwrite, Ray, command
 
 if TYPE_CHECKING:
-    from cobertes.run import Run
     from cobertes.scale.tuning import Search
+    from cobertes.workflow.run import Run
 
 ProjectFile = Annotated[Path, typer.Argument(help="The project file, project.toml.", metavar="PROJECT")]
 RunOption = Annotated[
@@ -38,8 +38,8 @@ def demo(
     cobertes demo --out demo
     """
     from cobertes.errors import SettingsError
-    from cobertes.project import load_project
     from cobertes.synthetic.demo import write_demo
+    from cobertes.workflow.project import load_project
 
     project_file = out / "project.toml"
     if not project_file.exists():
@@ -80,9 +80,9 @@ def run(
 
     cobertes run project.toml
     """
-    from cobertes.project import load_project
-    from cobertes.run import Run
-    from cobertes.sources import file_name
+    from cobertes.workflow.project import load_project
+    from cobertes.workflow.run import Run
+    from cobertes.workflow.scene_paths import file_name
 
     loaded = load_project(project)
     folder = run or project.parent / "runs" / file_name(loaded.settings.name)
@@ -98,7 +98,7 @@ def run(
         lines = [f"{step.stage:<9} {'run' if step.runs else 'skip':<5} {step.why}" for step in steps]
         training = None
         if any(step.stage == "train" and step.runs for step in steps):
-            from cobertes.stages import estimate
+            from cobertes.workflow.stages import estimate
 
             found = estimate(job.project, job.files)
             training, lines = found.to_dict(), [*lines, "", *found.lines()]
@@ -129,7 +129,7 @@ def _epoch_line(record: dict[str, float]) -> str:
 
 def _tell_results(console: Console, job: "Run", ran: list[str]) -> None:
     """Where everything is, and the scores beside the baselines."""
-    from cobertes.files import read_json
+    from cobertes.atomic_io import read_json
 
     files, names = job.files, [area.name for area in job.project.areas]
     maps = [str(files.map(name)) for name in names if files.map(name).exists()]
@@ -172,8 +172,8 @@ def init(
 
     cobertes init april=s2_april.tif august=s2_august.tif --reference landcover.tif
     """
-    from cobertes.propose import write_project
-    from cobertes.sources import resolve
+    from cobertes.workflow.init_project import write_project
+    from cobertes.workflow.scene_paths import resolve
 
     found = write_project(scenes, resolve(reference, Path()), out, overwrite=overwrite)
     console.answer(f"{found}\nwrote {out}. Look it over, then: cobertes run {out}", project=str(out), found=found)
@@ -199,9 +199,9 @@ def tune(
 
     cobertes tune project.toml
     """
-    from cobertes.project import load_project
     from cobertes.scale.tuning import tune as search
-    from cobertes.sources import file_name
+    from cobertes.workflow.project import load_project
+    from cobertes.workflow.scene_paths import file_name
 
     loaded = load_project(project)
     folder = run or project.parent / "runs" / f"{file_name(loaded.settings.name)}-tune"

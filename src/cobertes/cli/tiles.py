@@ -31,11 +31,11 @@ def show_tiles(
 
     cobertes show-tiles runs/catalonia -o tiles.gpkg
     """
-    from cobertes.files import read_json
+    from cobertes.atomic_io import read_json
     from cobertes.geo.cog_writer import check_writable
-    from cobertes.runfolder import RunFolder
     from cobertes.tiles.index import load_index
     from cobertes.tiles.tile_report import describe_summary, draw_tiles, summarise, write_tiles
+    from cobertes.workflow.run_folder import RunFolder
 
     files = RunFolder(run)
     for path in filter(None, (out, picture)):
@@ -67,9 +67,9 @@ def audit_split(
     cobertes audit-split runs/catalonia
     """
     from cobertes.accuracy import split_audit
-    from cobertes.run import open_run
-    from cobertes.stages import open_ground
     from cobertes.tiles.index import load_index
+    from cobertes.workflow.run import open_run
+    from cobertes.workflow.stages import open_ground
 
     project, files = open_run(run)
     numbers = range(seeds)
@@ -92,10 +92,10 @@ def export_tiles(
 
     cobertes export-tiles runs/catalonia tiles
     """
-    from cobertes.run import open_run
-    from cobertes.stages import open_ground
     from cobertes.tiles import export
     from cobertes.tiles.index import load_index
+    from cobertes.workflow.run import open_run
+    from cobertes.workflow.stages import open_ground
 
     project, files = open_run(run)
     made = export.export_tiles(

@@ -16,7 +16,7 @@ from torch import Tensor
 from cobertes.accuracy.calibration import read_calibration
 from cobertes.engines.runtimes import TORCH, choose, open_runtime, quantized_path
 from cobertes.errors import ModelFileError, SettingsError, did_you_mean
-from cobertes.fingerprint import fingerprint, stamp
+from cobertes.fingerprints import fingerprint, stamp
 from cobertes.geo.scene import Scene
 from cobertes.geo.windows import Window
 from cobertes.learn.inference import Forward, each_season

@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from cobertes.atomic_io import replacing
 from cobertes.engines.runtimes import need, to_onnx
-from cobertes.files import replacing
 from cobertes.learn.encoding import CLIP, Inputs
 from cobertes.learn.inference import each_season
 from cobertes.learn.model_file import load_model

@@ -19,7 +19,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from cobertes.fingerprint import fingerprint
+from cobertes.fingerprints import fingerprint
 
 log = logging.getLogger(__name__)
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cobertes.atomic_io import write_json
 from cobertes.engines.runtimes import (
     Shape,
     need,
@@ -24,7 +25,6 @@ from cobertes.engines.runtimes import (
     to_openvino,
 )
 from cobertes.errors import ModelFileError, SettingsError
-from cobertes.files import write_json
 from cobertes.learn.inference import each_season, judge, plan_blocks
 from cobertes.learn.model_file import ModelHeader, load_model, model_path
 from cobertes.progress import SILENT, Progress

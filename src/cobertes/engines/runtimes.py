@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from cobertes.engines.openvino_cache import is_kept, kept_or_made
 from cobertes.errors import DeviceMemoryError, SettingsError, did_you_mean
-from cobertes.fingerprint import fingerprint, stamp
+from cobertes.fingerprints import fingerprint, stamp
 from cobertes.learn.devices import device_kind, inference_precision, is_out_of_memory, layout, start
 from cobertes.learn.inference import Forward
 from cobertes.learn.model_file import ModelHeader, load_model, model_path, read_header

@@ -19,8 +19,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from cobertes.atomic_io import write_json
 from cobertes.errors import CobertesError, InputFileError, SettingsError, StorageError
-from cobertes.files import write_json
 from cobertes.geo.cog_writer import RAW, check_writable, partial_folder
 
 log = logging.getLogger(__name__)

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from cobertes.errors import InputFileError
 from cobertes.geo.pages import release
 from cobertes.geo.windows import Window
-from cobertes.jit import compiled
+from cobertes.numba_cache import compiled
 
 PLAIN_TYPES = {"uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64"}
 

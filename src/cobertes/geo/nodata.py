@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cobertes.jit import compiled
+from cobertes.numba_cache import compiled
 
 ZERO_IN_ALL, VALUE_IN_ANY, NEVER = 0, 1, 2
 

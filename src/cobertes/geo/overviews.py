@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cobertes.jit import compiled
+from cobertes.numba_cache import compiled
 
 SMALLEST = 512
 """Levels end where both sides have no more pixels than this."""

@@ -10,8 +10,8 @@ import geopandas as gpd
 import pyogrio
 from pyogrio.errors import DataSourceError
 
+from cobertes.atomic_io import replacing
 from cobertes.errors import InputFileError, StorageError
-from cobertes.files import replacing
 
 
 def read_vector(path: Path) -> Any:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 
 from cobertes.errors import LegendError, SettingsError, UnknownCodesError, did_you_mean
-from cobertes.fingerprint import fingerprint, stamp
+from cobertes.fingerprints import fingerprint, stamp
 from cobertes.geo.cog_writer import RasterKind, new_raster, partial_folder
 from cobertes.geo.grid import crs_name, grid_of, open_raster, same_crs
 from cobertes.geo.ledger import LEDGER, Ledger, Resume, discard, take_up

@@ -19,7 +19,7 @@ from rasterio.warp import transform as transform_points
 
 from cobertes.geo.grid import same_crs
 from cobertes.geo.windows import Window
-from cobertes.jit import compiled
+from cobertes.numba_cache import compiled
 
 CELLS = (16, 8, 4, 2, 1)
 """Sides of a cell in scene pixels, the first that is exact enough is taken."""

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cobertes.jit import compiled
+from cobertes.numba_cache import compiled
 
 MOST_METHODS = 8
 """Which methods kept an object is a bit each."""

@@ -17,7 +17,7 @@ numba's default threading layer fails when several Python threads call it.
 import numpy as np
 from numpy.typing import NDArray
 
-from cobertes.jit import compiled
+from cobertes.numba_cache import compiled
 
 NO_SHARE = 255
 """Nodata of purity, fractions and entropy, whose values are percent."""

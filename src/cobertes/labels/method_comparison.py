@@ -20,10 +20,9 @@ import rasterio
 from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 
-from cobertes.files import write_json, write_text
+from cobertes.atomic_io import write_json, write_text
 from cobertes.geo.grid import open_raster, pixel_hectares
 from cobertes.geo.windows import Window
-from cobertes.jit import compiled
 from cobertes.labels.aggregate import make_labels
 from cobertes.labels.connected_objects import ObjectCounter, ObjectCounts
 from cobertes.labels.kernels import tally
@@ -32,6 +31,7 @@ from cobertes.labels.legend import CODES, Legend
 from cobertes.labels.memory_plan import Layout, strip_cache
 from cobertes.labels.reference_map import ReferenceReader, place
 from cobertes.labels.vote_weights import Weighting
+from cobertes.numba_cache import compiled
 from cobertes.progress import SILENT, Progress
 
 STRIP_PIXELS = 16_000_000

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cobertes.geo.scene import Observed
-from cobertes.jit import compiled
+from cobertes.numba_cache import compiled
 from cobertes.settings import AugmentationSettings, Chance
 
 

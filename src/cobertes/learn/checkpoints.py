@@ -17,8 +17,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from cobertes.atomic_io import replacing
 from cobertes.errors import TrainingError
-from cobertes.files import replacing
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from cobertes.errors import BandMismatchError, SettingsError, did_you_mean
 from cobertes.geo.scene import Observed, Scene, seen_in_any
 from cobertes.geo.windows import Window
-from cobertes.jit import compiled
+from cobertes.numba_cache import compiled
 from cobertes.tiles.band_statistics import Statistics
 
 CLIP = 10.0

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from cobertes.files import write_text
+from cobertes.atomic_io import write_text
 from cobertes.settings import TrainSettings
 
 Epoch = dict[str, float]

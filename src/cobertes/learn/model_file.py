@@ -14,8 +14,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from cobertes.atomic_io import replacing
 from cobertes.errors import InputFileError, ModelFileError
-from cobertes.files import replacing
 from cobertes.geo.grid import crs_name, resolution
 from cobertes.geo.scene import Scene
 from cobertes.labels.legend import Legend

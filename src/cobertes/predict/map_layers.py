@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cobertes.geo.cog_writer import RasterKind
-from cobertes.jit import compiled
 from cobertes.labels.legend import CODES, Legend
+from cobertes.numba_cache import compiled
 
 MAP, CONFIDENCE, SECOND, ENTROPY, PROBABILITIES = PRODUCTS = (
     "map",

@@ -22,7 +22,7 @@ from odc.geo.geobox import GeoBox
 
 from cobertes.engines.engine import Engine
 from cobertes.errors import CobertesError, SettingsError
-from cobertes.fingerprint import fingerprint, stamp
+from cobertes.fingerprints import fingerprint, stamp
 from cobertes.geo.area import ONLY_SEASON
 from cobertes.geo.blending import INTERIOR, WindowPlan
 from cobertes.geo.clip import Clip, open_clip

@@ -9,7 +9,7 @@ from typing import Any
 from odc.geo.geobox import GeoBox
 from shapely.geometry import mapping
 
-from cobertes.files import write_json
+from cobertes.atomic_io import write_json
 from cobertes.geo.grid import crs_name, footprint
 from cobertes.labels.legend import Legend
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 
-from cobertes.files import replacing
+from cobertes.atomic_io import replacing
 from cobertes.geo.grid import open_raster
 from cobertes.geo.windows import Window, tile_windows
 from cobertes.labels.label_pass import METHODS, Task

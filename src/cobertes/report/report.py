@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 import cobertes
-from cobertes.files import write_text
+from cobertes.atomic_io import write_text
 from cobertes.geo.area import ONLY_SEASON, Area
 from cobertes.geo.cog_writer import check_writable
 from cobertes.geo.grid import describe, pixel_hectares

@@ -7,7 +7,7 @@ from typing import Any
 
 import cobertes
 from cobertes.accuracy.run_comparison import SCORES, RunsComparison, comparison_notes, different_settings
-from cobertes.files import write_text
+from cobertes.atomic_io import write_text
 from cobertes.report.html import environment
 
 AXIS_LEFT, AXIS_RIGHT = 8.0, 312.0

@@ -28,12 +28,12 @@ from numpy.typing import NDArray
 from cobertes.engines.engine import CALIBRATION, Engine, Recipe, open_recipes
 from cobertes.engines.runtimes import quantized_path
 from cobertes.errors import ClusterError, SettingsError
-from cobertes.fingerprint import fingerprint
+from cobertes.fingerprints import fingerprint
 from cobertes.geo.scene import Scene
 from cobertes.predict.map_layers import PROBABILITIES
 from cobertes.predict.prediction_job import Budget, Compute, Finished, Work
 from cobertes.scale.cluster import RETRIES, connected, require_room, result_of, slots
-from cobertes.sources import is_remote
+from cobertes.workflow.scene_paths import is_remote
 
 PIECE_WINDOWS = 256
 """Of a piece at most: minutes of one processor, seconds of many."""

@@ -7,8 +7,8 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from cobertes.errors import SettingsError, did_you_mean
-from cobertes.project import explain
 from cobertes.settings import Range, Section, Settings
+from cobertes.workflow.project import explain
 
 SEARCHED = ("model", "train", "augmentation")
 """Sections of which settings can be searched."""

@@ -14,18 +14,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cobertes import stages
+from cobertes.atomic_io import read_json, write_json, write_text
 from cobertes.errors import InputFileError
-from cobertes.files import read_json, write_json, write_text
 from cobertes.learn.checkpoints import BEST
 from cobertes.learn.metrics_log import Epoch, best_epoch, read_history
 from cobertes.learn.model_file import MODEL_FILE, read_header
 from cobertes.learn.train import train_model
-from cobertes.project import Project
-from cobertes.runfolder import RunFolder
 from cobertes.scale.search_space import drawn_values, with_values
 from cobertes.settings import Settings
-from cobertes.stages import open_run
+from cobertes.workflow import stages
+from cobertes.workflow.project import Project
+from cobertes.workflow.run_folder import RunFolder
+from cobertes.workflow.stages import open_run
 
 FAILED = "failed.txt"
 

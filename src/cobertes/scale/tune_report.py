@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import cobertes
-from cobertes.files import write_text
-from cobertes.project import Project
+from cobertes.atomic_io import write_text
 from cobertes.report.html import environment
 from cobertes.report.report import toml_text
 from cobertes.scale.search_space import position, with_values
 from cobertes.scale.trials import Trial, trial_settings
 from cobertes.settings import WEIGHTS, Range
-from cobertes.sources import is_remote, resolve
+from cobertes.workflow.project import Project
+from cobertes.workflow.scene_paths import is_remote, resolve
 
 WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 1100.0, 380.0, 60.0, 40.0, 330.0
 """Of the charts, in SVG units."""

@@ -17,14 +17,10 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
-from cobertes import stages
+from cobertes.atomic_io import read_json, write_json
 from cobertes.errors import ClusterError, SettingsError, TrainingError
-from cobertes.files import read_json, write_json
-from cobertes.fingerprint import changed_keys
-from cobertes.freshness import learning_settings
+from cobertes.fingerprints import changed_keys
 from cobertes.progress import SILENT, Progress
-from cobertes.project import Project
-from cobertes.run import Run
 from cobertes.scale.cluster import connected, require_room
 from cobertes.scale.search_space import param_space, require_space
 from cobertes.scale.trials import (
@@ -41,6 +37,10 @@ from cobertes.scale.trials import (
     trial_folder,
 )
 from cobertes.scale.tune_report import write_results
+from cobertes.workflow import stages
+from cobertes.workflow.project import Project
+from cobertes.workflow.run import Run
+from cobertes.workflow.stage_fingerprints import learning_settings
 
 log = logging.getLogger(__name__)
 

@@ -16,8 +16,8 @@ from rasterio.errors import RasterioError
 
 from cobertes.errors import GridMismatchError, InputFileError, SettingsError
 from cobertes.geo.grid import describe, grid_of, open_raster, same_grid
-from cobertes.jit import compiled
 from cobertes.labels.kernels import tally
+from cobertes.numba_cache import compiled
 from cobertes.progress import SILENT, Progress
 
 STRIP_PIXELS = 16_000_000

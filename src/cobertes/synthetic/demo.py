@@ -23,9 +23,9 @@ from affine import Affine
 from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 
+from cobertes.atomic_io import replacing, write_text
 from cobertes.errors import SettingsError, StorageError
-from cobertes.files import replacing, write_text
-from cobertes.jit import compiled
+from cobertes.numba_cache import compiled
 from cobertes.progress import SILENT, Advance, Progress
 from cobertes.synthetic.landscape import Landscape, build
 from cobertes.synthetic.nature import FACTOR, MATERIALS, Floats, fractal, sample

@@ -13,7 +13,7 @@ import scipy.fft
 import scipy.ndimage
 from numpy.typing import NDArray
 
-from cobertes.jit import compiled
+from cobertes.numba_cache import compiled
 
 Floats = NDArray[np.floating[Any]]
 Cover = NDArray[np.uint8]

@@ -9,7 +9,7 @@ import numpy as np
 import scipy.ndimage
 from numpy.typing import NDArray
 
-from cobertes.jit import compiled
+from cobertes.numba_cache import compiled
 from cobertes.synthetic.nature import FACTOR, NUMBER, OPEN_WATER, TEXTURE, Cover, Floats, wander
 
 

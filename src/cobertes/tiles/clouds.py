@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cobertes.geo.bands import colour_positions
-from cobertes.jit import compiled
+from cobertes.numba_cache import compiled
 from cobertes.settings import TileSettings
 
 CLEAR, CLOUD, SNOW = 0, 1, 2

@@ -14,8 +14,8 @@ from cobertes.geo.area import Area
 from cobertes.geo.nodata import valid_where
 from cobertes.geo.scene import Observed, Scene, seen_in_any
 from cobertes.geo.windows import Window
-from cobertes.jit import compiled
 from cobertes.labels.legend import IGNORE_INDEX, Legend
+from cobertes.numba_cache import compiled
 from cobertes.tiles.label_counts import count_bands, read_labels, read_shares
 from cobertes.tiles.split import Split
 from cobertes.tiles.store import LABELS, SCENE, SHARES, Store

@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 from shapely.geometry import Polygon, box
 
+from cobertes.atomic_io import replacing
 from cobertes.errors import InputFileError, NoTilesError, SettingsError
-from cobertes.files import replacing
 from cobertes.geo.area import Area
 from cobertes.geo.grid import crop, footprint, resolution
 from cobertes.geo.windows import Window, interiors, tile_windows

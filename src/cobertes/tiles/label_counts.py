@@ -23,8 +23,8 @@ from rasterio.errors import RasterioError
 from cobertes.errors import InputFileError
 from cobertes.geo.grid import open_raster
 from cobertes.geo.windows import Window
-from cobertes.jit import compiled
 from cobertes.labels.legend import Legend
+from cobertes.numba_cache import compiled
 from cobertes.progress import Advance
 
 STRIP_ROWS = 512

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cobertes.errors import InputFileError, SettingsError, StorageError
-from cobertes.fingerprint import fingerprint
+from cobertes.fingerprints import fingerprint
 from cobertes.geo.area import Area
 from cobertes.geo.ledger import Ledger
 from cobertes.geo.mmap_tiff import NOT_STORED, Mapped, Values

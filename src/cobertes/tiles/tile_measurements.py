@@ -17,13 +17,13 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
+from cobertes.atomic_io import replacing
 from cobertes.errors import InputFileError
-from cobertes.files import replacing
 from cobertes.geo.area import Area
 from cobertes.geo.scene import Scene, open_mask
 from cobertes.geo.windows import Window
-from cobertes.jit import compiled
 from cobertes.labels.legend import IGNORE_INDEX, Legend
+from cobertes.numba_cache import compiled
 from cobertes.progress import SILENT, Progress
 from cobertes.settings import TileSettings
 from cobertes.tiles.clouds import CLOUD, SNOW, BandTests, cover_of_codes

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
-from cobertes.files import replacing
+from cobertes.atomic_io import replacing
 from cobertes.geo.vector import write_layers
 
 SPLIT_COLOURS = {"train": "#0072b2", "validation": "#e69f00", "test": "#cc79a7"}

@@ -23,11 +23,17 @@ from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cobertes import stages
+from cobertes.atomic_io import write_text
 from cobertes.errors import ModelFileError, SettingsError, did_you_mean
-from cobertes.files import write_text
-from cobertes.fingerprint import changed_keys, fingerprint, stamp
-from cobertes.freshness import (
+from cobertes.fingerprints import changed_keys, fingerprint, stamp
+from cobertes.geo.grid import describe
+from cobertes.geo.ledger import discard
+from cobertes.progress import SILENT, Progress
+from cobertes.report.report import toml_text
+from cobertes.workflow import stages
+from cobertes.workflow.project import Project
+from cobertes.workflow.run_folder import RunFolder
+from cobertes.workflow.stage_fingerprints import (
     learning_settings,
     observed_fingerprint,
     read_notes,
@@ -36,16 +42,10 @@ from cobertes.freshness import (
     training_fingerprint,
     write_note,
 )
-from cobertes.geo.grid import describe
-from cobertes.geo.ledger import discard
-from cobertes.progress import SILENT, Progress
-from cobertes.project import Project
-from cobertes.report.report import toml_text
-from cobertes.runfolder import RunFolder
-from cobertes.stages import HEAD
+from cobertes.workflow.stages import HEAD
 
 if TYPE_CHECKING:
-    from cobertes.stages import Computing
+    from cobertes.workflow.stages import Computing
 
 STAGES = ("labels", "tiles", "train", "evaluate", "predict", "report")
 

@@ -4,14 +4,14 @@ import math
 from pathlib import Path
 from typing import Any
 
-from cobertes.files import read_json, write_json
-from cobertes.fingerprint import fingerprint, stamp
+from cobertes.atomic_io import read_json, write_json
+from cobertes.fingerprints import fingerprint, stamp
 from cobertes.geo.area import Area
 from cobertes.geo.grid import describe, source_files
-from cobertes.project import Project
-from cobertes.runfolder import RunFolder
 from cobertes.settings import WEIGHTS
 from cobertes.tiles.index import load_index
+from cobertes.workflow.project import Project
+from cobertes.workflow.run_folder import RunFolder
 
 LEARNING_SECTIONS = (
     "legend",

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from rasterio.errors import RasterioError
 
+from cobertes.atomic_io import write_text
 from cobertes.errors import InputFileError
-from cobertes.files import write_text
 from cobertes.geo.area import ONLY_SEASON
 from cobertes.geo.bands import natural_colours
 from cobertes.geo.cog_writer import check_not_input, check_writable
@@ -21,8 +21,8 @@ from cobertes.geo.scene import Scene
 from cobertes.labels.legend import CODES, Legend, legend_names, load_legend
 from cobertes.labels.reference_map import place
 from cobertes.settings import SplitSettings
-from cobertes.sources import open_scenes
 from cobertes.tiles.block_split import choose_block
+from cobertes.workflow.scene_paths import open_scenes
 
 SAMPLE_BLOCKS, SAMPLE_PIXELS = 400, 100_000_000
 """Of a map with more pixels, so many storage blocks are looked at, or as many more as hold these pixels."""

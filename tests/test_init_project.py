@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import rasterio
 
-from cobertes import propose
 from cobertes.errors import GridMismatchError, InputFileError, OutputExistsError, SettingsError, StorageError
 from cobertes.geo.area import ONLY_SEASON
 from cobertes.labels.legend import load_legend
-from cobertes.project import load_project
-from cobertes.propose import look_at_codes, propose_legend, write_project
-from cobertes.sources import open_scenes
+from cobertes.workflow import init_project
+from cobertes.workflow.init_project import look_at_codes, propose_legend, write_project
+from cobertes.workflow.project import load_project
+from cobertes.workflow.scene_paths import open_scenes
 from rasters import grid_at, write_raster
 
 BANDS = ("B02", "B03", "B04", "B08")
@@ -69,7 +69,7 @@ def test_paths_are_relative_to_the_project_file(place):
 
 def test_a_project_called_project_takes_its_folder_s_name(place, monkeypatch):
     monkeypatch.chdir(place)
-    write_project(["scene.tif"], place / "map.tif", propose.Path("project.toml"))
+    write_project(["scene.tif"], place / "map.tif", init_project.Path("project.toml"))
     assert settings_of(place / "project.toml")["name"] == place.name
 
 
@@ -179,8 +179,8 @@ def test_nodata_that_the_map_declares_is_no_class(place, nodata, dtype, means):
 
 
 def test_of_a_large_map_a_part_is_looked_at(place, monkeypatch):
-    monkeypatch.setattr(propose, "SAMPLE_BLOCKS", 10)
-    monkeypatch.setattr(propose, "SAMPLE_PIXELS", 20_000)
+    monkeypatch.setattr(init_project, "SAMPLE_BLOCKS", 10)
+    monkeypatch.setattr(init_project, "SAMPLE_PIXELS", 20_000)
     write_map(place, ALL_12, shape=(480, 480), pixel=2.0, tiled=True, blockxsize=32, blockysize=32)
     codes = look_at_codes(place / "map.tif")
     assert not codes.all
@@ -276,6 +276,6 @@ def test_a_map_of_zeros_that_declares_nothing_holds_no_class(place):
 )
 def test_the_proposed_tile_fits_the_proposed_block(place, side, tile):
     scene = open_scenes([str(place / "scene.tif")])[ONLY_SEASON]
-    size, block = propose._tiling(dataclasses.replace(scene, grid=grid_at(side, side)))
+    size, block = init_project._tiling(dataclasses.replace(scene, grid=grid_at(side, side)))
     assert size == tile
     assert block >= tile

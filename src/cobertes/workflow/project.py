@@ -1,7 +1,7 @@
 """A project: ``project.toml`` read, validated and resolved into areas, scenes and a legend.
 
 What the files hold is checked here, before any stage runs: seasons, bands and grids that do not fit stop the run
-at once. Which files they are: `cobertes.sources`.
+at once. Which files they are: `cobertes.workflow.scene_paths`.
 """
 
 import logging
@@ -24,8 +24,8 @@ from cobertes.geo.scene import Scene, open_scene
 from cobertes.labels.legend import Legend, load_crosswalk, load_legend, translation
 from cobertes.labels.reference_map import reference_nodata
 from cobertes.settings import SCRATCH, WEIGHTS, AreaSettings, Settings, fill_in
-from cobertes.sources import file_name, find_areas, resolve
 from cobertes.tiles.split import read_groups, require_known_groups
+from cobertes.workflow.scene_paths import file_name, find_areas, resolve
 
 log = logging.getLogger(__name__)
 

@@ -15,10 +15,23 @@ from threading import Event, Lock
 from typing import TYPE_CHECKING, Any
 
 from cobertes.accuracy.calibration import read_calibration
+from cobertes.atomic_io import read_json, write_json
 from cobertes.errors import InputFileError, SettingsError
-from cobertes.files import read_json, write_json
-from cobertes.fingerprint import stamp
-from cobertes.freshness import (
+from cobertes.fingerprints import stamp
+from cobertes.geo.area import Area
+from cobertes.labels.aggregate import make_labels
+from cobertes.labels.vote_weights import Weighting
+from cobertes.progress import SILENT, Joined, Progress
+from cobertes.settings import fill_in
+from cobertes.tiles.band_statistics import Statistics
+from cobertes.tiles.dataset import Ground
+from cobertes.tiles.index import build_index, load_index, save_index
+from cobertes.tiles.split import Split
+from cobertes.tiles.store import Store, make_store
+from cobertes.workflow.project import Project, load_project
+from cobertes.workflow.run_folder import RunFolder
+from cobertes.workflow.scene_paths import resolve
+from cobertes.workflow.stage_fingerprints import (
     mapped_fingerprints,
     observed_fingerprint,
     read_notes,
@@ -26,19 +39,6 @@ from cobertes.freshness import (
     training_fingerprint,
     write_note,
 )
-from cobertes.geo.area import Area
-from cobertes.labels.aggregate import make_labels
-from cobertes.labels.vote_weights import Weighting
-from cobertes.progress import SILENT, Joined, Progress
-from cobertes.project import Project, load_project
-from cobertes.runfolder import RunFolder
-from cobertes.settings import fill_in
-from cobertes.sources import resolve
-from cobertes.tiles.band_statistics import Statistics
-from cobertes.tiles.dataset import Ground
-from cobertes.tiles.index import build_index, load_index, save_index
-from cobertes.tiles.split import Split
-from cobertes.tiles.store import Store, make_store
 
 if TYPE_CHECKING:
     from cobertes.accuracy.disagreement import AuditedArea

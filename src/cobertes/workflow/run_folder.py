@@ -1,4 +1,4 @@
-"""Where a run keeps its files; `cobertes.run` draws the folder."""
+"""Where a run keeps its files; `cobertes.workflow.run` draws the folder."""
 
 from dataclasses import dataclass
 from pathlib import Path

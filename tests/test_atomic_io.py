@@ -6,9 +6,9 @@ import os
 import numpy as np
 import pytest
 
+from cobertes.atomic_io import read_json, replacing, write_json, write_text
 from cobertes.cli.console import Console
 from cobertes.errors import InputFileError, StorageError, did_you_mean
-from cobertes.files import read_json, replacing, write_json, write_text
 
 
 def names(folder):
