@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn import metrics
+from sklearn import metrics as sklearn_metrics
 
 from cobertes.accuracy import metrics
 from cobertes.accuracy.confusion import ConfusionMatrix
@@ -36,20 +36,20 @@ def test_scores_equal_those_of_scikit_learn(pair):
     matrix = ConfusionMatrix.of(reference, predicted, classes)
     known = reference != IGNORE_INDEX
     y, p, all_classes = reference[known], predicted[known], np.arange(classes)
-    np.testing.assert_array_equal(matrix.counts, metrics.confusion_matrix(y, p, labels=all_classes))
-    assert matrix.overall_accuracy == pytest.approx(metrics.accuracy_score(y, p))
+    np.testing.assert_array_equal(matrix.counts, sklearn_metrics.confusion_matrix(y, p, labels=all_classes))
+    assert matrix.overall_accuracy == pytest.approx(sklearn_metrics.accuracy_score(y, p))
     present = np.isin(all_classes, y)
-    recall = metrics.recall_score(y, p, labels=all_classes, average=None, zero_division=0)
-    precision = metrics.precision_score(y, p, labels=all_classes, average=None, zero_division=0)
+    recall = sklearn_metrics.recall_score(y, p, labels=all_classes, average=None, zero_division=0)
+    precision = sklearn_metrics.precision_score(y, p, labels=all_classes, average=None, zero_division=0)
     np.testing.assert_allclose(matrix.producers_accuracy, np.where(present, recall, np.nan))
     np.testing.assert_allclose(matrix.users_accuracy, np.where(np.isin(all_classes, p), precision, np.nan))
-    jaccard = metrics.jaccard_score(y, p, labels=all_classes, average=None, zero_division=0)
+    jaccard = sklearn_metrics.jaccard_score(y, p, labels=all_classes, average=None, zero_division=0)
     np.testing.assert_allclose(matrix.iou, np.where(present, jaccard, np.nan))
-    f1 = metrics.f1_score(y, p, labels=all_classes, average=None, zero_division=0)
+    f1 = sklearn_metrics.f1_score(y, p, labels=all_classes, average=None, zero_division=0)
     np.testing.assert_allclose(matrix.dice, np.where(present, f1, np.nan))
     assert matrix.balanced_accuracy == pytest.approx(recall[present].mean())
     if len(np.union1d(y, p)) > 1:
-        assert matrix.kappa == pytest.approx(metrics.cohen_kappa_score(y, p))
+        assert matrix.kappa == pytest.approx(sklearn_metrics.cohen_kappa_score(y, p))
     else:
         assert np.isnan(matrix.kappa)
     weights = np.bincount(y, minlength=classes) / len(y)
