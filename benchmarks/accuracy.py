@@ -31,7 +31,7 @@ def with_seed(project: Project, seed: int) -> Project:
 
 def assess(project: Project, folder: Path) -> dict:
     """The assessment of one run, made where it is not there."""
-    run = Run(project, folder, tell=lambda stage, text: print(f"  {stage}: {text}", flush=True))
+    run = Run(project, folder, on_message=lambda stage, text: print(f"  {stage}: {text}", flush=True))
     for stage in ("labels", "tiles", "train", "evaluate"):
         run.run(only=stage)
     return json.loads(run.files.assessment.read_text(encoding="utf-8"))

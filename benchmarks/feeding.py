@@ -30,7 +30,7 @@ from cobertes.learn import inference
 from cobertes.learn.encoding import Inputs
 from cobertes.learn.sampler import Sampler, batches
 from cobertes.settings import SplitSettings, TileSettings, TrainSettings
-from cobertes.tiles.dataset import Ground
+from cobertes.tiles.dataset import LabelledDataset
 from cobertes.tiles.index import build_index
 from cobertes.tiles.store import make_store
 
@@ -76,15 +76,15 @@ def ours(out: Path, layout: str, store: str, threads: int) -> tuple[Sampler, Inp
     legend = load_legend("catalonia-12", Path())
     index = build_index(
         [area], labels, legend, tiles=TileSettings(size=TILE), split=SplitSettings(block=1200, guard=0),
-        kept=out / f"{layout}.npz", made_from=layout,
+        cache=out / f"{layout}.npz", fingerprint=layout,
     )  # fmt: skip
-    ground = Ground({"one": area}, labels, legend, index.split)
+    ground = LabelledDataset({"one": area}, labels, legend, index.split)
     settings = TrainSettings(sampling="shuffled", samples=BATCH * 64)
-    sampler = Sampler.of(index.frame, ground, settings, (TILE,))
+    sampler = Sampler.of(index.table, ground, settings, (TILE,))
     if store != "none":
         held = make_store(
             out / f"store-{layout}-{store}", ground.areas, labels, {"one": [Window(0, 0, SIDE, SIDE)]},
-            made_from=layout, every_scene=store == "all",
+            fingerprint=layout, every_scene=store == "all",
         )  # fmt: skip
         ground = dataclasses.replace(ground, store=held)
         sampler = dataclasses.replace(sampler, ground=ground)

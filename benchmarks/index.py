@@ -38,7 +38,7 @@ scenes = {season: open_scene([str(out / f"{season}.tif")]) for season in ("april
 areas, legend = [Area("country", scenes)], load_legend("catalonia-12", Path())
 index = build_index(areas, {"country": out / "labels.tif"}, legend,
     tiles=TileSettings(size=size, drop_only=["water"], **rules.get("tiles", {})),
-    split=SplitSettings(**rules.get("split", {})), kept=out / f"{size}.npz", made_from="benchmark")
+    split=SplitSettings(**rules.get("split", {})), cache=out / f"{size}.npz", fingerprint="benchmark")
 save_index(index.frame, out / f"{size}.parquet")
 kept = index.frame["keep"]
 print(len(index.frame), int(kept.sum()), int(index.frame["valid_april"].notna().sum()), index.split.block,

@@ -100,7 +100,7 @@ def main() -> None:
             reference = arguments.out / "data" / "reference-1m.tif"
             np.save(noted, plant_in_file(reference, arguments.planted, arguments.seed, factor=10))
     project = load_project(arguments.out / "project.toml")
-    run = Run(project, arguments.out / "runs" / "demo", tell=print)
+    run = Run(project, arguments.out / "runs" / "demo", on_message=print)
     if not run.files.calibration.exists():
         run.run()
     areas = audited_areas(project, run.files)

@@ -264,7 +264,7 @@ def seams(options: argparse.Namespace) -> None:
         from cobertes.geo.windows import Window
 
         window = Window(down, right, scene.shape[0] - down, scene.shape[1] - right)
-        values, _ = scene.read(window)
+        values, _ = scene.read_chw(window)
         grid = crop(scene.grid, window)
         profile = {"driver": "GTiff", "dtype": scene.dtype, "count": len(values), "nodata": scene.nodata}
         with rasterio.open(

@@ -39,17 +39,17 @@ LEGEND = "catalonia-12"
 
 def predict(model: Path, scene: Path, out: Path, threads: int, ray: str | None) -> None:
     """Map a scene twice in this process, and print the net Mpx/s of both: cold, and with what is open by then."""
-    from cobertes.cli.options import computing
+    from cobertes.cli.options import open_executor
     from cobertes.engines.engine import open_engine
     from cobertes.geo.scene import open_scene
     from cobertes.predict.predict import predict_map
-    from cobertes.predict.prediction_job import compute_here
+    from cobertes.predict.prediction_job import run_locally
 
     engine, found = open_engine(model, threads=threads), []
-    with computing(ray, threads) as compute:
+    with open_executor(ray, threads) as executor:
         for _ in range(2):
             made = predict_map(
-                engine, {"scene": open_scene([str(scene)])}, out, overwrite=True, compute=compute or compute_here,
+                engine, {"scene": open_scene([str(scene)])}, out, overwrite=True, executor=executor or run_locally,
                 confidence=out.with_name(f"{out.stem}.confidence.tif"),
             )  # fmt: skip
             found.append(made.mpx_per_second)

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from cobertes.learn.architectures import build_network, count_parameters
-from cobertes.learn.devices import start
+from cobertes.learn.devices import make_fabric
 from cobertes.learn.losses import CROSS_ENTROPY
 from cobertes.learn.unet import UNetSettings
 from cobertes.settings import SCRATCH
@@ -57,7 +57,7 @@ def ours(
     encoder: str, precision: str, compiled: bool, batch: int, size: int, device: str
 ) -> tuple[Callable[[], None], float]:
     """A step as `cobertes run` makes it, and the millions of parameters."""
-    fabric = start(device, precision)
+    fabric = make_fabric(device, precision)
     model = build_network(UNetSettings(CHANNELS, CLASSES, encoder)).to(memory_format=torch.channels_last)
     parameters = count_parameters(model) / 1e6
     if compiled:

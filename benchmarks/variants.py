@@ -47,7 +47,7 @@ def merged(project: Project, changes: dict[str, Any], seed: int, epochs: int) ->
 
 def run_until(stage: str, project: Project, folder: Path) -> RunFolder:
     """A run up to a stage, ``tiles`` or ``train``; what is there is not made again."""
-    run = Run(project, folder, tell=lambda stage, text: print(f"  {stage}: {text}", flush=True))
+    run = Run(project, folder, on_message=lambda stage, text: print(f"  {stage}: {text}", flush=True))
     for each in ("labels", "tiles", "train"):
         run.run(only=each)
         if each == stage:

@@ -105,7 +105,9 @@ def main() -> None:
                 )
             )  # fmt: skip
             run = Run(
-                load_project(path), arguments.out / "runs" / path.stem, tell=lambda *text: print(*text, flush=True)
+                load_project(path),
+                arguments.out / "runs" / path.stem,
+                on_message=lambda *text: print(*text, flush=True),
             )
             for stage in ("labels", "tiles", "train"):
                 run.run(only=stage)

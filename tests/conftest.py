@@ -62,10 +62,10 @@ def cluster():
     node = {"num_cpus": 1, "memory": 4 * 2**30, "object_store_memory": 80 * 2**20, "include_dashboard": False}
     quick = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 1000}  # a busy machine answers late
     found = Cluster(initialize_head=True, head_node_args=node | {"num_cpus": 0, "_system_config": quick})
-    found.grow = lambda: found.add_node(**node)
+    found.pad = lambda: found.add_node(**node)
     try:
-        found.grow()
-        found.grow()
+        found.pad()
+        found.pad()
         # connected once: workers outlive the tests, and need not import torch anew
         ray.init(found.address, log_to_driver=False, logging_level=logging.ERROR)
         yield found

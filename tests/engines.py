@@ -5,7 +5,7 @@ import torch
 
 from cobertes.engines.engine import Engine
 from cobertes.evaluation.held_out_map import AsMapped
-from cobertes.labels.legend import LandClass, Legend
+from cobertes.labels.legend import Legend, LegendClass
 from cobertes.learn.encoding import Inputs
 from cobertes.learn.model_file import ModelHeader
 from cobertes.learn.unet import UNetSettings
@@ -13,7 +13,7 @@ from cobertes.learn.unet import UNetSettings
 TENS = Legend(
     "tens",
     0,
-    tuple(LandClass(c, f"class-{c}", f"Class & {c}", f"#{c:02x}00ff") for c in range(10, 101, 10)),
+    tuple(LegendClass(c, f"class-{c}", f"Class & {c}", f"#{c:02x}00ff") for c in range(10, 101, 10)),
 )
 SCALE = 1024.0
 """Coordinates are divided by a power of two: they come back exactly."""

@@ -52,5 +52,5 @@ def coordinates(shape, dtype=np.int32):
 
 def stitch(out, origin, planned, values):
     """Write the interior of a planned window's ``values`` (..., size, size) into ``out``, which holds ``origin``."""
-    rows, cols = planned.interior.within(planned.window)
-    out[(..., *planned.interior.within(origin))] = values[..., rows, cols]
+    rows, cols = planned.interior.slices_in(planned.window)
+    out[(..., *planned.interior.slices_in(origin))] = values[..., rows, cols]

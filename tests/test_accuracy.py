@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
 
-from cobertes.accuracy import forest as forest_module
+from cobertes.accuracy import baselines
 from cobertes.accuracy.baselines import judge_forest, most_frequent, pixel_features, train_forest
 from cobertes.accuracy.block_confusion import Block, BlockMatrices
 from cobertes.accuracy.confusion import ConfusionMatrix
@@ -18,13 +18,13 @@ from cobertes.atomic_io import read_json, write_json
 from cobertes.geo.area import Area
 from cobertes.geo.scene import Scene, open_scene
 from cobertes.geo.windows import Window
-from cobertes.labels.legend import IGNORE_INDEX, LandClass, Legend
+from cobertes.labels.legend import IGNORE_INDEX, Legend, LegendClass
 from cobertes.settings import SplitSettings, TileSettings
-from cobertes.tiles.dataset import Ground
+from cobertes.tiles.dataset import LabelledDataset
 from cobertes.tiles.index import build_index
 from rasters import grid_at, write_raster
 
-LEGEND = Legend("test", 0, tuple(LandClass(c, f"c{c}", f"Class {c}", f"#{c:02x}80ff") for c in (10, 200, 30)))
+LEGEND = Legend("test", 0, tuple(LegendClass(c, f"c{c}", f"Class {c}", f"#{c:02x}80ff") for c in (10, 200, 30)))
 
 
 @st.composite
@@ -167,14 +167,14 @@ def make_ground(folder, *, seed=0, guard=4, overlap=0):
         [area], labels, LEGEND,
         tiles=TileSettings(size=20, overlap=overlap), split=SplitSettings(block=40, guard=guard),
     )  # fmt: skip
-    ground = Ground({"one": area}, labels, LEGEND, index.split)
+    ground = LabelledDataset({"one": area}, labels, LEGEND, index.split)
     return SimpleNamespace(ground=ground, index=index, codes=codes)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def few_trees():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(forest_module, "TREES", 20)
+        patch.setattr(baselines, "TREES", 20)
         yield
 
 
@@ -185,7 +185,7 @@ def made(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def forest(made):
-    return train_forest(made.ground, made.index.frame)
+    return train_forest(made.ground, made.index.table)
 
 
 def held_out(made, letter="v"):
@@ -205,8 +205,8 @@ def test_the_forest_beats_the_most_frequent_class_on_held_out_ground(made, fores
 
 @pytest.mark.parametrize("chunk", [512, 17])
 def test_every_held_out_pixel_is_judged_exactly_once(made, forest, monkeypatch, chunk):
-    monkeypatch.setattr(forest_module, "CHUNK", chunk)
-    _, y = made.ground.read("one", Window(0, 0, *SHAPE))
+    monkeypatch.setattr(baselines, "CHUNK", chunk)
+    _, y = made.ground.read_chw("one", Window(0, 0, *SHAPE))
     judged = y[held_out(made)]
     matrix = judge_forest(forest, made.ground, "v").total
     assert matrix.support.tolist() == [int((judged == i).sum()) for i in range(3)]
@@ -214,12 +214,12 @@ def test_every_held_out_pixel_is_judged_exactly_once(made, forest, monkeypatch, 
 
 def test_judging_does_not_depend_on_how_the_ground_is_cut(made, forest, monkeypatch):
     whole = judge_forest(forest, made.ground, "v").total
-    monkeypatch.setattr(forest_module, "CHUNK", 17)
+    monkeypatch.setattr(baselines, "CHUNK", 17)
     np.testing.assert_array_equal(judge_forest(forest, made.ground, "v").total.counts, whole.counts)
 
 
 def test_the_same_seed_grows_the_same_forest(made, forest):
-    again = judge_forest(train_forest(made.ground, made.index.frame), made.ground, "v").total
+    again = judge_forest(train_forest(made.ground, made.index.table), made.ground, "v").total
     np.testing.assert_array_equal(again.counts, judge_forest(forest, made.ground, "v").total.counts)
 
 
@@ -233,24 +233,24 @@ def test_the_forest_learns_without_a_look_at_held_out_ground(tmp_path, monkeypat
         return original(self, window)
 
     monkeypatch.setattr(Scene, "read", noted)
-    monkeypatch.setattr(forest_module, "TREES", 2)
-    train_forest(made.ground, made.index.frame)
+    monkeypatch.setattr(baselines, "TREES", 2)
+    train_forest(made.ground, made.index.table)
     assert read
     assert not any(held[window.clip(SHAPE).slices].any() for window in read)
 
 
 def test_the_forest_takes_a_sample_where_there_is_more_than_it_needs(made, monkeypatch):
-    monkeypatch.setattr(forest_module, "TRAINING_PIXELS", 500)
-    monkeypatch.setattr(forest_module, "TREES", 3)
+    monkeypatch.setattr(baselines, "TRAINING_PIXELS", 500)
+    monkeypatch.setattr(baselines, "TREES", 3)
     taken = []
-    original = forest_module.RandomForestClassifier.fit
+    original = baselines.RandomForestClassifier.fit
 
     def fit(self, x, y):
         taken.append((x, y))
         return original(self, x, y)
 
-    monkeypatch.setattr(forest_module.RandomForestClassifier, "fit", fit)
-    train_forest(made.ground, made.index.frame)
+    monkeypatch.setattr(baselines.RandomForestClassifier, "fit", fit)
+    train_forest(made.ground, made.index.table)
     ((x, y),) = taken
     assert 400 < len(y) < 600
     assert set(np.unique(y)) == {0, 1, 2}

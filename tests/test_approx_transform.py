@@ -8,7 +8,7 @@ from rasterio.warp import transform as transform_points
 
 from cobertes.geo.windows import Window
 from cobertes.labels.approx_transform import CELLS, Lattice, gather, smooth_cells
-from cobertes.labels.reference_map import Placement, ReferenceReader
+from cobertes.labels.reference_map import Alignment, ReferenceReader
 from rasters import grid_at, write_raster
 
 UTM = grid_at(64, 80)
@@ -115,7 +115,7 @@ def test_a_scene_across_the_antimeridian_reads_both_ends_of_the_map(tmp_path):
     path = write_raster(
         tmp_path / "world.tif", codes, GeoBox((180, 360), Affine(1, 0, -180, 0, -1, 90), "EPSG:4326"), nodata=0
     )
-    with ReferenceReader(path, grid, Placement(1, 0.05, None, 1.0), filler=0) as reader:
+    with ReferenceReader(path, grid, Alignment(1, 0.05, None, 1.0), fill_code=0) as reader:
         found, _ = reader.read(Window(0, 0, 40, 40))
     xs, ys = grid.affine * np.meshgrid(np.arange(40) + 0.5, np.arange(40) + 0.5)
     longitude, _ = transform_points("EPSG:32760", "EPSG:4326", xs.ravel(), ys.ravel())

@@ -15,7 +15,7 @@ from odc.geo.geobox import GeoBox
 from typer.testing import CliRunner
 
 from cobertes.cli.main import app
-from cobertes.geo.cog_writer import Categories, RasterKind, new_raster
+from cobertes.geo.cog_writer import Categories, RasterSpec, new_raster
 from cobertes.survey import stratified_sampling
 from cobertes.survey.stratified_sampling import _ranks, count_codes, draw_pixels, open_map, values_at
 from rasters import grid_at, write_raster
@@ -28,7 +28,7 @@ QGIS = Path("/usr/bin/python3")
 
 def write_map(path, codes):
     with new_raster(
-        path, grid_at(*codes.shape), RasterKind("uint8", ("class",), 0, Categories(NAMES, COLOURS))
+        path, grid_at(*codes.shape), RasterSpec("uint8", ("class",), 0, Categories(NAMES, COLOURS))
     ) as p:
         p[0] = codes
     return path
@@ -54,11 +54,11 @@ def invoke(*arguments, code=0):
     return shown
 
 
-def fill_in(path, truth, *, skip=0, unclear=0, grid=None):
+def interpret(path, truth, *, skip=0, unclear=0, grid=None):
     """What an interpreter does who sees the truth."""
-    frame = pyogrio.read_dataframe(path, layer="sample")
+    index = pyogrio.read_dataframe(path, layer="sample")
     grid = grid or grid_at(*SHAPE)
-    bounds = frame.geometry.bounds
+    bounds = index.geometry.bounds
     col, row = ~grid.affine * (
         (bounds.minx + bounds.maxx).to_numpy() / 2, (bounds.miny + bounds.maxy).to_numpy() / 2
     )  # fmt: skip
@@ -69,11 +69,11 @@ def fill_in(path, truth, *, skip=0, unclear=0, grid=None):
         base.create_function("ST_MaxX", 1, lambda g: 0.0)
         base.create_function("ST_MinY", 1, lambda g: 0.0)
         base.create_function("ST_MaxY", 1, lambda g: 0.0)
-        for i, (point, code) in enumerate(zip(frame["point"], reference, strict=True)):
+        for i, (point, code) in enumerate(zip(index["point"], reference, strict=True)):
             value = None if i < skip else -1 if i < skip + unclear else int(code)
             base.execute("UPDATE sample SET reference = ? WHERE point = ?", (value, int(point)))
     base.close()
-    return frame
+    return index
 
 
 # --- drawing -----------------------------------------------------------------------------------------------
@@ -146,12 +146,12 @@ def test_a_sample_has_the_design_that_was_asked_for(maps, tmp_path, options, exp
         assert points == expected
     else:
         assert min(points) >= 40
-    frame = pyogrio.read_dataframe(tmp_path / "s.gpkg", layer="sample")
-    assert frame["reference"].isna().all()
-    assert frame["stratum"].value_counts().sort_index().tolist() == points
-    assert not frame["stratum"].is_monotonic_increasing  # the order tells nothing
-    assert frame.crs.to_epsg() == 32631
-    assert frame.geometry.area.tolist() == pytest.approx([100] * 300)
+    index = pyogrio.read_dataframe(tmp_path / "s.gpkg", layer="sample")
+    assert index["reference"].isna().all()
+    assert index["stratum"].value_counts().sort_index().tolist() == points
+    assert not index["stratum"].is_monotonic_increasing  # the order tells nothing
+    assert index.crs.to_epsg() == 32631
+    assert index.geometry.area.tolist() == pytest.approx([100] * 300)
 
 
 def test_the_size_reaches_the_standard_error(maps, tmp_path):
@@ -174,7 +174,7 @@ def test_an_interpreted_sample_gives_the_areas_of_the_ground(maps, tmp_path):
     folder, codes, truth = maps
     sample = tmp_path / "s.gpkg"
     invoke("sample-accuracy", folder / "map.tif", "-o", sample, "--points", "1500")
-    fill_in(sample, truth, skip=7, unclear=5)
+    interpret(sample, truth, skip=7, unclear=5)
     found = json.loads(invoke("estimate-accuracy", sample, "--json").stdout)
     assert (found["points"], found["not_interpreted"], found["cannot_tell"]) == (1488, 7, 5)
     known = codes > 0
@@ -199,9 +199,9 @@ def test_strata_need_not_be_the_classes_and_another_map_can_be_judged(maps, tmp_
     invoke(
         "sample-accuracy", folder / "map.tif", "-o", sample, "--points", "1200", "--strata", folder / "strata.tif"
     )
-    frame = fill_in(sample, truth)
-    assert set(frame["stratum"]) == {1, 2}
-    assert set(frame["mapped"]) == set(NAMES)
+    index = interpret(sample, truth)
+    assert set(index["stratum"]) == {1, 2}
+    assert set(index["mapped"]) == set(NAMES)
     found = json.loads(invoke("estimate-accuracy", sample, "--json").stdout)
     low, high = found["overall_accuracy"]["interval"]
     assert low <= (codes == truth)[codes > 0].mean() <= high
@@ -224,7 +224,7 @@ def test_strata_with_the_codes_of_classes_are_not_the_maps_areas(maps, tmp_path)
     write_raster(tmp_path / "strata.tif", strata, grid_at(*SHAPE), nodata=0)
     sample = tmp_path / "s.gpkg"
     draw(folder, sample, "--strata", tmp_path / "strata.tif")
-    fill_in(sample, truth)
+    interpret(sample, truth)
     for code, name in NAMES.items():
         assert estimated(sample)["classes"][name]["mapped_area"] == pytest.approx((codes == code).sum() * 0.01)
 
@@ -238,7 +238,7 @@ def test_strata_beyond_the_map_and_ground_without_stratum_are_said(maps, tmp_pat
     said = " ".join(draw(folder, sample, "--strata", tmp_path / "strata.tif").output.split())
     assert "1,500 pixels of the strata have no class in" in said
     assert "3,000 mapped pixels of" in said
-    fill_in(sample, truth)
+    interpret(sample, truth)
     mapped = {name: one["mapped_area"] for name, one in estimated(sample)["classes"].items()}
     assert mapped == {"not mapped": 0} | {
         name: pytest.approx((codes[:100] == code).sum() * 0.01) for code, name in NAMES.items()
@@ -251,14 +251,14 @@ def test_a_class_that_the_map_never_shows_can_be_chosen(maps, tmp_path):
     sample = tmp_path / "s.gpkg"
     draw(tmp_path, sample)
     assert pyogrio.read_dataframe(sample, layer="classes")["code"].tolist() == [3, 5, 12]
-    fill_in(sample, truth)
+    interpret(sample, truth)
     water = estimated(sample)["classes"]["Water"]
     low, high = water["area"]["interval"]
     assert low <= ((truth == 12) & (codes > 0)).sum() * 0.01 <= high
     assert (water["mapped_area"], water["producers_accuracy"]["value"]) == (0, 0)
     assert water["users_accuracy"]["interval"] == [None, None]
     # a class that is neither mapped nor found is none of the table's
-    fill_in(sample, np.full(SHAPE, 3))
+    interpret(sample, np.full(SHAPE, 3))
     assert set(estimated(sample)["classes"]) == {"Forest", "Bare & dry"}
 
 
@@ -266,10 +266,10 @@ def test_another_maps_areas_are_of_its_own_pixels_and_of_the_same_ground(maps, t
     folder, codes, truth = maps
     sample = tmp_path / "s.gpkg"
     draw(folder, sample)
-    fill_in(sample, truth)
+    interpret(sample, truth)
     fine, grid = np.kron(codes, np.ones((2, 2), np.uint8)), grid_at(2 * SHAPE[0], 2 * SHAPE[1], pixel=5)
     with new_raster(
-        tmp_path / "fine.tif", grid, RasterKind("uint8", ("class",), 0, Categories(NAMES, COLOURS))
+        tmp_path / "fine.tif", grid, RasterSpec("uint8", ("class",), 0, Categories(NAMES, COLOURS))
     ) as p:
         p[0] = fine
     found = estimated(sample, "--map", tmp_path / "fine.tif")
@@ -289,9 +289,9 @@ def test_a_map_of_another_legend_is_refused(maps, tmp_path):
     folder, codes, truth = maps
     sample = tmp_path / "s.gpkg"
     draw(folder, sample)
-    fill_in(sample, truth)
+    interpret(sample, truth)
     names = NAMES | {5: "Vineyards"}
-    kind = RasterKind("uint8", ("class",), 0, Categories(names, COLOURS))
+    kind = RasterSpec("uint8", ("class",), 0, Categories(names, COLOURS))
     with new_raster(tmp_path / "other.tif", grid_at(*SHAPE), kind) as p:
         p[0] = codes
     shown = invoke("estimate-accuracy", sample, "--map", tmp_path / "other.tif", code=2)
@@ -305,7 +305,7 @@ def test_a_class_of_one_pixel_is_said_and_can_be_estimated(maps, tmp_path):
     write_map(tmp_path / "map.tif", rare)
     sample = tmp_path / "s.gpkg"
     assert "stratum 'Water' has 1 pixel:" in " ".join(draw(tmp_path, sample).output.split())
-    fill_in(sample, np.where(rare == 12, 12, truth))
+    interpret(sample, np.where(rare == 12, 12, truth))
     assert estimated(sample)["classes"]["Water"]["users_accuracy"]["interval"] == [1, 1]
 
 
@@ -318,12 +318,12 @@ def test_a_sample_of_a_map_without_true_areas_is_judged_in_pixels(tmp_path, crs,
     codes = np.random.default_rng(0).choice([3, 5, 12], SHAPE).astype(np.uint8)
     grid = GeoBox(SHAPE, Affine(*place), crs)
     with new_raster(
-        tmp_path / "map.tif", grid, RasterKind("uint8", ("class",), 0, Categories(NAMES, COLOURS))
+        tmp_path / "map.tif", grid, RasterSpec("uint8", ("class",), 0, Categories(NAMES, COLOURS))
     ) as p:
         p[0] = codes
     sample = tmp_path / "s.gpkg"
     draw(tmp_path, sample, points=300)
-    fill_in(sample, codes, grid=grid)
+    interpret(sample, codes, grid=grid)
     found = estimated(sample, "--map", tmp_path / "map.tif")
     assert (found["overall_accuracy"]["value"], found["unit"]) == (1, "pixels")
     assert found["classes"]["Forest"]["mapped_area"] == (codes == 3).sum()
@@ -331,12 +331,12 @@ def test_a_sample_of_a_map_without_true_areas_is_judged_in_pixels(tmp_path, crs,
 
 def test_two_codes_of_one_name_are_two_classes(maps, tmp_path):
     _, codes, truth = maps
-    kind = RasterKind("uint8", ("class",), 0, Categories(NAMES | {5: "Forest"}, COLOURS))
+    kind = RasterSpec("uint8", ("class",), 0, Categories(NAMES | {5: "Forest"}, COLOURS))
     with new_raster(tmp_path / "map.tif", grid_at(*SHAPE), kind) as p:
         p[0] = codes
     sample = tmp_path / "s.gpkg"
     draw(tmp_path, sample)
-    fill_in(sample, truth)
+    interpret(sample, truth)
     assert [*estimated(sample)["classes"]] == ["Forest (code 3)", "Forest (code 5)", "Water"]
 
 
@@ -344,10 +344,10 @@ def test_a_point_without_the_maps_class_is_said(maps, tmp_path):
     folder, _, truth = maps
     sample = tmp_path / "s.gpkg"
     draw(folder, sample)
-    fill_in(sample, truth)
-    frame = pyogrio.read_dataframe(sample, layer="sample")
-    frame.loc[3, "mapped"] = None
-    pyogrio.write_dataframe(frame, sample, layer="sample")
+    interpret(sample, truth)
+    index = pyogrio.read_dataframe(sample, layer="sample")
+    index.loc[3, "mapped"] = None
+    pyogrio.write_dataframe(index, sample, layer="sample")
     shown = invoke("estimate-accuracy", sample, code=2)
     assert "a point has no class of the map. Points must not be added by hand" in " ".join(shown.output.split())
 
@@ -374,10 +374,10 @@ def test_what_was_filled_in_wrongly_is_said(maps, tmp_path):
     sample = tmp_path / "s.gpkg"
     invoke("sample-accuracy", folder / "map.tif", "-o", sample, "--points", "200")
     assert "no point has a reference class yet" in invoke("estimate-accuracy", sample, code=2).output
-    fill_in(sample, np.full(SHAPE, 77))
+    interpret(sample, np.full(SHAPE, 77))
     shown = " ".join(invoke("estimate-accuracy", sample, code=2).output.split())
     assert "a point's reference is '77', none of the classes: 3 Forest, 5 Bare & dry, 12 Water" in shown
-    fill_in(sample, truth, skip=199)
+    interpret(sample, truth, skip=199)
     assert "too few interpreted points in" in invoke("estimate-accuracy", sample, code=2).output
     assert "no sample of" in " ".join(invoke("estimate-accuracy", folder / "map.tif", code=2).output.split())
     exists = invoke("sample-accuracy", folder / "map.tif", "-o", sample, code=2)

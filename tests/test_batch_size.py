@@ -12,7 +12,7 @@ from cobertes.errors import SettingsError
 from cobertes.learn import batch_size, devices
 from cobertes.learn.architectures import build_network
 from cobertes.learn.batch_size import choose_step, largest_batch, most_windows, training_step
-from cobertes.learn.devices import fits_in_memory, start
+from cobertes.learn.devices import fits_in_memory, make_fabric
 from cobertes.learn.losses import CROSS_ENTROPY
 from cobertes.learn.train import train_model
 from cobertes.learn.training_cost import estimate_training
@@ -257,7 +257,7 @@ def test_the_batch_that_is_found_on_a_real_gpu_trains(precision):
     network = build_network(UNetSettings(4, 3, "resnet18"))
     found = choose_step(train, network, CROSS_ENTROPY, sides=[256], samples=4096)
     assert found.batch >= 4
-    made = training_step(start("auto", precision), network, train, CROSS_ENTROPY, found.batch, 256)
+    made = training_step(make_fabric("auto", precision), network, train, CROSS_ENTROPY, found.batch, 256)
     for _ in range(3):
         made()
 
@@ -269,5 +269,5 @@ def test_a_step_of_a_trial_is_one_of_training(targets, optimizer):
     network = build_network(NETWORK)
     before = {name: p.detach().clone() for name, p in network.named_parameters()}
     train = TrainSettings(targets=targets, optimizer=optimizer, device="cpu")
-    training_step(start("cpu", "fp32"), network, train, CROSS_ENTROPY, 2, 16)()
+    training_step(make_fabric("cpu", "fp32"), network, train, CROSS_ENTROPY, 2, 16)()
     assert [name for name, p in network.named_parameters() if torch.equal(p, before[name])] == []

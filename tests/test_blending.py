@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from cobertes.errors import SettingsError
 from cobertes.geo.blending import BLENDS, Blender, WindowPlan, spans
-from cobertes.geo.windows import interiors, starts
+from cobertes.geo.windows import interiors, window_starts
 
 SIZES = st.integers(4, 40).flatmap(lambda size: st.tuples(st.just(size), st.integers(0, size - 1)))
 
@@ -18,7 +18,7 @@ SIZES = st.integers(4, 40).flatmap(lambda size: st.tuples(st.just(size), st.inte
 def test_blocks_partition_an_axis_and_zones_lie_in_both_windows(length, size_overlap, blend):
     size, overlap = size_overlap
     found = spans(length, size, overlap, blend)
-    assert [span.start for span in found] == starts(length, size, overlap)
+    assert [span.start for span in found] == window_starts(length, size, overlap)
     assert (found[0].first, found[-1].last, found[-1].stop) == (0, length, length)
     for before, after in pairwise(found):
         assert (before.last, before.stop) == (after.first, after.first + len(after.fade))
@@ -121,5 +121,5 @@ def test_what_is_kept_between_strips_is_their_zone():
         for col in range(len(plan.cols)):
             blender.add(row, col, values)
     kept = sum(array.size for _, array in blender.above.values())
-    assert kept <= 8 * 3000 * 5 == plan.carried() * 5
-    assert WindowPlan.of((100, 3000), 32, 8, "interior").carried() == 0
+    assert kept <= 8 * 3000 * 5 == plan.carry_over() * 5
+    assert WindowPlan.of((100, 3000), 32, 8, "interior").carry_over() == 0

@@ -76,7 +76,7 @@ def trained(tmp_path_factory):
 
 
 @pytest.fixture
-def place(trained, tmp_path):
+def align(trained, tmp_path):
     """Scenes and map of their own, and the path of the trained run."""
     for name in ("april.tif", "august.tif", "reference.tif"):
         shutil.copy(trained / name, tmp_path / name)

@@ -14,7 +14,7 @@ from affine import Affine
 from odc.geo.geobox import GeoBox
 
 from cobertes.errors import InputFileError, OutputExistsError, StorageError
-from cobertes.geo.cog_writer import Categories, RasterKind, check_writable, new_raster
+from cobertes.geo.cog_writer import Categories, RasterSpec, check_writable, new_raster
 from cobertes.geo.grid import grid_of
 from cobertes.geo.pages import release
 from rasters import coordinates, grid_at, read_raster
@@ -22,8 +22,8 @@ from rasters import coordinates, grid_at, read_raster
 CATEGORIES = Categories(
     {1: "Water & <sea>", 12: "Sòl nu", 100: "Forest"}, {1: "#0000dc", 12: "#ff9632", 100: "#33cc33"}
 )
-CODES = RasterKind("uint8", ("class",), 0, CATEGORIES, {"made": 'by "cobertes" <now>'})
-PLAIN = RasterKind("uint8", ("share",), 255)
+CODES = RasterSpec("uint8", ("class",), 0, CATEGORIES, {"made": 'by "cobertes" <now>'})
+PLAIN = RasterSpec("uint8", ("share",), 255)
 
 
 @contextmanager
@@ -52,7 +52,7 @@ def test_pixels_and_grid_come_back_exactly(tmp_path, dtype):
         GeoBox((37, 53), Affine.identity(), None),
         grid_at(37, 53, 2.0, None),
     ):
-        write(tmp_path / "a.tif", values, RasterKind(dtype, ("row", "col"), 0), grid, overwrite=True)
+        write(tmp_path / "a.tif", values, RasterSpec(dtype, ("row", "col"), 0), grid, overwrite=True)
         with rasterio.open(tmp_path / "a.tif") as file:
             np.testing.assert_array_equal(file.read(), values)
             assert grid_of(file) == grid
@@ -64,7 +64,7 @@ def test_pixels_and_grid_come_back_exactly(tmp_path, dtype):
     [("float32", -9999), ("float32", 16777215), ("float32", np.nan), ("uint16", 65535), ("uint8", None)],
 )
 def test_nodata_comes_back_exactly(tmp_path, dtype, nodata):
-    write(tmp_path / "a.tif", np.ones((4, 4)), RasterKind(dtype, ("a",), nodata))
+    write(tmp_path / "a.tif", np.ones((4, 4)), RasterSpec(dtype, ("a",), nodata))
     with rasterio.open(tmp_path / "a.tif") as file:
         assert file.nodata == nodata or (np.isnan(nodata) and np.isnan(file.nodata))
 
@@ -101,7 +101,7 @@ def blocks_of_two(shape):
 def test_the_file_is_a_cog_whose_overviews_keep_codes(tmp_path):
     # class 12 has the mean colour of the other two: what an overview must not make of them
     greys = Categories({1: "a", 12: "b", 100: "c"}, {1: "#000000", 12: "#bfbfbf", 100: "#ffffff"})
-    kind = RasterKind("uint8", ("class",), 0, greys)
+    kind = RasterSpec("uint8", ("class",), 0, greys)
     path = write(tmp_path / "map.tif", blocks_of_two((1500, 1100)), kind)
     with rasterio.open(path) as file:
         assert file.tags(ns="IMAGE_STRUCTURE")["LAYOUT"] == "COG"

@@ -30,11 +30,11 @@ from cobertes.accuracy.connected_patches import (
 from cobertes.accuracy.disagreement import AuditedArea, audit_maps, describe_patches, is_calibrated, write_patches
 from cobertes.cli.main import app
 from cobertes.errors import GridMismatchError
-from cobertes.labels.legend import LandClass, Legend
+from cobertes.labels.legend import Legend, LegendClass
 from projects import write_ground, write_project
 from rasters import grid_at, write_raster
 
-LEGEND = Legend("test", 0, tuple(LandClass(c, f"c{c}", f"Class & {c}", f"#{c:02x}80ff") for c in (10, 200, 30)))
+LEGEND = Legend("test", 0, tuple(LegendClass(c, f"c{c}", f"Class & {c}", f"#{c:02x}80ff") for c in (10, 200, 30)))
 SHAPE = 60, 80
 
 
@@ -160,14 +160,14 @@ def test_an_outline_is_that_of_the_whole_patch_whatever_the_strips(tmp_path, mon
 def test_areas_without_crs_lie_side_by_side_and_those_of_two_in_degrees(tmp_path):
     none = [an_area(tmp_path / name, CHANGES[3:4], name=name, crs=None) for name in "ab"]
     write_patches(audit_maps(none, LEGEND), LEGEND, tmp_path / "none.gpkg")
-    frame = pyogrio.read_dataframe(tmp_path / "none.gpkg", layer="patches")
-    assert frame.crs is None
-    assert frame.bounds.to_numpy().tolist() == [[40, -48, 48, -40], [121, -48, 129, -40]]
+    index = pyogrio.read_dataframe(tmp_path / "none.gpkg", layer="patches")
+    assert index.crs is None
+    assert index.bounds.to_numpy().tolist() == [[40, -48, 48, -40], [121, -48, 129, -40]]
     two = [an_area(tmp_path / f"{crs}", CHANGES[3:4], name=f"{crs}", crs=f"EPSG:{crs}") for crs in (32631, 32630)]
     write_patches(audit_maps(two, LEGEND), LEGEND, tmp_path / "two.gpkg")
-    frame = pyogrio.read_dataframe(tmp_path / "two.gpkg", layer="patches")
-    assert frame.crs.to_epsg() == 4326
-    west = dict(zip(frame["area"], frame.geometry.bounds.minx, strict=True))
+    index = pyogrio.read_dataframe(tmp_path / "two.gpkg", layer="patches")
+    assert index.crs.to_epsg() == 4326
+    west = dict(zip(index["area"], index.geometry.bounds.minx, strict=True))
     assert west["32631"] - west["32630"] == pytest.approx(6, abs=0.01)  # a zone apart
 
 
@@ -186,14 +186,14 @@ def test_a_map_on_another_grid_is_refused(tmp_path):
 def test_the_geopackage_holds_classes_ground_and_confidence(tmp_path):
     patches = audit_maps([an_area(tmp_path / "a", CHANGES)], LEGEND)
     write_patches(patches, LEGEND, tmp_path / "p.gpkg")
-    frame = pyogrio.read_dataframe(tmp_path / "p.gpkg", layer="patches")
-    assert frame["rank"].tolist() == [1, 2, 3]
-    assert frame["reference_name"].tolist() == ["Class & 10"] * 3
-    assert frame["predicted"].tolist() == [200, 30, 200]
-    assert frame["hectares"].tolist() == pytest.approx([0.4, 0.64, 0.36])
-    assert frame["confidence"].tolist() == pytest.approx([0.99, 0.85, 0.9])
-    assert frame.geometry.area.tolist() == pytest.approx([4000, 6400, 3600])
-    assert frame.crs.to_epsg() == 32631
+    index = pyogrio.read_dataframe(tmp_path / "p.gpkg", layer="patches")
+    assert index["rank"].tolist() == [1, 2, 3]
+    assert index["reference_name"].tolist() == ["Class & 10"] * 3
+    assert index["predicted"].tolist() == [200, 30, 200]
+    assert index["hectares"].tolist() == pytest.approx([0.4, 0.64, 0.36])
+    assert index["confidence"].tolist() == pytest.approx([0.99, 0.85, 0.9])
+    assert index.geometry.area.tolist() == pytest.approx([4000, 6400, 3600])
+    assert index.crs.to_epsg() == 32631
     shown = describe_patches(patches, LEGEND)
     assert "0.64" in shown
     assert shown.splitlines()[-2:] == [
@@ -241,8 +241,8 @@ def test_planted_changes_are_found_and_the_map_says_what_is_there_now(run):
     shown = CliRunner().invoke(app, ["audit-map", str(run / "run"), "-o", str(run / "p.gpkg"), "--json"])
     assert shown.exit_code == 0, shown.output
     assert json.loads(shown.stdout)["patches"] >= 2
-    frame = pyogrio.read_dataframe(run / "p.gpkg", layer="patches")
-    best = frame.iloc[:2]
+    index = pyogrio.read_dataframe(run / "p.gpkg", layer="patches")
+    best = index.iloc[:2]
     assert (best["reference_name"] == "Urban area").all()
     assert set(best["predicted"]) <= {1, 3, 12}
     rows = {round((4_780_000 - y) / 10) for y in best.geometry.centroid.y}

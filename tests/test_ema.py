@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from cobertes.learn.ema import Averaged
+from cobertes.learn.ema import EMA
 
 
 def net():
@@ -21,7 +21,7 @@ def changed(model, value):
 
 def test_the_average_follows_its_formula():
     model = net()
-    average = Averaged(model, 0.9)
+    average = EMA(model, 0.9)
     expected = model[0].weight.clone()
     for step in range(1, 200):
         changed(model, float(step))
@@ -35,7 +35,7 @@ def test_the_average_follows_its_formula():
 
 def test_without_decay_it_is_the_model_itself():
     model = net()
-    average = Averaged(model, 0.0)
+    average = EMA(model, 0.0)
     changed(model, 3.3)
     average.update()
     for name, value in model.state_dict().items():
@@ -44,7 +44,7 @@ def test_without_decay_it_is_the_model_itself():
 
 def test_it_goes_on_from_a_checkpoint_exactly():
     model = net()
-    one, other = Averaged(model, 0.99), Averaged(net(), 0.99)
+    one, other = EMA(model, 0.99), EMA(net(), 0.99)
     for step in range(5):
         changed(model, float(step))
         one.update()
@@ -58,7 +58,7 @@ def test_it_goes_on_from_a_checkpoint_exactly():
 
 
 def test_it_neither_learns_nor_uses_batch_statistics():
-    average = Averaged(net(), 0.9)
+    average = EMA(net(), 0.9)
     assert not average.model.training
     assert not any(parameter.requires_grad for parameter in average.model.parameters())
     assert average.model[0].weight.data_ptr() != average.source[0].weight.data_ptr()

@@ -16,11 +16,11 @@ from cobertes.engines import quantize, runtimes
 from cobertes.engines.engine import Engine, ensemble, open_engine, several_views
 from cobertes.engines.onnx_export import export_onnx
 from cobertes.engines.quantize import quantize_model
-from cobertes.engines.runtimes import choose, is_quantized, quantized_path
+from cobertes.engines.runtimes import choose_runtime, is_quantized, quantized_path
 from cobertes.errors import DeviceMemoryError, InputFileError, ModelFileError, SettingsError
 from cobertes.geo.scene import open_scene
 from cobertes.learn.architectures import build_network
-from cobertes.learn.devices import start, wait_for
+from cobertes.learn.devices import make_fabric, synchronize
 from cobertes.learn.encoding import Inputs, turned
 from cobertes.learn.inference import each_season
 from cobertes.learn.model_file import ModelHeader, save_model
@@ -74,7 +74,7 @@ def test_what_is_chosen_and_why(monkeypatch, installed, units, asked, expected):
     monkeypatch.setattr(runtimes, "find_spec", lambda name: object() if installed else None)
     monkeypatch.setattr("cobertes.learn.devices._has_bf16_units", lambda: units)
     monkeypatch.setattr(runtimes, "import_module", lambda name: object())
-    found = choose(*asked)
+    found = choose_runtime(*asked)
     assert (found.engine, found.device, found.precision, found.reason) == expected
 
 
@@ -89,7 +89,7 @@ def test_what_is_chosen_and_why(monkeypatch, installed, units, asked, expected):
 )
 def test_what_does_not_exist_is_told(asked, message):
     with pytest.raises(SettingsError, match=message):
-        choose(*asked)
+        choose_runtime(*asked)
 
 
 @pytest.mark.parametrize(
@@ -181,13 +181,13 @@ def test_what_is_timed_has_been_computed(monkeypatch, kind, waited):
     found = []
     for name in ("cuda", "mps"):
         monkeypatch.setattr(getattr(torch, name), "synchronize", lambda name=name: found.append(name))
-    wait_for(kind)
+    synchronize(kind)
     assert found == waited
 
 
 def test_fp32_is_not_rounded_to_less_on_a_gpu(monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
-    start("cpu", "fp32")
+    make_fabric("cpu", "fp32")
     assert not torch.backends.cudnn.allow_tf32
 
 
@@ -202,9 +202,9 @@ def test_no_thread_is_bound_to_one_processor(tmp_path, engine):
     engine = open_engine(model_in(tmp_path), device="cpu", precision="fp32", engine=engine, threads=1)
     x, found = windows(8, 256), set()
     engine.logits(x)
-    computing = threading.Thread(target=lambda: [engine.logits(x) for _ in range(3)])
-    computing.start()
-    while computing.is_alive():
+    executor = threading.Thread(target=lambda: [engine.logits(x) for _ in range(3)])
+    executor.make_fabric()
+    while executor.is_alive():
         for task in os.listdir("/proc/self/task"):
             with suppress(ProcessLookupError):  # the thread has ended
                 found.add(frozenset(os.sched_getaffinity(int(task))))
@@ -228,9 +228,7 @@ def test_a_window_s_answer_does_not_depend_on_its_batch_or_on_threads(tmp_path, 
 
 def test_views_are_averaged_in_place(tmp_path):
     engine = open_engine(model_in(tmp_path), device="cpu", precision="fp32", engine="torch")
-    several = open_engine(
-        tmp_path / "m.safetensors", device="cpu", precision="fp32", engine="torch", views="turns"
-    )
+    several = open_engine(tmp_path / "m.safetensors", device="cpu", precision="fp32", engine="torch", tta="turns")
     x = windows(1, 33)
     total = np.zeros((10, 33, 33))
     for turn in range(8):
@@ -241,7 +239,7 @@ def test_views_are_averaged_in_place(tmp_path):
     np.testing.assert_allclose(several.logits(x).exp()[0].numpy(), total / 8, atol=1e-5)
     assert several.how.endswith("mean of 8 views")
     with pytest.raises(SettingsError, match=r"no views 'flip'\. Did you mean 'flips'"):
-        open_engine(tmp_path / "m.safetensors", views="flip")
+        open_engine(tmp_path / "m.safetensors", tta="flip")
 
 
 def test_a_model_that_sees_pixels_alone_says_the_same_in_all_views():
@@ -314,7 +312,7 @@ def test_the_temperature_beside_a_model_is_used(tmp_path, caplog):
     path = model_in(tmp_path)
     assert open_engine(path, device="cpu", engine="torch").temperature == 1.0
     (tmp_path / "calibration.json").write_text(json.dumps({"temperature": 1.7, "more": 1}))
-    assert open_engine(path, device="cpu", engine="torch", views="flips").temperature == 1.0
+    assert open_engine(path, device="cpu", engine="torch", tta="flips").temperature == 1.0
     assert "is of other views than 'flips': confidences are not calibrated" in caplog.text
     assert open_engine(path, device="cpu", engine="torch").temperature == 1.7
     for text in ("{}", '{"temperature": "hot"}', "", '{"temperature": 0}'):

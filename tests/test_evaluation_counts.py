@@ -8,17 +8,17 @@ from hypothesis import strategies as st
 from cobertes.accuracy.block_confusion import Block, BlockMatrices, load_blocks, save_blocks
 from cobertes.accuracy.boundaries import FAR, PURITY_GROUPS, boundary_distance, boundary_iou
 from cobertes.accuracy.confusion import ConfusionMatrix
-from cobertes.accuracy.evaluation_counts import Judgement
+from cobertes.accuracy.evaluation_counts import EvaluationCounts
 from cobertes.errors import InputFileError
 from cobertes.geo.area import Area
 from cobertes.geo.scene import open_scene
-from cobertes.geo.windows import PlannedWindow, Window, plan_strips
-from cobertes.labels.legend import IGNORE_INDEX, LandClass, Legend
-from cobertes.tiles.dataset import Ground
+from cobertes.geo.windows import TiledWindow, Window, plan_strips
+from cobertes.labels.legend import IGNORE_INDEX, Legend, LegendClass
+from cobertes.tiles.dataset import LabelledDataset
 from cobertes.tiles.split import AreaSplit, Split, block_edges
 from rasters import grid_at, write_raster
 
-LEGEND = Legend("test", 0, tuple(LandClass(c, f"c{c}", f"Class {c}", f"#{c:02x}80ff") for c in (10, 200, 30)))
+LEGEND = Legend("test", 0, tuple(LegendClass(c, f"c{c}", f"Class {c}", f"#{c:02x}80ff") for c in (10, 200, 30)))
 SHAPE = 60, 80
 BLOCK = 20
 
@@ -32,7 +32,9 @@ def ground(tmp_path_factory):
     labels = write_raster(folder / "l.tif", np.full(SHAPE, 10, np.uint8), grid, nodata=0)
     letters = np.where(np.indices((3, 4)).sum(axis=0) % 2 == 0, "v", "t")
     split = AreaSplit(letters, block_edges(SHAPE[0], BLOCK), block_edges(SHAPE[1], BLOCK))
-    return Ground({"one": Area("one", {"scene": scene})}, {"one": labels}, LEGEND, Split({"one": split}, BLOCK, 0))
+    return LabelledDataset(
+        {"one": Area("one", {"scene": scene})}, {"one": labels}, LEGEND, Split({"one": split}, BLOCK, 0)
+    )
 
 
 def patches(rng, shape=SHAPE, unlabelled=0.05):
@@ -42,14 +44,14 @@ def patches(rng, shape=SHAPE, unlabelled=0.05):
 
 
 def judge_in_windows(ground, reference, predicted, purity=None, *, size=32, overlap=8, side=10):
-    judgement = Judgement.begin(ground, "v", side)
+    judgement = EvaluationCounts.begin(ground, "v", side)
     split = ground.split.areas["one"]
     for strip in plan_strips(Window(0, 0, *SHAPE), size, overlap):
         for planned in strip:
             for part in split.parts(planned.interior, "v"):
                 w = planned.window
                 cut = [None if x is None else x[w.slices] for x in (reference, predicted, purity)]
-                judgement.add("one", PlannedWindow(w, part), *cut)
+                judgement.add("one", TiledWindow(w, part), *cut)
     return judgement
 
 
@@ -217,7 +219,7 @@ def test_pieces_of_polygons_are_one_unit_as_far_as_they_hang_together(ground):
     letters[1:5, 1:6] = letters[5:7, 6:8] = "v"  # they touch by a corner
     letters[9, 3:12] = "v"
     split = AreaSplit(letters, block_edges(SHAPE[0], 5), block_edges(SHAPE[1], 5))
-    pieces = Ground(ground.areas, ground.labels, LEGEND, Split({"one": split}, 5, 0, "pieces"))
+    pieces = LabelledDataset(ground.areas, ground.labels, LEGEND, Split({"one": split}, 5, 0, "pieces"))
     rng = np.random.default_rng(4)
     reference, predicted = patches(rng), rng.integers(0, 3, SHAPE).astype(np.uint8)
     judgement = judge_in_windows(pieces, reference, predicted)
@@ -257,7 +259,7 @@ def two_seasons(tmp_path_factory):
     letters = np.where(np.indices((3, 4)).sum(axis=0) % 2 == 0, "v", "t")
     split = AreaSplit(letters, block_edges(SHAPE[0], BLOCK), block_edges(SHAPE[1], BLOCK))
     area = Area("one", scenes)
-    return Ground({"one": area}, {"one": labels}, LEGEND, Split({"one": split}, BLOCK, 0))
+    return LabelledDataset({"one": area}, {"one": labels}, LEGEND, Split({"one": split}, BLOCK, 0))
 
 
 def engine_that_reads_classes(mode):

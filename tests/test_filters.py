@@ -12,16 +12,16 @@ from cobertes.errors import GridMismatchError, InputFileError, NoTilesError
 from cobertes.geo.area import Area
 from cobertes.geo.scene import Scene, open_scene
 from cobertes.geo.windows import Window
-from cobertes.labels.legend import LandClass, Legend
+from cobertes.labels.legend import Legend, LegendClass
 from cobertes.settings import SplitSettings, TileSettings
 from cobertes.synthetic.demo import BANDS as DEMO_BANDS
 from cobertes.synthetic.demo import REFLECTANCE
-from cobertes.tiles import observe as observe_module
+from cobertes.tiles import tile_measurements
 from cobertes.tiles.clouds import CLEAR, CLOUD, SNOW, BandTests, cover_of_codes
 from cobertes.tiles.index import build_index
 from rasters import DATA, grid_at, needs, write_raster
 
-LEGEND = Legend("test", 0, tuple(LandClass(c, f"c{c}", f"Class {c}", "#00ff00") for c in (10, 20, 30)))
+LEGEND = Legend("test", 0, tuple(LegendClass(c, f"c{c}", f"Class {c}", "#00ff00") for c in (10, 20, 30)))
 SHAPE = (120, 120)
 BANDS = ("B02", "B03", "B04", "B08", "B11", "B12")
 GROUND, BRIGHT, ICE = (
@@ -41,19 +41,19 @@ def scene_of(folder, name="scene", cloud=None, snow=None, shape=SHAPE, **profile
     return write_raster(folder / f"{name}.tif", values, grid_at(*shape), names=BANDS, **profile)
 
 
-def index_of(folder, scenes, *, codes=None, masks=None, split=None, kept=None, made_from="", **tiles):
+def index_of(folder, scenes, *, codes=None, masks=None, split=None, cache=None, fingerprint="", **tiles):
     if codes is None:
         codes = np.random.default_rng(0).choice([10, 20, 30], SHAPE)
     labels = write_raster(folder / "labels.tif", codes.astype(np.uint8), grid_at(*codes.shape), nodata=0)
     area = Area("one", {season: open_scene([str(path)]) for season, path in scenes.items()}, masks=masks or {})
     return build_index(
-        [area], {"one": labels}, LEGEND, tiles=TileSettings(**{"size": 20} | tiles), kept=kept, made_from=made_from,
+        [area], {"one": labels}, LEGEND, tiles=TileSettings(**{"size": 20} | tiles), cache=cache, fingerprint=fingerprint,
         split=SplitSettings(**{"guard": 0, "block": 20} | (split or {})),
     )  # fmt: skip
 
 
 def reasons_of(index):
-    frame = index.frame
+    frame = index.table
     return {(r, c): reason for r, c, reason in zip(frame["row"], frame["col"], frame["reason"], strict=True)}
 
 
@@ -81,9 +81,9 @@ def test_bands_without_names_tell_nothing(tmp_path):
     assert BandTests.of(BANDS[:-2], TileSettings()) is None
     assert BandTests.of(BANDS[:-1], TileSettings()) is not None  # swir2 only sharpens
     path = write_raster(tmp_path / "plain.tif", np.full((2, *SHAPE), 5, np.uint16), grid_at(*SHAPE))
-    frame = index_of(tmp_path, {"scene": path}).frame
-    assert frame[["cloud_scene", "snow_scene"]].isna().all().all()
-    assert (frame["valid_scene"] == 1).all()
+    index = index_of(tmp_path, {"scene": path}).table
+    assert index[["cloud_scene", "snow_scene"]].isna().all().all()
+    assert (index["valid_scene"] == 1).all()
 
 
 def test_shares_are_of_the_observed_pixels_of_each_season(tmp_path):
@@ -91,12 +91,12 @@ def test_shares_are_of_the_observed_pixels_of_each_season(tmp_path):
     with open_values(april) as values:
         values[:, 10:20, :20] = 0
     august = scene_of(tmp_path, "august")
-    frame = index_of(tmp_path, {"april": april, "august": august}).frame
-    assert frame["cloud_april"][0] == pytest.approx(0.5)  # 5 rows of the 10 that were observed
-    assert frame["valid_april"][0] == pytest.approx(0.5)
-    assert frame["snow_april"][6] == pytest.approx(0.5)
-    assert frame["cloud_april"].sum() == pytest.approx(0.5)
-    assert (frame[["cloud_august", "snow_august"]] == 0).all().all()
+    index = index_of(tmp_path, {"april": april, "august": august}).table
+    assert index["cloud_april"][0] == pytest.approx(0.5)  # 5 rows of the 10 that were observed
+    assert index["valid_april"][0] == pytest.approx(0.5)
+    assert index["snow_april"][6] == pytest.approx(0.5)
+    assert index["cloud_april"].sum() == pytest.approx(0.5)
+    assert (index[["cloud_august", "snow_august"]] == 0).all().all()
 
 
 class open_values:  # noqa: N801  (reads as a verb)
@@ -119,14 +119,14 @@ def test_a_mask_goes_before_the_bands_and_may_have_another_grid_and_crs(tmp_path
     codes = np.full((60, 60), 4, np.uint8)  # Sentinel-2's SCL at 20 m: 4 is vegetation
     codes[10:20, :10], codes[:10, 10:20] = 9, 11
     mask = write_raster(tmp_path / "scl.tif", codes, grid_at(60, 60, 20))
-    frame = index_of(tmp_path, {"scene": scene}, masks={"scene": mask}).frame
-    assert frame["cloud_scene"].tolist() == [float(i == 6) for i in range(36)]
-    assert frame["snow_scene"].tolist() == [float(i == 1) for i in range(36)]
+    index = index_of(tmp_path, {"scene": scene}, masks={"scene": mask}).table
+    assert index["cloud_scene"].tolist() == [float(i == 6) for i in range(36)]
+    assert index["snow_scene"].tolist() == [float(i == 1) for i in range(36)]
     degrees = tmp_path / "degrees.tif"
     with rasterio.open(mask) as source, WarpedVRT(source, crs="EPSG:4326") as warped:
         rasterio.shutil.copy(warped, degrees, driver="GTiff")
-    again = index_of(tmp_path, {"scene": scene}, masks={"scene": degrees}).frame
-    np.testing.assert_allclose(again["cloud_scene"], frame["cloud_scene"], atol=0.2)
+    again = index_of(tmp_path, {"scene": scene}, masks={"scene": degrees}).table
+    np.testing.assert_allclose(again["cloud_scene"], index["cloud_scene"], atol=0.2)
 
 
 def test_codes_can_be_those_of_any_mask():
@@ -154,7 +154,7 @@ def test_masks_that_can_not_be_used_are_told(tmp_path):
 def test_a_clear_granule_has_hardly_a_cloud():
     bands = ["B02", "B03", "B04", "B08", "B11", "B12"]
     scene = open_scene([str(DATA / "granule-laos" / f"{band}.tif") for band in bands], bands)
-    pixels, _ = scene.read_pixels(Window(0, 0, 1068, 1068))
+    pixels, _ = scene.read_hwc(Window(0, 0, 1068, 1068))
     cover = BandTests.of(scene.band_names, TileSettings()).cover(pixels)
     assert (cover == CLOUD).mean() < 0.001
     assert (cover == SNOW).mean() < 0.005  # blue roofs
@@ -217,30 +217,30 @@ def test_a_rule_that_leaves_nothing_says_what_to_do(tmp_path, tiles, message):
 @pytest.fixture
 def reads(monkeypatch):
     """The windows of scenes that are read."""
-    found, original = [], Scene.read_pixels
+    found, original = [], Scene.read_hwc
 
     def noted(self, window):
         found.append(window)
         return original(self, window)
 
-    monkeypatch.setattr(Scene, "read_pixels", noted)
+    monkeypatch.setattr(Scene, "read_hwc", noted)
     return found
 
 
 def test_ground_without_wanted_labels_is_never_read(tmp_path, reads):
     codes = np.random.default_rng(0).choice([10, 20, 30], SHAPE)
     codes[:60], codes[60:80] = 0, 30  # nothing, and open sea
-    frame = index_of(tmp_path, {"scene": scene_of(tmp_path)}, codes=codes, drop_only=[30]).frame
+    index = index_of(tmp_path, {"scene": scene_of(tmp_path)}, codes=codes, drop_only=[30]).table
     assert {window.row for window in reads} == {80, 100}
-    assert len(reads) == frame["keep"].sum() == 12
-    assert frame["valid_scene"].isna().sum() == 24
+    assert len(reads) == index["keep"].sum() == 12
+    assert index["valid_scene"].isna().sum() == 24
 
 
 def test_rules_and_split_change_without_reading_again(tmp_path, reads):
     scene = scene_of(tmp_path, cloud=(slice(0, 20), slice(0, 20)))
     codes = np.random.default_rng(0).choice([10, 20], SHAPE)
     codes[100:] = 30
-    how = {"codes": codes, "kept": tmp_path / "kept.npz", "made_from": "a"}
+    how = {"codes": codes, "cache": tmp_path / "kept.npz", "fingerprint": "a"}
     first = index_of(tmp_path, {"scene": scene}, **how, drop_only=[30])
     assert len(reads) == 30
     other = index_of(
@@ -252,45 +252,45 @@ def test_rules_and_split_change_without_reading_again(tmp_path, reads):
         split={"seed": 3, "guard": 5, "block": 40},
     )
     assert len(reads) == 30
-    assert (other.frame["reason"] == "cloudy").sum() == 1
+    assert (other.table["reason"] == "cloudy").sum() == 1
     all_of_it = index_of(tmp_path, {"scene": scene}, **how)
     assert len(reads) == 36  # the six that were not wanted before
-    assert all_of_it.frame["keep"].all()
+    assert all_of_it.table["keep"].all()
     again = index_of(tmp_path, {"scene": scene}, **how, drop_only=[30])
-    assert again.frame.drop(columns=["valid_scene", "cloud_scene", "snow_scene"]).equals(
-        first.frame.drop(columns=["valid_scene", "cloud_scene", "snow_scene"])
+    assert again.table.drop(columns=["valid_scene", "cloud_scene", "snow_scene"]).equals(
+        first.table.drop(columns=["valid_scene", "cloud_scene", "snow_scene"])
     )
     np.testing.assert_array_equal(again.statistics.mean, first.statistics.mean)
     np.testing.assert_array_equal(again.statistics.percentiles, first.statistics.percentiles)
-    index_of(tmp_path, {"scene": scene}, **how | {"made_from": "b"})
+    index_of(tmp_path, {"scene": scene}, **how | {"fingerprint": "b"})
     assert len(reads) == 72  # other scenes or labels
 
 
 def test_what_was_read_before_an_interruption_is_kept(tmp_path, reads, monkeypatch):
-    scene, kept = scene_of(tmp_path), tmp_path / "kept.npz"
-    original = observe_module.Observer.measure
+    scene, cache = scene_of(tmp_path), tmp_path / "kept.npz"
+    original = tile_measurements.TileReader.measure
 
     def failing(self, place, number, into):
         if number == 20:
             raise KeyboardInterrupt
         original(self, place, number, into)
 
-    monkeypatch.setattr(observe_module.Observer, "measure", failing)
+    monkeypatch.setattr(tile_measurements.TileReader, "measure", failing)
     with pytest.raises(KeyboardInterrupt):
-        index_of(tmp_path, {"scene": scene}, kept=kept)
+        index_of(tmp_path, {"scene": scene}, cache=cache)
     before = len(reads)
-    monkeypatch.setattr(observe_module.Observer, "measure", original)
-    index = index_of(tmp_path, {"scene": scene}, kept=kept)
+    monkeypatch.setattr(tile_measurements.TileReader, "measure", original)
+    index = index_of(tmp_path, {"scene": scene}, cache=cache)
     assert before >= 19
     assert len(reads) == 36
-    assert index.frame["keep"].all()
+    assert index.table["keep"].all()
 
 
 def test_a_damaged_file_of_observations_is_read_anew(tmp_path, caplog):
-    kept = tmp_path / "kept.npz"
-    kept.write_bytes(b"PK no")
-    index = index_of(tmp_path, {"scene": scene_of(tmp_path)}, kept=kept)
-    assert index.frame["keep"].all()
+    cache = tmp_path / "kept.npz"
+    cache.write_bytes(b"PK no")
+    index = index_of(tmp_path, {"scene": scene_of(tmp_path)}, cache=cache)
+    assert index.table["keep"].all()
     assert "kept.npz can't be used" in caplog.text
 
 
@@ -303,8 +303,8 @@ def test_tiles_that_can_not_be_read_stop_the_index_or_are_left_out(tmp_path, cap
     path.write_bytes(data)
     with pytest.raises(InputFileError, match=r"can't read rows \d+ to \d+, columns \d+ to \d+ of .*scene\.tif"):
         index_of(tmp_path, {"scene": path})
-    frame = index_of(tmp_path, {"scene": path}, unreadable="skip").frame
-    assert (frame["reason"] == "unreadable").sum() == 9  # of 20 px, over rows and columns 32 to 63
+    index = index_of(tmp_path, {"scene": path}, unreadable="skip").table
+    assert (index["reason"] == "unreadable").sum() == 9  # of 20 px, over rows and columns 32 to 63
     assert "left out: can't read rows" in caplog.text
 
 
@@ -316,7 +316,7 @@ def test_percentiles_are_near_those_of_all_training_pixels(tmp_path_factory, see
     path = write_raster(folder / "scene.tif", values, grid_at(*SHAPE))
     index = index_of(folder, {"scene": path})
     training = np.zeros(SHAPE, bool)
-    for row, col in index.frame.loc[index.frame["split"] == "train", ["row", "col"]].to_numpy():
+    for row, col in index.table.loc[index.table["split"] == "train", ["row", "col"]].to_numpy():
         training[row : row + 20, col : col + 20] = True
     asked = np.array((1, 2, 25, 50, 75, 98, 99))
     for band, found in zip(values[:, training], index.statistics.percentiles[0], strict=True):

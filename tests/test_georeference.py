@@ -15,14 +15,14 @@ from cobertes.geo.area import Area
 from cobertes.geo.scene import open_scene
 from cobertes.geo.windows import Window
 from cobertes.labels.aggregate import make_labels
-from cobertes.labels.legend import translation
+from cobertes.labels.legend import recode_table
 from cobertes.learn.encoding import Inputs
 from cobertes.learn.inference import judge, plan_blocks
 from cobertes.learn.model_file import ModelHeader
 from cobertes.learn.sampler import Sampler, batches
 from cobertes.predict.predict import predict_map
-from cobertes.settings import AugmentationSettings, Chance, SplitSettings, TileSettings, TrainSettings
-from cobertes.tiles.dataset import Ground
+from cobertes.settings import Augmentation, AugmentationSettings, SplitSettings, TileSettings, TrainSettings
+from cobertes.tiles.dataset import LabelledDataset
 from cobertes.tiles.index import build_index
 from engines import TENS, header_of, plan_as_mapped
 from rasters import UTM, read_raster, write_raster
@@ -90,7 +90,7 @@ def around(grid, crs, pixel):
 
 
 def labels_of(folder, grid, reference, method="majority"):
-    make_labels(reference, grid, folder / "labels.tif", legend=TENS, table=translation(TENS), method=method)
+    make_labels(reference, grid, folder / "labels.tif", legend=TENS, table=recode_table(TENS), method=method)
     return folder / "labels.tif"
 
 
@@ -161,7 +161,7 @@ def ground(request, tmp_path):
     area = Area("here", {"scene": scene})
     settings = SplitSettings(block=40, guard=6)
     index = build_index([area], labels, TENS, tiles=TileSettings(size=24, overlap=5), split=settings)
-    return Ground({"here": area}, labels, TENS, index.split), index, grid
+    return LabelledDataset({"here": area}, labels, TENS, index.split), index, grid
 
 
 def inputs_of(grid):
@@ -179,8 +179,8 @@ def places(x, inputs, grid):
 
 def test_the_index_says_where_its_tiles_are(ground):
     _, index, grid = ground
-    frame = index.frame.to_crs(str(grid.crs))
-    for tile in frame.itertuples():
+    index = index.table.to_crs(str(grid.crs))
+    for tile in index.itertuples():
         (left, top), (right, bottom) = (
             grid.affine * (tile.col, tile.row),
             grid.affine * (tile.col + tile.width, tile.row + tile.height),
@@ -217,7 +217,7 @@ def test_windows_anywhere_hold_what_lies_there(ground):
 def test_training_batches_hold_image_and_label_of_the_same_place(ground):
     here, index, grid = ground
     inputs = inputs_of(grid)
-    sampler = Sampler.of(index.frame, here, TrainSettings(), (17,), AugmentationSettings(jitter=Chance()))
+    sampler = Sampler.of(index.table, here, TrainSettings(), (17,), AugmentationSettings(jitter=Augmentation()))
     pixels = 0
     for x, y, _ in batches(sampler, inputs, 1, 8):
         row, col = places(x, inputs, grid)

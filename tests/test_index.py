@@ -13,17 +13,17 @@ from cobertes.errors import InputFileError, NoTilesError, SettingsError, SplitEr
 from cobertes.geo.area import Area
 from cobertes.geo.scene import Scene, open_scene
 from cobertes.geo.windows import Window, interiors
-from cobertes.labels.legend import IGNORE_INDEX, LandClass, Legend
+from cobertes.labels.legend import IGNORE_INDEX, Legend, LegendClass
 from cobertes.settings import SplitSettings, TileSettings
 from cobertes.tiles.band_statistics import Moments, Statistics
-from cobertes.tiles.dataset import Ground
+from cobertes.tiles.dataset import LabelledDataset
 from cobertes.tiles.index import build_index, load_index, save_index
 from cobertes.tiles.label_counts import read_labels
 from rasters import UTM, grid_at, write_raster
 
 # not contiguous, not in order
 CODES = [10, 200, 30]
-LEGEND = Legend("test", 0, tuple(LandClass(c, f"c{c}", f"Class {c}", f"#{c:02x}80ff") for c in CODES))
+LEGEND = Legend("test", 0, tuple(LegendClass(c, f"c{c}", f"Class {c}", f"#{c:02x}80ff") for c in CODES))
 
 
 def patches(rng, shape, choices, side=9):
@@ -104,7 +104,7 @@ def test_statistics_equal_brute_force_over_training_interiors_at_any_overlap(one
         index = index_of(one, tiles={"size": size, "overlap": overlap}, split={"guard": guard})
     except NoTilesError:
         return
-    frame, shape = index.frame, one.area.shape
+    frame, shape = index.table, one.area.shape
     training = np.zeros(shape, int)
     held = np.zeros(shape, bool)
     for window in index.split.areas["one"].windows("v"):
@@ -112,7 +112,7 @@ def test_statistics_equal_brute_force_over_training_interiors_at_any_overlap(one
     for window, split, keep in zip(windows_of(frame), frame["split"], frame["keep"], strict=True):
         if keep and split == "train":
             training[interior_of(window, shape, size, overlap)] += 1
-            assert not held[window.grow(guard).clip(shape).slices].any()
+            assert not held[window.pad(guard).clip(shape).slices].any()
     assert training.max() == 1  # no pixel twice
     used = training == 1
     assert not held[used].any()
@@ -128,7 +128,7 @@ def test_statistics_equal_brute_force_over_training_interiors_at_any_overlap(one
 
 
 def test_tiles_tell_what_they_hold(one):
-    frame = index_of(one).frame
+    frame = index_of(one).table
     seen = np.any([values.any(0) for values in one.scenes.values()], axis=0)
     assert len(frame) == 8 * 9
     for window, (_, row) in zip(windows_of(frame), frame.iterrows(), strict=True):
@@ -147,14 +147,14 @@ def test_tiles_tell_what_they_hold(one):
 
 
 def test_both_seasons_of_a_place_share_a_split(one):
-    frame = index_of(one).frame
+    frame = index_of(one).table
     assert not frame.duplicated(["area", "row", "col"]).any()  # a season is never a row
 
 
 def test_the_index_does_not_depend_on_the_order_of_areas(tmp_path):
     made = [make_area(tmp_path, (90, 90), name, i, origin=(i * 2000, 4e6)) for i, name in enumerate("ab")]
     one, other = index_of(*made), index_of(*made[::-1])
-    assert one.frame.drop(columns="geometry").equals(other.frame.drop(columns="geometry"))
+    assert one.table.drop(columns="geometry").equals(other.table.drop(columns="geometry"))
     np.testing.assert_array_equal(one.statistics.mean, other.statistics.mean)
 
 
@@ -179,17 +179,17 @@ def test_tiles_without_labels_or_with_only_dropped_classes_say_so(tmp_path):
     codes[100:, 100:] = 200
     codes[100:, 80:90] = 0
     made = make_area(tmp_path, (120, 120), codes=codes)
-    frame = index_of(made, tiles={"drop_only": [200, "Class 30"]}, split={"guard": 0, "block": 20}).frame
-    reasons = {(r, c): reason for r, c, reason in zip(frame["row"], frame["col"], frame["reason"], strict=True)}
+    index = index_of(made, tiles={"drop_only": [200, "Class 30"]}, split={"guard": 0, "block": 20}).table
+    reasons = {(r, c): reason for r, c, reason in zip(index["row"], index["col"], index["reason"], strict=True)}
     assert reasons[0, 0] == reasons[0, 20] == "no labels"
     assert reasons[100, 100] == "only c200"
     assert reasons[100, 80] == reasons[0, 60] == "only c30"
     assert reasons[60, 0] == ""
-    assert set(frame["reason"]) == {"", "no labels", "only c200", "only c30"}
+    assert set(index["reason"]) == {"", "no labels", "only c200", "only c30"}
 
 
 def test_tiles_between_splits_and_in_guard_bands_say_so(one):
-    frame = index_of(one, split={"guard": 10}).frame
+    frame = index_of(one, split={"guard": 10}).table
     counted = frame["reason"].value_counts()
     assert counted["between splits"] > 0
     assert counted["guard band"] > 0
@@ -207,8 +207,8 @@ def test_tiles_that_nothing_observed_or_too_little_say_so(tmp_path):
     codes[40:60, :11] = 0
     codes[0, 100] = 200
     made = make_area(tmp_path, (120, 120), codes=codes, scenes=scenes)
-    frame = index_of(made, tiles={"min_labelled": 0.5}, split={"guard": 0, "block": 20}).frame
-    reasons = {(r, c): reason for r, c, reason in zip(frame["row"], frame["col"], frame["reason"], strict=True)}
+    index = index_of(made, tiles={"min_labelled": 0.5}, split={"guard": 0, "block": 20}).table
+    reasons = {(r, c): reason for r, c, reason in zip(index["row"], index["col"], index["reason"], strict=True)}
     assert reasons[0, 0] == reasons[0, 20] == "no observation"
     assert reasons[20, 0] == ""
     assert reasons[40, 0] == "few labelled pixels"
@@ -224,7 +224,7 @@ def test_nan_pixels_are_not_observed(tmp_path):
     index = index_of(made, tiles={"size": 10})
     assert np.isfinite(index.statistics.mean).all()
     assert index.statistics.mean[0, 0] == pytest.approx(5, abs=0.1)
-    assert (index.frame["reason"] == "no observation").any()
+    assert (index.table["reason"] == "no observation").any()
 
 
 # --- nothing left ------------------------------------------------------------------------------------------
@@ -305,16 +305,16 @@ def chips(folder, count=12, shape=(30, 26), crs=None, **options):
 
 def test_areas_smaller_than_a_tile_are_one_tile_each(tmp_path):
     index = index_of(*chips(tmp_path), tiles={"size": 64}, split={"by": "area", "block": None})
-    assert windows_of(index.frame) == [Window(0, 0, 30, 26)] * 12
-    assert index.frame["keep"].all()
+    assert windows_of(index.table) == [Window(0, 0, 30, 26)] * 12
+    assert index.table["keep"].all()
     assert index.split.guard == 2
-    training = index.frame["split"] == "train"
+    training = index.table["split"] == "train"
     assert index.statistics.class_counts.sum() == pytest.approx(training.sum() * 30 * 26, rel=0.02)
 
 
 @pytest.mark.parametrize("crs", [UTM, None])
 def test_the_index_survives_geoparquet(tmp_path, crs):
-    frame = index_of(*chips(tmp_path, crs=crs), split={"block": None}).frame
+    frame = index_of(*chips(tmp_path, crs=crs), split={"block": None}).table
     save_index(frame, tmp_path / "tiles.parquet")
     again = load_index(tmp_path / "tiles.parquet")
     assert again.crs == (None if crs is None else "EPSG:4326")
@@ -350,16 +350,16 @@ def test_a_class_that_never_occurs_is_told(tmp_path, caplog):
 @settings(max_examples=25, deadline=None)
 @given(st.integers(-20, 160), st.integers(-20, 180), st.integers(1, 40))
 def test_ground_is_labelled_where_a_season_was_observed(one, row, col, size):
-    ground = Ground({"one": one.area}, {"one": one.labels}, LEGEND, None)
+    ground = LabelledDataset({"one": one.area}, {"one": one.labels}, LEGEND, None)
     window = Window(row, col, size, size)
-    observed, y = ground.read("one", window)
+    observed, y = ground.read_chw("one", window)
     assert list(observed) == ["april", "august"]
     expected = np.full((size, size), IGNORE_INDEX, np.uint8)
     part = window.clip(one.area.shape)
     if 0 not in part.shape:
         seen = np.any([values[:, *part.slices].any(0) for values in one.scenes.values()], axis=0)
         codes = one.codes[part.slices]
-        expected[part.within(window)] = np.where(seen, LEGEND.index_table()[codes], IGNORE_INDEX)
+        expected[part.slices_in(window)] = np.where(seen, LEGEND.index_table()[codes], IGNORE_INDEX)
     np.testing.assert_array_equal(y, expected)
 
 
@@ -410,17 +410,17 @@ def test_a_large_area_is_indexed_strip_by_strip(tmp_path, monkeypatch):
     )
     read = []
 
-    def noted(self, window, original=Scene.read_pixels):
+    def noted(self, window, original=Scene.read_hwc):
         read.append(window)
         return original(self, window)
 
-    monkeypatch.setattr(Scene, "read_pixels", noted)
+    monkeypatch.setattr(Scene, "read_hwc", noted)
     del codes, values
     tracemalloc.start()
     index = index_of(made, tiles={"size": 64}, split={"block": 512, "guard": 32})
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert len(index.frame) == 40 * 40
+    assert len(index.table) == 40 * 40
     assert len(read) == len(set(read)) > 1000  # each tile once
     assert {window.shape for window in read} == {(64, 64)}
     assert peak < 16e6  # the scene alone has 26 MB

@@ -126,7 +126,7 @@ def test_ground_without_labels_has_no_score(project):
     matrix, loss = judge(knows_all, EXACT, project.ground, [], 4)
     assert not matrix.counts.any()
     assert np.isnan(loss)
-    _, y = project.ground.read("here", Window(500, 500, 4, 4))
+    _, y = project.ground.read_chw("here", Window(500, 500, 4, 4))
     assert (y == IGNORE_INDEX).all()
 
 

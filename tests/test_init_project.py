@@ -11,7 +11,7 @@ from cobertes.errors import GridMismatchError, InputFileError, OutputExistsError
 from cobertes.geo.area import ONLY_SEASON
 from cobertes.labels.legend import load_legend
 from cobertes.workflow import init_project
-from cobertes.workflow.init_project import look_at_codes, propose_legend, write_project
+from cobertes.workflow.init_project import propose_legend, scan_codes, write_project
 from cobertes.workflow.project import load_project
 from cobertes.workflow.scene_paths import open_scenes
 from rasters import grid_at, write_raster
@@ -34,7 +34,7 @@ ALL_12 = list(range(1, 13))
 
 
 @pytest.fixture
-def place(tmp_path):
+def align(tmp_path):
     write_scene(tmp_path)
     write_map(tmp_path, ALL_12)
     return tmp_path
@@ -161,7 +161,7 @@ def test_a_map_without_a_palette_gets_colours_that_differ(place):
     ],
 )
 def test_the_legend_that_fits_the_codes_is_proposed(tmp_path, codes, legend):
-    proposed = propose_legend(look_at_codes(write_map(tmp_path, list(codes))))
+    proposed = propose_legend(scan_codes(write_map(tmp_path, list(codes))))
     assert (proposed and proposed.name) == legend
 
 
@@ -182,7 +182,7 @@ def test_of_a_large_map_a_part_is_looked_at(place, monkeypatch):
     monkeypatch.setattr(init_project, "SAMPLE_BLOCKS", 10)
     monkeypatch.setattr(init_project, "SAMPLE_PIXELS", 20_000)
     write_map(place, ALL_12, shape=(480, 480), pixel=2.0, tiled=True, blockxsize=32, blockysize=32)
-    codes = look_at_codes(place / "map.tif")
+    codes = scan_codes(place / "map.tif")
     assert not codes.all
     assert codes.counts.sum() == 19 * 32 * 32  # 225 blocks of which 20,000 pixels are 19
     assert codes.found == ALL_12

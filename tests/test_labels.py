@@ -33,9 +33,9 @@ from cobertes.geo.grid import grid_of
 from cobertes.labels import kernels, memory_plan
 from cobertes.labels.aggregate import make_labels
 from cobertes.labels.label_pass import METHODS, SHARES
-from cobertes.labels.legend import Crosswalk, LandClass, Legend, load_legend, translation
+from cobertes.labels.legend import Crosswalk, Legend, LegendClass, load_legend, recode_table
 from cobertes.labels.reference_map import reference_nodata
-from cobertes.labels.vote_weights import Weighting, whole
+from cobertes.labels.vote_weights import VoteWeights, whole
 
 DATA = Path(os.environ.get("COBERTES_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
@@ -50,12 +50,14 @@ LAYOUTS = {
 
 
 def legend_of(codes: list[int], nodata: int = 0) -> Legend:
-    return Legend("test", nodata, tuple(LandClass(c, f"class-{c}", f"Class {c}", f"#{c:02x}80ff") for c in codes))
+    return Legend(
+        "test", nodata, tuple(LegendClass(c, f"class-{c}", f"Class {c}", f"#{c:02x}80ff") for c in codes)
+    )
 
 
 # not in ascending order: ties go to the lower code, not to the first class
 LEGEND = legend_of([7, 2, 3, 1, 12])
-TABLE = translation(LEGEND)
+TABLE = recode_table(LEGEND)
 
 
 def scene(height: int, width: int, pixel: float = 10.0, crs: str | None = UTM) -> GeoBox:
@@ -91,10 +93,10 @@ def patches(rng, shape, codes):
     return np.where(noise, rng.choice(codes, shape), fine).astype(np.uint8)
 
 
-def under(codes, grid, factor, row, col, filler=0):
-    """The fine pixels of a scene: (H, factor, W, factor) -> (H, W, factor ** 2); ``filler`` beyond the map."""
+def under(codes, grid, factor, row, col, fill_code=0):
+    """The fine pixels of a scene: (H, factor, W, factor) -> (H, W, factor ** 2); ``fill_code`` beyond the map."""
     height, width = grid.height * factor, grid.width * factor
-    padded = np.pad(codes, ((height, height), (width, width)), constant_values=filler)
+    padded = np.pad(codes, ((height, height), (width, width)), constant_values=fill_code)
     rows, cols = max(-height, min(row, codes.shape[0])) + height, max(-width, min(col, codes.shape[1])) + width
     fine = padded[rows : rows + height, cols : cols + width]
     blocks = fine.reshape(grid.height, factor, grid.width, factor)
@@ -192,7 +194,7 @@ def test_all_products_of_one_pass_equal_brute_force(data):
     col = draw(st.integers(1 - grid.width * factor, shape[1] - 1), "col")
     source = draw(st.lists(st.integers(1, 40), min_size=1, max_size=12, unique=True), "source codes")
     targets = [draw(st.sampled_from([0, *LEGEND.codes.tolist()])) for _ in source]
-    table = translation(LEGEND, crosswalk=Crosswalk("test", dict(zip(source, targets, strict=True))))
+    table = recode_table(LEGEND, crosswalk=Crosswalk("test", dict(zip(source, targets, strict=True))))
     codes = patches(rng, shape, source)
     codes[rng.random(shape) < draw(st.sampled_from([0, 0.02, 0.5, 0.9, 1]), "nodata share")] = 0
     min_valid = draw(st.sampled_from([0, 0.25, 0.5, 1]), "min_valid")
@@ -208,7 +210,7 @@ def test_all_products_of_one_pass_equal_brute_force(data):
         _, report = label_map(
             Path(name), codes, grid, factor, row=row, col=col, layout=draw(st.sampled_from(sorted(LAYOUTS))),
             table=table, min_valid=min_valid, memory=draw(st.sampled_from([200, 900])), method=main,
-            weighting=Weighting(given_weights, sigma), out=made[main],
+            weighting=VoteWeights(given_weights, sigma), out=made[main],
             also={method: made[method] for method in METHODS if method != main},
             **{what: made[what] for what in SHARES},
         )  # fmt: skip
@@ -251,7 +253,7 @@ def test_nearest_takes_the_middle_pixel_and_shifts_nothing(tmp_path, factor, mid
     everything = legend_of(list(range(1, 252)))
     label, report = label_map(
         tmp_path, codes, grid, factor, row=row, col=col, layout=layout, legend=everything,
-        table=translation(everything), method="nearest",
+        table=recode_table(everything), method="nearest",
     )  # fmt: skip
     i, j = np.mgrid[:23, :31]
     expected = (37 * (row + i * factor + middle) + 11 * (col + j * factor + middle)) % 251 + 1
@@ -299,7 +301,7 @@ def test_min_valid_is_a_share_of_the_pixel_and_nearest_ignores_it(tmp_path):
 def test_tally_counts_every_pixel(shape):
     codes = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     counts = np.ones(256, np.int64)
-    kernels.tally(codes, counts)
+    kernels.histogram(codes, counts)
     np.testing.assert_array_equal(counts, 1 + np.bincount(codes.ravel(), minlength=256))
 
 
@@ -521,7 +523,7 @@ def test_unknown_codes_can_count_as_nodata_and_are_reported(tmp_path):
 
 def test_single_codes_and_unused_classes_go_through_the_table(tmp_path):
     codes = np.array([[19, 41], [12, 2]], np.uint8).repeat(3, 0).repeat(3, 1)
-    table = translation(LEGEND, codes={19: "class-2", 41: "nodata"}, as_nodata=["class-12"])
+    table = recode_table(LEGEND, codes={19: "class-2", 41: "nodata"}, as_nodata=["class-12"])
     label, _ = label_map(tmp_path, codes, scene(2, 2), 3, table=table, legend=LEGEND.without(["class-12"]))
     np.testing.assert_array_equal(label, [[2, 0], [0, 2]])
 
@@ -606,8 +608,8 @@ def test_progress_counts_the_fine_pixels(tmp_path):
 def test_kernels_work_where_no_cache_can_be_written():
     # numba then refuses `cache=True`; a locator that finds no place stands for a read-only installation
     code = (
-        "import numpy as np; from cobertes.labels.kernels import tally; n = np.zeros(256, np.int64);"
-        "tally(np.ones((2, 5), np.uint8), n); print(n[1])"
+        "import numpy as np; from cobertes.labels.kernels import histogram; n = np.zeros(256, np.int64);"
+        "histogram(np.ones((2, 5), np.uint8), n); print(n[1])"
     )
     environment = {**os.environ, "NUMBA_CACHE_LOCATOR_CLASSES": "_ZipCacheLocator"}
     done = subprocess.run(
@@ -653,7 +655,7 @@ def test_zion_land_cover_comes_onto_the_landsat_grid(tmp_path):
         grid = grid_of(file)
     path = real("zion", "nlcd_8class.tif")
     legend = load_legend("nlcd-8")
-    table = translation(legend, source_nodata=reference_nodata(path))
+    table = recode_table(legend, source_nodata=reference_nodata(path))
     report = make_labels(path, grid, tmp_path / "l.tif", legend=legend, table=table)
     assert report.how == (
         "nearest: the map is coarser than the scene (0.95 map pixels per scene pixel), map warped from EPSG:26912"
@@ -668,7 +670,7 @@ def test_denver_land_cover_of_1_m_comes_onto_a_utm_grid_of_10_m(tmp_path):
     path = real("denver-1m", "drcog_lulc_2018_1m.tif")
     legend = legend_of(list(range(1, 9)))
     grid = GeoBox((70, 60), Affine(10, 0, 528_003, 0, -10, 4_408_007), "EPSG:32613")
-    report = assert_as_sampled(tmp_path, path, grid, 10, legend, translation(legend))
+    report = assert_as_sampled(tmp_path, path, grid, 10, legend, recode_table(legend))
     assert report.how == "majority of 10 x 10 px, map warped from EPSG:2232"
 
 
@@ -684,18 +686,18 @@ def test_denver_on_its_own_grid_equals_gdal_mode_except_at_ties(tmp_path):
         codes, gdal, src_transform=Affine(1, 0, -3000, 0, -1, 4000), src_crs=UTM, src_nodata=0,
         dst_transform=Affine(10, 0, 0, 0, -10, 0), dst_crs=UTM, dst_nodata=0, resampling=Resampling.mode,
     )  # fmt: skip
-    make_labels(path, grid, tmp_path / "l.tif", legend=legend, table=translation(legend))
+    make_labels(path, grid, tmp_path / "l.tif", legend=legend, table=recode_table(legend))
     label = read(tmp_path / "l.tif")
-    expected, _, _, ties = brute(under(codes, grid, 10, 4000, 3000), translation(legend), legend)
+    expected, _, _, ties = brute(under(codes, grid, 10, 4000, 3000), recode_table(legend), legend)
     np.testing.assert_array_equal(label, expected)
     np.testing.assert_array_equal(label[~ties], gdal[~ties])
     assert ties.mean() < 0.01
 
 
 def test_a_table_without_a_code_for_nodata_is_refused(tmp_path):
-    table = translation(LEGEND, codes={0: "class-2"})
+    table = recode_table(LEGEND, codes={0: "class-2"})
     with pytest.raises(LegendError, match="none is left for ground that the map does not cover"):
         label_map(tmp_path, np.ones((9, 9), np.uint8), scene(3, 3), 3, table=table)
-    table = translation(LEGEND, codes={0: "class-2", 255: "nodata"})
+    table = recode_table(LEGEND, codes={0: "class-2", 255: "nodata"})
     label, _ = label_map(tmp_path, np.zeros((9, 9), np.uint8), scene(3, 3), 3, table=table)
     assert (label == 2).all()

@@ -8,10 +8,10 @@ from rasterio.enums import Resampling
 from rasterio.warp import reproject
 
 from cobertes.labels.aggregate import make_labels
-from cobertes.labels.legend import LandClass, Legend, translation
+from cobertes.labels.legend import Legend, LegendClass, recode_table
 from rasters import grid_at, read_raster, write_raster
 
-LEGEND = Legend("test", 0, tuple(LandClass(c, f"c{c}", f"C{c}", "#808080") for c in (1, 2, 3, 7)))
+LEGEND = Legend("test", 0, tuple(LegendClass(c, f"c{c}", f"C{c}", "#808080") for c in (1, 2, 3, 7)))
 FINE = grid_at(700, 930, 1.0)
 GRID = grid_at(70, 93, 10.0)
 
@@ -65,7 +65,7 @@ def as_wide_strips_of_int16(folder, codes):
 
 
 def labels(reference, out, **options):
-    make_labels(reference, GRID, out, legend=LEGEND, table=translation(LEGEND), min_valid=0, **options)
+    make_labels(reference, GRID, out, legend=LEGEND, table=recode_table(LEGEND), min_valid=0, **options)
     return read_raster(out)
 
 

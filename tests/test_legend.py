@@ -13,12 +13,12 @@ from cobertes.errors import InputFileError, LegendError
 from cobertes.labels.legend import (
     IGNORE_INDEX,
     Crosswalk,
-    LandClass,
     Legend,
+    LegendClass,
     legend_names,
     load_crosswalk,
     load_legend,
-    translation,
+    recode_table,
 )
 from rasters import DATA
 
@@ -26,7 +26,7 @@ FACTS = DATA.parent / "facts"
 
 
 def legend_of(codes, nodata=0):
-    return Legend("test", nodata, tuple(LandClass(c, f"key-{c}", f"Name {c}", f"#{c:02x}80ff") for c in codes))
+    return Legend("test", nodata, tuple(LegendClass(c, f"key-{c}", f"Name {c}", f"#{c:02x}80ff") for c in codes))
 
 
 def facts(name):
@@ -61,7 +61,9 @@ def test_every_packaged_legend_loads_and_survives_json(name):
 
 def test_catalonia_12_is_as_published():
     rows = facts("catalonia-12.csv")
-    expected = tuple(LandClass(int(r["code"]), r["key"], r["name"], r["colour"]) for r in rows if r["code"] != "0")
+    expected = tuple(
+        LegendClass(int(r["code"]), r["key"], r["name"], r["colour"]) for r in rows if r["code"] != "0"
+    )
     legend = load_legend("catalonia-12")
     assert legend.classes == expected
     assert legend.nodata == 0
@@ -83,7 +85,7 @@ def test_worldcover_and_nlcd_have_their_own_codes():
 
 
 def test_the_crosswalk_brings_all_41_classes_to_the_12():
-    table = translation(load_legend("catalonia-12"), crosswalk=load_crosswalk("icgc-41"))
+    table = recode_table(load_legend("catalonia-12"), crosswalk=load_crosswalk("icgc-41"))
     assert (table[1:42] >= 1).all()
     assert set(table[1:42].tolist()) == set(range(1, 13))
     assert table[0] == 0
@@ -140,25 +142,25 @@ def test_categories_hold_names_and_colours_by_code():
 
 
 def test_without_a_crosswalk_codes_are_the_legend_s_own():
-    table = translation(legend_of([7, 2, 250], nodata=9))
+    table = recode_table(legend_of([7, 2, 250], nodata=9))
     assert {i: int(code) for i, code in enumerate(table) if code >= 0} == {2: 2, 7: 7, 9: 9, 250: 250}
 
 
 def test_single_codes_go_to_a_class_by_any_name_or_to_nodata():
     legend = load_legend("catalonia-12")
     codes = {19: "bare-soil", 41: "nodata", 50: 12, 51: "Forest", 3: 4, 60: 0, 61: "2"}
-    table = translation(legend, codes=codes)
+    table = recode_table(legend, codes=codes)
     assert [table[c] for c in (19, 41, 50, 51, 3, 60, 61)] == [5, 0, 12, 3, 4, 0, 2]
     with pytest.raises(LegendError, match="Did you mean 'bare-soil'"):
-        translation(legend, codes={19: "bare-sol"})
+        recode_table(legend, codes={19: "bare-sol"})
     with pytest.raises(LegendError, match="code 300 is out of range"):
-        translation(legend, codes={300: "water"})
+        recode_table(legend, codes={300: "water"})
 
 
 def test_classes_not_to_be_learnt_become_nodata_wherever_they_come_from():
     legend = load_legend("catalonia-12")
     crosswalk = load_crosswalk("icgc-41")
-    table = translation(legend, crosswalk=crosswalk, codes={200: "water"}, as_nodata=["water", 5])
+    table = recode_table(legend, crosswalk=crosswalk, codes={200: "water"}, as_nodata=["water", 5])
     sources = [s for s, target in crosswalk.codes.items() if target in (12, 5)]
     assert (table[[*sources, 200]] == 0).all()
     assert table[1] == 1
@@ -166,18 +168,18 @@ def test_classes_not_to_be_learnt_become_nodata_wherever_they_come_from():
 
 def test_the_map_s_own_nodata_is_known_unless_it_is_a_class():
     legend = legend_of([1, 2])
-    assert translation(legend, source_nodata=255.0)[255] == 0
-    assert translation(legend, source_nodata=2.0)[2] == 2
+    assert recode_table(legend, source_nodata=255.0)[255] == 0
+    assert recode_table(legend, source_nodata=2.0)[2] == 2
     for beyond in (-9999.0, 1e9, float("nan"), None):
-        np.testing.assert_array_equal(translation(legend, source_nodata=beyond), translation(legend))
+        np.testing.assert_array_equal(recode_table(legend, source_nodata=beyond), recode_table(legend))
 
 
 def test_single_codes_win_over_the_crosswalk_and_what_neither_lists_is_unknown():
     crosswalk = Crosswalk("mine", {1: 2, 5: "key-1", 6: "nodata"})
-    table = translation(legend_of([1, 2]), crosswalk=crosswalk, codes={1: 1})
+    table = recode_table(legend_of([1, 2]), crosswalk=crosswalk, codes={1: 1})
     assert [int(table[code]) for code in (1, 2, 5, 6)] == [1, -1, 1, 0]
     with pytest.raises(LegendError, match="unknown class '9'"):
-        translation(legend_of([1, 2]), crosswalk=Crosswalk("mine", {1: 9}))
+        recode_table(legend_of([1, 2]), crosswalk=Crosswalk("mine", {1: 9}))
 
 
 # --- files of one's own ------------------------------------------------------------------------------------
@@ -201,7 +203,10 @@ def test_a_legend_of_one_s_own_is_found_beside_the_project(tmp_path):
     (tmp_path / "mine.toml").write_text(TOML)
     legend = load_legend("mine.toml", tmp_path)
     assert (legend.name, legend.nodata) == ("mine", 255)
-    assert legend.classes == (LandClass(0, "land", "land", "#00ff00"), LandClass(10, "sea", "The sea", "#0000ff"))
+    assert legend.classes == (
+        LegendClass(0, "land", "land", "#00ff00"),
+        LegendClass(10, "sea", "The sea", "#0000ff"),
+    )
     assert load_legend(str(tmp_path / "mine.toml")) == legend
 
 
@@ -246,7 +251,7 @@ def test_missing_legends_offer_the_near_miss(tmp_path):
 
 def test_a_crosswalk_of_one_s_own_names_classes_as_one_likes(tmp_path):
     (tmp_path / "walk.toml").write_text('name = "walk"\n[codes]\n1 = 2\n7 = "key-1"\n8 = "nodata"\n')
-    table = translation(legend_of([1, 2]), crosswalk=load_crosswalk("walk.toml", tmp_path))
+    table = recode_table(legend_of([1, 2]), crosswalk=load_crosswalk("walk.toml", tmp_path))
     assert [int(table[code]) for code in (1, 2, 7, 8)] == [2, -1, 1, 0]
 
 
@@ -269,6 +274,6 @@ def test_bad_crosswalks_are_told_what_is_wrong(tmp_path, text):
 def test_a_crosswalk_to_another_legend_is_refused():
     crosswalk = load_crosswalk("icgc-41")
     with pytest.raises(LegendError, match="'icgc-41' leads to legend 'catalonia-12', but the legend is 'icgc-41'"):
-        translation(load_legend("icgc-41"), crosswalk=crosswalk)
+        recode_table(load_legend("icgc-41"), crosswalk=crosswalk)
     renamed = replace(load_legend("catalonia-12"), name="les meves")
-    assert translation(renamed, crosswalk=crosswalk)[41] == 12
+    assert recode_table(renamed, crosswalk=crosswalk)[41] == 12

@@ -18,7 +18,7 @@ from cobertes.predict.map_layers import (
     PROBABILITIES,
     PRODUCTS,
     SECOND,
-    describe_pixels,
+    layers_from_logits,
 )
 
 CODES = (3, 5, 6, 20, 44, 90)
@@ -35,7 +35,7 @@ def described(
     logits: NDArray[np.float32], valid: NDArray[np.bool_], temperature: float = 1.0
 ) -> Mapping[str, NDArray[np.uint8]]:
     """All products of (height, width, classes)."""
-    made, counts = describe_pixels(logits, valid, PRODUCTS, legend_of(logits.shape[2]), temperature)
+    made, counts = layers_from_logits(logits, valid, PRODUCTS, legend_of(logits.shape[2]), temperature)
     assert np.array_equal(counts, np.bincount(made[MAP].ravel(), minlength=256))
     return made
 

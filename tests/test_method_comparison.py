@@ -12,19 +12,19 @@ from hypothesis import strategies as st
 from cobertes.errors import OutputExistsError, UnknownCodesError
 from cobertes.labels import method_comparison
 from cobertes.labels.label_pass import METHODS
-from cobertes.labels.legend import LandClass, Legend, translation
+from cobertes.labels.legend import Legend, LegendClass, recode_table
 from cobertes.labels.method_comparison import compare_labels
-from cobertes.labels.vote_weights import Weighting
+from cobertes.labels.vote_weights import VoteWeights
 from cobertes.report.label_comparison import comparison_table, write_comparison_picture
 from rasters import DATA, grid_at, needs, read_raster, write_raster
 
 LEGEND = Legend(
     "test", 0,
-    tuple(LandClass(c, key, key.title(), colour) for c, key, colour in (
+    tuple(LegendClass(c, key, key.title(), colour) for c, key, colour in (
         (5, "forest", "#33cc33"), (2, "road", "#adaaca"), (9, "sea", "#0000dc"), (11, "moss", "#ffff00"),
     )),
 )  # fmt: skip
-TABLE = translation(LEGEND)
+TABLE = recode_table(LEGEND)
 
 
 def compared(folder, codes, factor=10, **options):
@@ -40,7 +40,7 @@ def test_a_thin_road_through_a_forest(tmp_path):
     codes[:, 44:46] = 2  # two of ten: nearest meets it (45), majority never, weights may
     codes[12:15, 120:123] = 9  # a pond of nine pixels that only weights could see
     codes[60:80, 100:150] = 0  # not known
-    found, *_ = compared(tmp_path, codes, weighting=Weighting("inverse"))
+    found, *_ = compared(tmp_path, codes, weighting=VoteWeights("inverse"))
     nearest, majority = 0, 1
     assert METHODS == ("nearest", "majority", "weighted-majority")
     assert found.fine.tolist() == pytest.approx([187.91, 2.0, 0.09, 0])
@@ -137,7 +137,7 @@ def test_a_map_off_the_scene_s_grid_is_compared_too(tmp_path):
         grid = grid_of(file)
     found = compare_labels(
         DATA / "zion" / "nlcd_8class.tif", grid, tmp_path,
-        legend=legend, table=translation(legend, source_nodata=255),
+        legend=legend, table=recode_table(legend, source_nodata=255),
     )  # fmt: skip
     # the map is coarser than the scene: all methods are nearest
     assert found.factor == 1

@@ -12,9 +12,9 @@ from sklearn import metrics as sklearn_metrics
 from cobertes.accuracy import metrics
 from cobertes.accuracy.confusion import ConfusionMatrix
 from cobertes.errors import InputFileError
-from cobertes.labels.legend import IGNORE_INDEX, LandClass, Legend
+from cobertes.labels.legend import IGNORE_INDEX, Legend, LegendClass
 
-LEGEND = Legend("test", 0, tuple(LandClass(c, f"c{c}", f"Class {c}", f"#{c:02x}80ff") for c in (10, 200, 30)))
+LEGEND = Legend("test", 0, tuple(LegendClass(c, f"c{c}", f"Class {c}", f"#{c:02x}80ff") for c in (10, 200, 30)))
 
 
 @st.composite

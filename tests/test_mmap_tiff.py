@@ -8,8 +8,8 @@ import rasterio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cobertes.geo.mmap_tiff import map_tiff
-from cobertes.geo.nodata import valid_pixels, valid_where
+from cobertes.geo.mmap_tiff import mmap_geotiff
+from cobertes.geo.nodata import valid_mask_chw, valid_mask_hwc
 from cobertes.geo.scene import open_scene
 from cobertes.geo.windows import Window
 from rasters import grid_at, write_raster
@@ -51,7 +51,7 @@ def written(tmp_path_factory):
 def test_windows_of_any_layout_hold_the_file_s_pixels(written, layout, row, col, height, width):
     folder, values = written
     window = Window(row, col, height, width).clip(SHAPE)
-    mapped = map_tiff(str(folder / f"{layout}.tif"))
+    mapped = mmap_geotiff(str(folder / f"{layout}.tif"))
     found = mapped.read(window, np.arange(5))
     np.testing.assert_array_equal(found, np.moveaxis(values[:, *window.slices], 0, 2))
     np.testing.assert_array_equal(mapped.read(window, np.array([3, 0])), found[..., [3, 0]])
@@ -60,17 +60,17 @@ def test_windows_of_any_layout_hold_the_file_s_pixels(written, layout, row, col,
 @pytest.mark.parametrize("layout", OTHERS)
 def test_files_that_are_stored_otherwise_are_left_to_gdal(written, layout):
     folder, values = written
-    assert map_tiff(str(folder / f"{layout}.tif")) is None
+    assert mmap_geotiff(str(folder / f"{layout}.tif")) is None
     scene = open_scene([str(folder / f"{layout}.tif")])
     window = Window(20, 30, 60, 70)
-    np.testing.assert_array_equal(scene.read(window)[0], values[:, *window.slices])
+    np.testing.assert_array_equal(scene.read_chw(window)[0], values[:, *window.slices])
 
 
 def test_files_elsewhere_and_other_formats_are_left_to_gdal(written, tmp_path):
     folder, _ = written
-    assert map_tiff("/vsicurl/https://example.org/scene.tif") is None
+    assert mmap_geotiff("/vsicurl/https://example.org/scene.tif") is None
     rasterio.shutil.copy(folder / "blocks.tif", tmp_path / "scene.vrt", driver="VRT")
-    assert map_tiff(str(tmp_path / "scene.vrt")) is None
+    assert mmap_geotiff(str(tmp_path / "scene.vrt")) is None
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int16", "uint16", "int32", "float32", "float64"])
@@ -88,10 +88,10 @@ def test_by_pixel_and_by_band_a_scene_reads_the_same(tmp_path_factory, dtype, ro
         assert scenes[0].mapped is not None
     assert scenes[1].mapped is None
     for scene in scenes:
-        values, valid = scene.read(window)
+        values, valid = scene.read_chw(window)
         np.testing.assert_array_equal(values, expected)
         np.testing.assert_array_equal(valid, known)
-        pixels, seen = scene.read_pixels(window)
+        pixels, seen = scene.read_hwc(window)
         np.testing.assert_array_equal(pixels, np.moveaxis(expected, 0, 2))
         np.testing.assert_array_equal(seen, known)
         assert pixels.flags["C_CONTIGUOUS"]
@@ -106,7 +106,7 @@ def test_one_rule_of_validity(dtype, nodata):
         values[rng.random(values.shape) < 0.1] = np.nan
         values[rng.random(values.shape) < 0.1] = np.inf
     pixels = np.ascontiguousarray(np.moveaxis(values, 0, 2))
-    np.testing.assert_array_equal(valid_where(pixels, nodata), valid_pixels(values, nodata))
+    np.testing.assert_array_equal(valid_mask_hwc(pixels, nodata), valid_mask_chw(values, nodata))
 
 
 def test_a_truncated_file_is_not_mapped(written, tmp_path):
@@ -114,7 +114,7 @@ def test_a_truncated_file_is_not_mapped(written, tmp_path):
     for layout in LAYOUTS:
         data = (folder / f"{layout}.tif").read_bytes()
         (tmp_path / "short.tif").write_bytes(data[:-1000])
-        assert map_tiff(str(tmp_path / "short.tif")) is None
+        assert mmap_geotiff(str(tmp_path / "short.tif")) is None
 
 
 def test_blocks_that_are_not_stored_hold_nodata_as_gdal_says(tmp_path):
@@ -127,14 +127,14 @@ def test_blocks_that_are_not_stored_hold_nodata_as_gdal_says(tmp_path):
             crs="EPSG:32631", transform=grid.affine, **layout,
         ) as file:  # fmt: skip
             file.write(np.full((2, 96, 96), 5, np.uint16), window=rasterio.windows.Window(0, 0, 96, 96))
-        pixels, seen = open_scene([str(path)]).read_pixels(Window(50, 50, 100, 100))
+        pixels, seen = open_scene([str(path)]).read_hwc(Window(50, 50, 100, 100))
         assert (pixels[:46, :46] == 5).all()
         assert (pixels[46:] == nodata).all()
         np.testing.assert_array_equal(seen, pixels[..., 0] == 5)
 
 
 def read_corner(scene):
-    return scene.read_pixels(Window(70, 0, 30, 30))[0].sum()
+    return scene.read_hwc(Window(70, 0, 30, 30))[0].sum()
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from cobertes.errors import BandMismatchError, InputFileError, ModelFileError, SettingsError, StorageError
 from cobertes.geo.scene import open_scene
-from cobertes.labels.legend import LandClass, Legend
+from cobertes.labels.legend import Legend, LegendClass
 from cobertes.learn import model_file
 from cobertes.learn.encoding import Inputs
 from cobertes.learn.model_file import ModelHeader, load_model, model_path, read_header, save_model
@@ -20,7 +20,7 @@ from cobertes.learn.unet import UNet, UNetSettings
 from rasters import coordinates, grid_at, write_raster
 
 LEGEND = Legend(
-    "proves", 0, (LandClass(10, "water", "Aigües", "#0000dc"), LandClass(100, "snow", "Neu", "#ffffff"))
+    "proves", 0, (LegendClass(10, "water", "Aigües", "#0000dc"), LegendClass(100, "snow", "Neu", "#ffffff"))
 )
 HEADER = ModelHeader(
     UNetSettings(2, 2, "scratch", 4, 2, (8, 4)),

@@ -10,7 +10,7 @@ from cobertes.accuracy.confusion import ConfusionMatrix
 from cobertes.errors import SettingsError
 from cobertes.learn.architectures import build_network
 from cobertes.learn.batch_size import POOLING, choose_step, training_step
-from cobertes.learn.devices import start
+from cobertes.learn.devices import make_fabric
 from cobertes.learn.losses import CROSS_ENTROPY, Loss
 from cobertes.learn.unet import UNetSettings
 from cobertes.settings import TrainSettings
@@ -110,7 +110,7 @@ def test_any_window_comes_back_in_its_size(name, side):
 def test_any_window_is_learnt_from_in_a_batch_of_two(name, side):
     model = network(name)
     assert choose_step(CPU, model, CROSS_ENTROPY, sides=[side], samples=2).batch == 2
-    training_step(start("cpu", "fp32"), model, CPU, CROSS_ENTROPY, 2, side)()
+    training_step(make_fabric("cpu", "fp32"), model, CPU, CROSS_ENTROPY, 2, side)()
 
 
 @pytest.mark.parametrize("side", [1, 31, 65])
@@ -124,9 +124,9 @@ def test_a_batch_of_one_is_learnt_from_or_refused_with_the_way_out(name, side):
     elif side <= model.stride:
         message = rf"window of {side} px is one pixel .*1/{model.stride}.*train.window over {model.stride} px"
     else:
-        training_step(start("cpu", "fp32"), model, CPU, CROSS_ENTROPY, 1, side)()
+        training_step(make_fabric("cpu", "fp32"), model, CPU, CROSS_ENTROPY, 1, side)()
         return
     with pytest.raises(SettingsError, match=message):
         choose_step(CPU, model, CROSS_ENTROPY, sides=[side], samples=1)
     with pytest.raises(ValueError, match="more than 1 value per channel"):  # so it is refused for a reason
-        training_step(start("cpu", "fp32"), model, CPU, CROSS_ENTROPY, 1, side)()
+        training_step(make_fabric("cpu", "fp32"), model, CPU, CROSS_ENTROPY, 1, side)()

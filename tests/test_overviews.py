@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from cobertes.errors import StorageError
 from cobertes.geo import overviews
-from cobertes.geo.cog_writer import Categories, RasterKind, new_raster
+from cobertes.geo.cog_writer import Categories, RasterSpec, new_raster
 from cobertes.geo.overviews import level_shapes, write_levels
 from rasters import grid_at
 
@@ -68,7 +68,7 @@ def test_the_file_holds_these_levels_and_nothing_else_stays(tmp_path, codes):
     shape = (1100, 700)
     values = np.random.default_rng(0).integers(0, 4, (2, *shape)).astype(np.uint8)
     categories = Categories({1: "one", 2: "two", 3: "three"}, {1: "#ff0000"}) if codes else None
-    with new_raster(tmp_path / "a.tif", grid_at(*shape), RasterKind("uint8", ("a", "b"), 0, categories)) as pixels:
+    with new_raster(tmp_path / "a.tif", grid_at(*shape), RasterSpec("uint8", ("a", "b"), 0, categories)) as pixels:
         pixels[:] = values
     with rasterio.open(tmp_path / "a.tif") as file:
         assert [file.overviews(band) for band in (1, 2)] == [[2, 4], [2, 4]]
@@ -83,7 +83,7 @@ def test_the_file_holds_these_levels_and_nothing_else_stays(tmp_path, codes):
 
 
 def test_a_small_raster_has_none(tmp_path):
-    with new_raster(tmp_path / "a.tif", grid_at(512, 30), RasterKind("float32", ("a",))) as pixels:
+    with new_raster(tmp_path / "a.tif", grid_at(512, 30), RasterSpec("float32", ("a",))) as pixels:
         pixels[:] = 1
     with rasterio.open(tmp_path / "a.tif") as file:
         assert file.overviews(1) == []
@@ -102,7 +102,7 @@ def test_a_file_that_is_not_what_was_meant_is_told_at_every_level(tmp_path, monk
             file.write(values, 1)
 
     def write():
-        kind = RasterKind("uint8", ("share",), 255)
+        kind = RasterSpec("uint8", ("share",), 255)
         with new_raster(tmp_path / "a.tif", grid_at(1100, 700), kind) as pixels:
             pixels[:] = 7
 
@@ -115,7 +115,7 @@ def test_a_file_that_is_not_what_was_meant_is_told_at_every_level(tmp_path, monk
 def test_unknown_pixels_of_a_float_raster_read_back_as_they_are(tmp_path):
     values = np.full((1, 600, 1030), np.nan, np.float32)
     values[0, ::2, 4:] = np.float32(0.1)
-    with new_raster(tmp_path / "a.tif", grid_at(600, 1030), RasterKind("float32", ("a",), np.nan)) as pixels:
+    with new_raster(tmp_path / "a.tif", grid_at(600, 1030), RasterSpec("float32", ("a",), np.nan)) as pixels:
         pixels[:] = values
     with rasterio.open(tmp_path / "a.tif", overview_level=0) as file:
         np.testing.assert_array_equal(file.read(), brute(values, np.nan, False))

@@ -20,6 +20,7 @@ SOURCE = ROOT / "src" / "cobertes"
 # what each part may import beside the base and itself; a part that stands here in no row may not be there at all
 BASE = {
     "errors": set(),
+    "extras": {"errors"},
     "numba_cache": set(),
     "progress": set(),
     "settings": set(),

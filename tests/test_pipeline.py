@@ -20,7 +20,7 @@ import shapely
 import torch
 from shapely.geometry import Polygon, box
 
-from cobertes.engines.engine import Engine, Recipe
+from cobertes.engines.engine import Engine, EngineSpec
 from cobertes.errors import (
     CobertesError,
     DeviceMemoryError,
@@ -125,7 +125,7 @@ def test_memory_is_counted_for_all_models_and_seasons_that_are_in_it(caplog):
     assert needed(three) - needed(one) == pytest.approx(
         2 * pixels * (prediction_job.FORWARD_BYTES + 4 * 4 * 4), abs=1
     )
-    gpu = replace(one, recipes=(Recipe(Path("model"), "cuda", "bf16", "torch", "none", None),))
+    gpu = replace(one, recipes=(EngineSpec(Path("model"), "cuda", "bf16", "torch", "none", None),))
     assert needed(one) - needed(gpu) == pytest.approx(pixels * prediction_job.FORWARD_BYTES, abs=1)
 
 
@@ -283,14 +283,14 @@ def test_a_raster_clips_too_and_windows_outside_are_not_read(tmp_path, scene):
     labels = np.zeros(SHAPE, np.uint8)
     labels[70:, 100:] = 3
     clip = write_raster(tmp_path / "labels.tif", labels, grid_at(*SHAPE), nodata=0)
-    reads, read = [], Scene.read_pixels
+    reads, read = [], Scene.read_hwc
 
     def counted(self, window):
         reads.append(window)
         return read(self, window)
 
     run(scene, tmp_path / "full")
-    with patch.object(Scene, "read_pixels", counted):
+    with patch.object(Scene, "read_hwc", counted):
         made = run(scene, tmp_path / "clip", clip=clip)
     assert len(reads) == made.windows <= 6
     expected = np.where(labels > 0, read_raster(tmp_path / "full" / "map.tif"), 0)
@@ -312,14 +312,14 @@ def test_windows_that_a_sparse_file_does_not_store_are_not_read(tmp_path):
     values[:, :, 128:] = 0
     options = {"tiled": True, "blockxsize": 64, "blockysize": 64, "compress": "deflate", "SPARSE_OK": True}
     path = write_raster(tmp_path / "scene.tif", values, grid_at(128, 256), **options)
-    reads, read = [], Scene.read_pixels
-    with patch.object(Scene, "read_pixels", lambda self, window: reads.append(window) or read(self, window)):
+    reads, read = [], Scene.read_hwc
+    with patch.object(Scene, "read_hwc", lambda self, window: reads.append(window) or read(self, window)):
         made = predict_map(engine_of(), {"scene": open_scene([str(path)])}, tmp_path / "map.tif", overlap=0)
     assert (len(reads), made.windows, made.skipped) == (16, 16, 16)
     # a value of empty pixels that the file does not declare: blocks left out hold 0, which is a measurement then
     reads.clear()
     scene = {"scene": open_scene([str(path)], nodata=9999)}
-    with patch.object(Scene, "read_pixels", lambda self, window: reads.append(window) or read(self, window)):
+    with patch.object(Scene, "read_hwc", lambda self, window: reads.append(window) or read(self, window)):
         predict_map(engine_of(lambda x: torch.zeros(len(x), 10, 32, 32)), scene, tmp_path / "b.tif", overlap=0)
     assert len(reads) == 32
 
@@ -359,7 +359,7 @@ def test_products_are_what_the_probabilities_say(tmp_path, scene, temperature):
         window, block = plan.window(row, col), plan.block(row, col)
         x, _ = engine.read(scene, window)
         answer = engine.logits(torch.from_numpy(x[None]))[0].numpy()
-        logits[:, *block.slices] = answer[:, *block.within(window)]
+        logits[:, *block.slices] = answer[:, *block.slices_in(window)]
     p = torch.from_numpy(logits / temperature).double().softmax(0).numpy()
     order = np.argsort(-logits, axis=0, kind="stable")
     codes = TENS.codes
@@ -434,14 +434,14 @@ def test_a_clip_without_a_polygon_is_told(tmp_path, scene):
 
 def test_a_read_error_in_the_middle_is_told_and_can_be_resumed(tmp_path, scene):
     run(scene, tmp_path / "once")
-    read = Scene.read_pixels
+    read = Scene.read_hwc
 
     def failing(self, window):
         if window.row > 40 and window.col > 40:
             raise InputFileError("can't read rows 48 to 80 of scene.tif")
         return read(self, window)
 
-    with patch.object(Scene, "read_pixels", failing), pytest.raises(InputFileError, match="rows 48 to 80"):
+    with patch.object(Scene, "read_hwc", failing), pytest.raises(InputFileError, match="rows 48 to 80"):
         run(scene, tmp_path / "twice")
     assert all(name.startswith(".") for name in os.listdir(tmp_path / "twice"))
     run(scene, tmp_path / "twice", resume="yes")

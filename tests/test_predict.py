@@ -249,7 +249,7 @@ def test_a_map_is_what_the_network_says_window_by_window(tmp_path):
             x = torch.from_numpy((values[:, *planned.window.slices] / SCALE).astype(np.float32))
             with torch.no_grad():
                 expected = TENS.codes[plain(x[None]).argmax(1)[0].numpy()]
-            inner = planned.interior.within(planned.window)
+            inner = planned.interior.slices_in(planned.window)
             differing += (found[planned.interior.slices] != expected[inner]).sum()
     assert differing <= 2  # ties in the last digit
 

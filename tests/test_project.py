@@ -14,7 +14,7 @@ from cobertes.errors import (
     SettingsError,
     SplitError,
 )
-from cobertes.geo.bands import natural_colours
+from cobertes.geo.bands import default_rgb
 from cobertes.workflow.project import load_project
 from cobertes.workflow.run_folder import RunFolder
 from cobertes.workflow.scene_paths import file_name, open_scenes, scene_files
@@ -30,7 +30,7 @@ def ground(tmp_path_factory):
 
 
 @pytest.fixture
-def place(ground, tmp_path):
+def align(ground, tmp_path):
     for file in ground.iterdir():
         (tmp_path / file.name).symlink_to(file)
     return tmp_path
@@ -269,10 +269,10 @@ def test_seasons_on_the_command_line(place):
 
 
 def test_natural_colours_are_found_by_name():
-    assert natural_colours(["B02", "B03", "B04", "B08"]) == ["B04", "B03", "B02"]
-    assert natural_colours(["blue", "nir", "green", "red"]) == ["red", "green", "blue"]
-    assert natural_colours(["x", "y", "z", "w"]) == ["x", "y", "z"]
-    assert natural_colours(["x"]) == ["x", "x", "x"]
+    assert default_rgb(["B02", "B03", "B04", "B08"]) == ["B04", "B03", "B02"]
+    assert default_rgb(["blue", "nir", "green", "red"]) == ["red", "green", "blue"]
+    assert default_rgb(["x", "y", "z", "w"]) == ["x", "y", "z"]
+    assert default_rgb(["x"]) == ["x", "x", "x"]
 
 
 @needs("hls-worldcover")

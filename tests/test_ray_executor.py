@@ -25,11 +25,11 @@ from cobertes.geo.windows import Window
 from cobertes.learn.model_file import save_model
 from cobertes.learn.unet import UNet
 from cobertes.predict.predict import predict_map
-from cobertes.predict.prediction_job import Work
+from cobertes.predict.prediction_job import PredictionJob
 from cobertes.progress import SILENT
 from cobertes.scale import cluster as clusters
-from cobertes.scale import ray_executor
-from cobertes.scale.ray_executor import divide, on_ray
+from cobertes.scale import ray_executor as ray_module
+from cobertes.scale.ray_executor import divide, ray_executor
 from cobertes.workflow.project import load_project
 from cobertes.workflow.run import Run
 from engines import TENS, engine_of, header_of
@@ -103,7 +103,7 @@ class Moments:
 )
 def test_pieces_hold_each_wanted_block_once(shape, overlap, blend, workers, batch, seed):
     plan = WindowPlan.of(shape, 32, overlap, blend)
-    work = Work({}, Window(0, 0, *shape), None, plan, ("map",), TENS, 1.0, batch)
+    work = PredictionJob({}, Window(0, 0, *shape), None, plan, ("map",), TENS, 1.0, batch)
     wanted = np.random.default_rng(seed).random((len(plan.rows), len(plan.cols))) < 0.7
     pieces = list(divide(work, wanted, workers))
     assert sorted(np.concatenate([*pieces, []]).tolist()) == np.flatnonzero(wanted).tolist()
@@ -113,9 +113,9 @@ def test_pieces_hold_each_wanted_block_once(shape, overlap, blend, workers, batc
 
 def test_what_a_piece_sends_back_is_bounded():
     plan = WindowPlan.of((4000, 4000), 256, 64, "cosine")
-    work = Work({}, Window(0, 0, 4000, 4000), None, plan, ("map", "probabilities"), TENS, 1.0, 1)
+    work = PredictionJob({}, Window(0, 0, 4000, 4000), None, plan, ("map", "probabilities"), TENS, 1.0, 1)
     wanted = np.ones((len(plan.rows), len(plan.cols)), bool)
-    with patch.object(ray_executor, "PIECE_BYTES", 4 * 2**20):
+    with patch.object(ray_module, "PIECE_BYTES", 4 * 2**20):
         for piece in divide(work, wanted, 1):
             mine = np.zeros_like(wanted)
             mine.flat[piece] = True
@@ -138,8 +138,8 @@ def test_a_cluster_makes_the_map_of_one_process(tmp_path, folder, cluster, blend
         wanted[50:150, 40:222] = 1
         options = options | {"clip": write_raster(tmp_path / "clip.tif", wanted, grid_at(*SHAPE), nodata=0)}
     here = predict(folder, tmp_path / "here", blend=blend, **options)
-    with patch.object(ray_executor, "PIECE_WINDOWS", 16), on_ray(cluster.address, 1) as compute:
-        there = predict(folder, tmp_path / "there", blend=blend, compute=compute, **options)
+    with patch.object(ray_module, "PIECE_WINDOWS", 16), ray_executor(cluster.address, 1) as executor:
+        there = predict(folder, tmp_path / "there", blend=blend, executor=executor, **options)
     assert here == there
 
 
@@ -150,10 +150,10 @@ def test_an_interrupted_map_goes_on_elsewhere_and_back(tmp_path, folder, cluster
         raise KeyboardInterrupt
 
     whole = predict(folder, tmp_path / "whole", blend="cosine")
-    with on_ray(cluster.address, 1) as compute:
-        for first, second in (({}, {"compute": compute}), ({"compute": compute}, {})):
+    with ray_executor(cluster.address, 1) as executor:
+        for first, second in (({}, {"compute": executor}), ({"compute": executor}, {})):
             out = tmp_path / f"{len(first)}"
-            with patch.object(ray_executor, "PIECE_WINDOWS", 16), pytest.raises(KeyboardInterrupt):
+            with patch.object(ray_module, "PIECE_WINDOWS", 16), pytest.raises(KeyboardInterrupt):
                 predict(folder, out, blend="cosine", progress=Moments(30, stop), **first)
             assert contents(out) == {}
             assert predict(folder, out, blend="cosine", resume="yes", **second)[0] == whole[0]
@@ -162,7 +162,7 @@ def test_an_interrupted_map_goes_on_elsewhere_and_back(tmp_path, folder, cluster
 def test_a_node_that_dies_takes_nothing_with_it(tmp_path, folder, cluster):
     from ray._private.state import available_resources_per_node
 
-    engine, killed = engine_in(folder, views="turns"), []
+    engine, killed = engine_in(folder, tta="turns"), []
 
     def kill():
         node = next(iter(cluster.worker_nodes))
@@ -171,9 +171,9 @@ def test_a_node_that_dies_takes_nothing_with_it(tmp_path, folder, cluster):
         killed.append(free.get("CPU", 0.0) == 0.0)
 
     whole = predict(folder, tmp_path / "whole", engine=engine)
-    with patch.object(ray_executor, "PIECE_WINDOWS", 4), on_ray(cluster.address, 1) as compute:
-        made = predict(folder, tmp_path / "made", engine=engine, compute=compute, progress=Moments(9, kill))
-        cluster.grow()
+    with patch.object(ray_module, "PIECE_WINDOWS", 4), ray_executor(cluster.address, 1) as executor:
+        made = predict(folder, tmp_path / "made", engine=engine, executor=executor, progress=Moments(9, kill))
+        cluster.pad()
     assert killed == [True], "the node was to die while it was at work"
     assert made == whole
 
@@ -186,8 +186,8 @@ def test_workers_take_the_model_as_it_is_now(tmp_path, folder, cluster):
         torch.manual_seed(seed)
         save_model(tmp_path / "model.safetensors", UNet(header_of().network).state_dict(), header_of())
         here = predict(tmp_path, tmp_path / "here")
-        with on_ray(cluster.address, 1) as compute:
-            assert predict(tmp_path, tmp_path / "there", compute=compute) == here
+        with ray_executor(cluster.address, 1) as executor:
+            assert predict(tmp_path, tmp_path / "there", executor=executor) == here
         made.append(here[0])
     assert made[0] != made[1]
 
@@ -204,16 +204,16 @@ def test_a_scene_that_can_t_be_read_says_the_same_there(tmp_path, folder, cluste
     os.truncate(broken, broken.stat().st_size * 2 // 3)
     engine, scenes = engine_in(folder), {"scene": open_scene([str(broken)])}
     with (
-        on_ray(cluster.address, 1) as compute,
+        ray_executor(cluster.address, 1) as executor,
         pytest.raises(InputFileError, match=r"can't read rows .*scene\.tif"),
     ):
-        predict_map(engine, scenes, tmp_path / "map.tif", memory=MEMORY, compute=compute)
+        predict_map(engine, scenes, tmp_path / "map.tif", memory=MEMORY, executor=executor)
     assert not (tmp_path / "map.tif").exists()
 
 
 @pytest.mark.slow
 def test_a_piece_that_kills_every_worker_ends_with_a_word_and_keeps_the_others(tmp_path, folder, cluster):
-    alive = ray_executor._compute_piece
+    alive = ray_module._compute_piece
 
     def dies(shared, piece):
         if piece[0] >= 60:
@@ -222,13 +222,13 @@ def test_a_piece_that_kills_every_worker_ends_with_a_word_and_keeps_the_others(t
 
     whole, out = predict(folder, tmp_path / "whole"), tmp_path / "map"
     with (
-        patch.object(ray_executor, "_compute_piece", dies),
-        patch.object(ray_executor, "PIECE_WINDOWS", 16),
-        patch.object(ray_executor, "RETRIES", 0),
-        on_ray(cluster.address, 1) as compute,
+        patch.object(ray_module, "_compute_piece", dies),
+        patch.object(ray_module, "PIECE_WINDOWS", 16),
+        patch.object(ray_module, "RETRIES", 0),
+        ray_executor(cluster.address, 1) as executor,
         pytest.raises(ClusterError, match="a task was lost again and again"),
     ):
-        predict(folder, out, compute=compute)
+        predict(folder, out, executor=executor)
     kept = json.loads((out / ".map.tif.partial" / "ledger.json").read_text(encoding="utf-8"))
     assert kept["done"]
     assert predict(folder, out, resume="yes")[0] == whole[0]
@@ -237,7 +237,7 @@ def test_a_piece_that_kills_every_worker_ends_with_a_word_and_keeps_the_others(t
 def test_what_does_not_fit_any_node_is_said(tmp_path, folder, cluster, caplog):
     import ray
 
-    with on_ray(cluster.address, 1):
+    with ray_executor(cluster.address, 1):
         needs = {"CPU": 9.0, "GPU": 0.0, "memory": 3500 * 2.0**20}
         assert clusters.slots(ray, needs) == 0
         assert clusters.slots(ray, needs | {"CPU": 1.0}) == 2
@@ -264,27 +264,30 @@ def test_what_does_not_fit_the_only_node_ends():
 
 def test_a_node_with_another_model_at_the_same_path_is_said(tmp_path, folder, cluster):
     with (
-        patch.object(ray_executor, "contents", lambda recipes: "of a newer one"),  # here, not on the nodes
-        on_ray(cluster.address, 1) as compute,
+        patch.object(ray_module, "contents", lambda recipes: "of a newer one"),  # here, not on the nodes
+        ray_executor(cluster.address, 1) as executor,
         pytest.raises(ClusterError, match=r"model\.safetensors on .* is not the model that this map is made with"),
     ):
-        predict(folder, tmp_path / "map", compute=compute)
+        predict(folder, tmp_path / "map", executor=executor)
 
 
 def test_an_address_that_is_none():
-    with pytest.raises(SettingsError, match=r"'scene\.tif' is no address of a Ray cluster"), on_ray("scene.tif"):
+    with (
+        pytest.raises(SettingsError, match=r"'scene\.tif' is no address of a Ray cluster"),
+        ray_executor("scene.tif"),
+    ):
         pass
 
 
 def test_without_ray_the_pip_command_is_told(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(SettingsError, match=r"pip install 'cobertes\[scale\]'"), on_ray("local"):
+    with pytest.raises(SettingsError, match=r"pip install 'cobertes\[scale\]'"), ray_executor("local"):
         pass
 
 
 def test_an_engine_made_by_hand_stays_here(tmp_path, folder, cluster):
-    with on_ray(cluster.address, 1) as compute, pytest.raises(SettingsError, match="made by hand"):
-        predict(folder, tmp_path / "map", engine=engine_of(), compute=compute)
+    with ray_executor(cluster.address, 1) as executor, pytest.raises(SettingsError, match="made by hand"):
+        predict(folder, tmp_path / "map", engine=engine_of(), executor=executor)
 
 
 @pytest.mark.slow
@@ -390,7 +393,7 @@ def many(tmp_path, one_thread):
 def test_many_areas_are_mapped_at_once_and_as_one_by_one(tmp_path, many, cluster):
     Run(many, tmp_path / "here").run(only="predict")
     bars = Recorded()
-    Run(many, tmp_path / "there", computing=lambda stop: on_ray(cluster.address, 1, stop), progress=bars).run(
+    Run(many, tmp_path / "there", executor=lambda stop: ray_executor(cluster.address, 1, stop), progress=bars).run(
         only="predict"
     )
     assert bars.told == [("maps", 0.01, "Mpx", pytest.approx(0.01))]
@@ -408,7 +411,7 @@ def interruptible():
 @pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("end", [InputFileError, KeyboardInterrupt])
 def test_when_one_of_many_maps_fails_all_stop_and_keep_what_is_finished(tmp_path, many, cluster, end):
-    plain = ray_executor._compute_piece
+    plain = ray_module._compute_piece
 
     def piece_of(shared, piece):
         scene = next(iter(shared.work.scenes.values()))
@@ -417,20 +420,20 @@ def test_when_one_of_many_maps_fails_all_stop_and_keep_what_is_finished(tmp_path
         time.sleep(0.3)
         return plain(shared, piece)
 
-    def computing(stop):
-        return on_ray(cluster.address, 1, stop)
+    def executor(stop):
+        return ray_executor(cluster.address, 1, stop)
 
     Run(many, tmp_path / "whole").run(only="predict")
     bars = Moments(12, lambda: os.kill(os.getpid(), signal.SIGINT)) if end is KeyboardInterrupt else SILENT
     with (
-        patch.object(ray_executor, "_compute_piece", piece_of),
-        patch.object(ray_executor, "PIECE_WINDOWS", 1),
+        patch.object(ray_module, "_compute_piece", piece_of),
+        patch.object(ray_module, "PIECE_WINDOWS", 1),
         pytest.raises(end),
     ):
-        Run(many, tmp_path / "run", computing=computing, progress=bars).run(only="predict")
+        Run(many, tmp_path / "run", executor=executor, progress=bars).run(only="predict")
     kept = (tmp_path / "run" / "maps").glob(".*.partial/ledger.json")
     unfinished = [json.loads(path.read_text(encoding="utf-8"))["done"] for path in kept]
     assert len(unfinished) > 1
     assert any(unfinished)
-    Run(many, tmp_path / "run", computing=computing).run(only="predict")
+    Run(many, tmp_path / "run", executor=executor).run(only="predict")
     assert contents(tmp_path / "run" / "maps") == contents(tmp_path / "whole" / "maps")

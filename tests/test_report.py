@@ -21,9 +21,9 @@ from odc.geo.geobox import GeoBox
 
 from cobertes.errors import BandMismatchError
 from cobertes.geo.area import Area
-from cobertes.geo.cog_writer import RasterKind, new_raster
+from cobertes.geo.cog_writer import RasterSpec, new_raster
 from cobertes.geo.scene import open_scene
-from cobertes.labels.legend import LandClass, Legend
+from cobertes.labels.legend import Legend, LegendClass
 from cobertes.report.report import toml_text, write_report
 from cobertes.report.thumbnails import (
     cell_size,
@@ -41,9 +41,9 @@ LEGEND = Legend(
     "three",
     0,
     (
-        LandClass(3, "forest", "Forest", "#33cc33"),
-        LandClass(5, "rare", "Rare <b>&", "#ff9632"),
-        LandClass(12, "water", "Water bodies", "#0000dc"),
+        LegendClass(3, "forest", "Forest", "#33cc33"),
+        LegendClass(5, "rare", "Rare <b>&", "#ff9632"),
+        LegendClass(12, "water", "Water bodies", "#0000dc"),
     ),
 )
 VOID = {"area", "base", "br", "col", "hr", "img", "input", "link", "meta", "wbr"}
@@ -107,7 +107,7 @@ def write_scene(path, values, nodata=0):
 
 def write_codes(path, codes, nodata=0):
     grid = GeoBox(codes.shape, GRID.affine, GRID.crs)
-    with new_raster(path, grid, RasterKind("uint8", ("x",), nodata), overwrite=True) as pixels:
+    with new_raster(path, grid, RasterSpec("uint8", ("x",), nodata), overwrite=True) as pixels:
         pixels[0] = codes
     return path
 
@@ -155,7 +155,7 @@ HISTORY = [
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def align(tmp_path_factory):
     """An area of two seasons, its map and labels: forest, water from column 16 on, nothing in the top-left."""
     folder = tmp_path_factory.mktemp("place")
     rows, cols = np.mgrid[:HEIGHT, :WIDTH]

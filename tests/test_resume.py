@@ -12,13 +12,13 @@ from cobertes.geo import cog_writer, ledger
 from cobertes.geo.cog_writer import partial_folder
 from cobertes.labels import memory_plan
 from cobertes.labels.aggregate import make_labels
-from cobertes.labels.legend import LandClass, Legend, translation
-from cobertes.labels.vote_weights import Weighting
+from cobertes.labels.legend import Legend, LegendClass, recode_table
+from cobertes.labels.vote_weights import VoteWeights
 from interruptions import StoppedAfter, contents, run_until_killed
 from rasters import grid_at, write_raster
 
-LEGEND = Legend("test", 0, tuple(LandClass(c, f"class-{c}", f"Class {c}", f"#{c:02x}80ff") for c in (1, 2, 3)))
-TABLE = translation(LEGEND)
+LEGEND = Legend("test", 0, tuple(LegendClass(c, f"class-{c}", f"Class {c}", f"#{c:02x}80ff") for c in (1, 2, 3)))
+TABLE = recode_table(LEGEND)
 GRID = grid_at(24, 20)
 
 
@@ -47,7 +47,7 @@ def label(reference, folder, **options):
 
 @pytest.mark.parametrize("windows", [0, 1, 7, 23])
 def test_an_interrupted_pass_goes_on_and_ends_the_same(tmp_path, reference, windows):
-    options = {"method": "weighted-majority", "weighting": Weighting("inverse", 0.4)}
+    options = {"method": "weighted-majority", "weighting": VoteWeights("inverse", 0.4)}
     once = label(reference, tmp_path / "once", **options)
     with pytest.raises(KeyboardInterrupt):
         label(reference, tmp_path / "twice", progress=StoppedAfter(windows + 1, name="labels"), **options)

@@ -132,7 +132,7 @@ def test_the_written_settings_are_a_project_again(finished):
 def test_a_second_run_does_nothing(copy):
     before = {path: path.stat().st_mtime_ns for path in (copy / "run").rglob("*") if path.name != "project.toml"}
     told = []
-    again = Run(load_project(copy / "project.toml"), copy / "run", tell=lambda *line: told.append(line))
+    again = Run(load_project(copy / "project.toml"), copy / "run", on_message=lambda *line: told.append(line))
     again.files.stages.write_text((copy / "run" / "stages.json").read_text())
     ran = again.run()
     # the copy's files are new, so what reads scenes and maps looks changed; what was learnt is the same
@@ -215,7 +215,7 @@ def test_areas_that_were_mapped_before_an_interruption_are_not_mapped_again(two_
     assert runs(two_areas) == ["predict", "report"]
     told = []
     watch = _InterruptedAtMap()
-    run = run_of(two_areas, progress=watch, tell=lambda stage, text: told.append(text))
+    run = run_of(two_areas, progress=watch, on_message=lambda stage, text: told.append(text))
     assert run.run() == ["predict", "report"]
     assert watch.maps == 1
     assert re.match(r"1 map of 0\.00 Mpx at .*; 1 map from before$", told[0])
@@ -517,10 +517,10 @@ def test_tiles_of_only_named_classes_are_left_out_with_the_reason(tmp_path):
     run = run_of(write_project(tmp_path, tiles='drop-only = ["water"]'))
     run.run(only="labels")
     run.run(only="tiles")
-    frame = gpd.read_parquet(run.files.tiles)
-    assert (frame.loc[frame["row"] < 32, "reason"] == "only water").all()
-    only_water = frame["counts"].map(lambda counts: counts[11] == sum(counts) > 0)
-    assert (frame["reason"] == "only water").tolist() == only_water.tolist()
+    index = gpd.read_parquet(run.files.tiles)
+    assert (index.loc[index["row"] < 32, "reason"] == "only water").all()
+    only_water = index["counts"].map(lambda counts: counts[11] == sum(counts) > 0)
+    assert (index["reason"] == "only water").tolist() == only_water.tolist()
     assert not only_water.all()
 
 
@@ -530,9 +530,9 @@ def test_a_class_may_be_nodata_and_dropped_at_once(tmp_path):
     run = run_of(write_project(tmp_path, area=labels, tiles='drop-only = ["Watercourses and water bodies", 3]'))
     run.run(only="labels")
     run.run(only="tiles")
-    frame = gpd.read_parquet(run.files.tiles)
-    assert frame["keep"].any()
-    assert len(frame["counts"][0]) == 11
+    index = gpd.read_parquet(run.files.tiles)
+    assert index["keep"].any()
+    assert len(index["counts"][0]) == 11
 
 
 def test_a_class_that_never_occurs_is_told(tmp_path, caplog):
@@ -560,9 +560,9 @@ def test_chips_without_coordinates_run_from_labels_to_report(tmp_path):
     )
     run = run_of(tmp_path / "project.toml")
     assert run.run() == list(STAGES)
-    frame = gpd.read_parquet(run.files.tiles)
-    assert frame.crs is None
-    sides = frame.assign(group=frame["area"].astype(int) // 2).groupby("group")["split"].nunique()
+    index = gpd.read_parquet(run.files.tiles)
+    assert index.crs is None
+    sides = index.assign(group=index["area"].astype(int) // 2).groupby("group")["split"].nunique()
     assert (sides == 1).all()
     assert len(list((tmp_path / "run" / "maps").glob("?.tif"))) == 9
 

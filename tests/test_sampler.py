@@ -10,25 +10,25 @@ from hypothesis import strategies as st
 from cobertes.errors import InputFileError, NoTilesError
 from cobertes.geo.area import Area
 from cobertes.geo.scene import open_scene
-from cobertes.labels.legend import IGNORE_INDEX, LandClass, Legend
+from cobertes.labels.legend import IGNORE_INDEX, Legend, LegendClass
 from cobertes.learn import inference
 from cobertes.learn.augment import draw_variation
 from cobertes.learn.encoding import Inputs
 from cobertes.learn.sampler import Sampler, balanced, batches
-from cobertes.settings import AugmentationSettings, Chance, SplitSettings, TileSettings, TrainSettings
-from cobertes.tiles.dataset import Ground
+from cobertes.settings import Augmentation, AugmentationSettings, SplitSettings, TileSettings, TrainSettings
+from cobertes.tiles.dataset import LabelledDataset
 from cobertes.tiles.index import TileIndex, build_index
 from cobertes.tiles.split import AreaSplit, Split
 from rasters import UTM, coordinates, grid_at, write_raster
 
 LEGEND = Legend(
-    "test", 0, tuple(LandClass(c, f"class-{c}", f"Class {c}", "#00ff00") for c in (10, 20, 30, 40, 50))
+    "test", 0, tuple(LegendClass(c, f"class-{c}", f"Class {c}", "#00ff00") for c in (10, 20, 30, 40, 50))
 )
 SCALE = 1024.0
 """Coordinates are divided by a power of two: they come back exactly."""
 
-STILL = AugmentationSettings(flips=False, turns=False, jitter=Chance())
-EXACTLY = AugmentationSettings(jitter=Chance())
+STILL = AugmentationSettings(flips=False, turns=False, jitter=Augmentation())
+EXACTLY = AugmentationSettings(jitter=Augmentation())
 """Turned and mirrored, but every value as it is."""
 PLAIN = {"crops": False, "sampling": "shuffled", "augmentation": STILL}
 
@@ -42,12 +42,12 @@ def code_at(row, col):
 class Project:
     """A small project up to its tiles stage."""
 
-    ground: Ground
+    ground: LabelledDataset
     index: TileIndex
 
     def sampler(self, window=16, augmentation=EXACTLY, **options):
         windows = window if isinstance(window, tuple) else (window,)
-        return Sampler.of(self.index.frame, self.ground, TrainSettings(**options), windows, augmentation)
+        return Sampler.of(self.index.table, self.ground, TrainSettings(**options), windows, augmentation)
 
 
 def project_of(folder, scenes, labels, *, legend=LEGEND, size=16, crs=UTM, nodata=None, **split):
@@ -64,7 +64,7 @@ def project_of(folder, scenes, labels, *, legend=LEGEND, size=16, crs=UTM, nodat
         paths[name] = write_raster(folder / f"{name}-labels.tif", labels[name].astype(np.uint8), grid, nodata=0)
     settings = SplitSettings(**{"block": 2 * size, "guard": size // 2, "validation": 0.25} | split)
     index = build_index(areas, paths, legend, tiles=TileSettings(size=size), split=settings)
-    return Project(Ground({area.name: area for area in areas}, paths, legend, index.split), index)
+    return Project(LabelledDataset({area.name: area for area in areas}, paths, legend, index.split), index)
 
 
 def coordinate_project(folder, shape=(150, 170), **options):
@@ -136,9 +136,9 @@ def test_random_crops_keep_to_training_blocks_and_their_guard_band(tmp_path):
     allowed = np.ones((128, 128), bool)
     allowed[32 - 8 : 64 + 8, 32 - 8 : 64 + 8] = False
     allowed[64 - 8 : 96 + 8, 96 - 8 :] = False
-    frame = project.index.frame.assign(keep=True, split="train")
-    sampler = Sampler.of(frame, project.ground, TrainSettings(), (16,), EXACTLY)
-    assert 0 < len(sampler.tiles) < len(frame)  # tiles of other blocks and beside them fell away
+    index = project.index.table.assign(keep=True, split="train")
+    sampler = Sampler.of(index, project.ground, TrainSettings(), (16,), EXACTLY)
+    assert 0 < len(sampler.tiles) < len(index)  # tiles of other blocks and beside them fell away
     seen, starts = np.zeros((128, 128), bool), set()
     for epoch in range(1, 9):
         for position, tile in enumerate(sampler.epoch(epoch)):
@@ -161,16 +161,16 @@ def test_no_crop_of_any_size_or_zoom_comes_near_held_out_ground(one, letters, si
     shown = []
 
     @dataclass(frozen=True)
-    class Watched(Ground):
-        def read_pixels(self, area, window, seasons=None):
+    class Watched(LabelledDataset):
+        def read_hwc(self, area, window, seasons=None):
             shown.append(window)
-            return super().read_pixels(area, window, seasons)
+            return super().read_hwc(area, window, seasons)
 
     ground = Watched({**project.ground.areas}, project.ground.labels, LEGEND, split)
-    frame = project.index.frame.assign(keep=True, split="train", reason="")
+    index = project.index.table.assign(keep=True, split="train", reason="")
     options = TrainSettings(zoom=zoom, samples=40)
     try:
-        sampler = Sampler.of(frame, ground, options, tuple(sorted(sizes)), EXACTLY)
+        sampler = Sampler.of(index, ground, options, tuple(sorted(sizes)), EXACTLY)
     except NoTilesError:  # no room
         return
     for _ in batches(sampler, EXACT, 1, 8):
@@ -179,7 +179,7 @@ def test_no_crop_of_any_size_or_zoom_comes_near_held_out_ground(one, letters, si
     assert len(shown) >= 40  # smaller windows come in larger numbers
     for window in shown:
         assert window == window.clip(held.shape)
-        assert not held[window.grow(guard).clip(held.shape).slices].any()
+        assert not held[window.pad(guard).clip(held.shape).slices].any()
 
 
 @pytest.fixture(scope="module")
@@ -207,11 +207,11 @@ def test_a_window_larger_than_its_area_is_filled_up_with_nothing(tmp_path):
 
 def test_pixels_without_observation_are_zero_and_without_label(tmp_path):
     values = coordinates((96, 96))
-    hole = (values[0] % 5 == 0) & (values[1] % 3 == 0)
+    cutout = (values[0] % 5 == 0) & (values[1] % 3 == 0)
     labels = code_at(*values)
-    values = np.where(hole, 0, values)
+    values = np.where(cutout, 0, values)
     project = project_of(tmp_path, {"here": {"scene": values}}, {"here": labels})
-    sampler = project.sampler(augmentation=AugmentationSettings(jitter=Chance(strength=0.5)))
+    sampler = project.sampler(augmentation=AugmentationSettings(jitter=Augmentation(strength=0.5)))
     for position, tile in enumerate(sampler.epoch(1)):
         x, y, _ = sampler.sample(EXACT, 1, position, tile, 16)
         np.testing.assert_array_equal(y == IGNORE_INDEX, (x == 0).all(axis=0))
@@ -222,7 +222,7 @@ def test_no_room_for_the_window_is_told_with_the_way_out(tmp_path):
     project = coordinate_project(tmp_path)
     with pytest.raises(NoTilesError, match=r"no window of 100 px .* guard band of 8 px.*smaller train.window"):
         project.sampler(window=100)
-    nothing = project.index.frame.assign(keep=False)
+    nothing = project.index.table.assign(keep=False)
     with pytest.raises(NoTilesError, match="no window of 16 px"):
         Sampler.of(nothing, project.ground, TrainSettings(crops=False), (16,))
 
@@ -240,7 +240,7 @@ def test_an_epoch_is_a_function_of_seed_and_number(tmp_path):
 
 def test_a_sample_is_a_function_of_seed_epoch_and_position(tmp_path):
     project = coordinate_project(tmp_path)
-    jitter = AugmentationSettings(noise=Chance(strength=0.1))
+    jitter = AugmentationSettings(noise=Augmentation(strength=0.1))
     one, same, other = (project.sampler(seed=seed, augmentation=jitter) for seed in (3, 3, 4))
     x, y, _ = one.sample(EXACT, 2, 5, 1, 16)
     for again in (same.sample(EXACT, 2, 5, 1, 16), one.sample(EXACT, 2, 5, 1, 16)):
@@ -460,25 +460,25 @@ def test_large_windows_show_seasons_in_turn_too(tmp_path, monkeypatch):
 
 def test_crops_reach_the_training_ground_of_tiles_beside_held_out_blocks(tmp_path):
     project = area_with_letters(coordinate_project(tmp_path, (128, 128)), ["tttt", "tvtt", "ttte", "tttt"], 32)
-    frame = project.index.frame.assign(keep=False, reason="guard band")
-    sampler = Sampler.of(frame, project.ground, TrainSettings(), (16,), EXACTLY)
+    index = project.index.table.assign(keep=False, reason="guard band")
+    sampler = Sampler.of(index, project.ground, TrainSettings(), (16,), EXACTLY)
     assert len(sampler.tiles) > 0
     assert sampler.weights.max() > 1.5 * sampler.weights.min()  # less of a tile fits, less often it is drawn
     with pytest.raises(NoTilesError):
-        Sampler.of(frame, project.ground, TrainSettings(crops=False), (16,), EXACTLY)
+        Sampler.of(index, project.ground, TrainSettings(crops=False), (16,), EXACTLY)
 
 
 def test_crops_keep_off_tiles_that_were_left_out_for_clouds(tmp_path):
     project = coordinate_project(tmp_path)
-    frame = project.index.frame.copy()
-    cloudy = frame.index[frame["keep"] & (frame["split"] == "train")][::3]
-    frame.loc[cloudy, "keep"], frame.loc[cloudy, "reason"] = False, "cloudy"
+    index = project.index.table.copy()
+    cloudy = index.index[index["keep"] & (index["split"] == "train")][::3]
+    index.loc[cloudy, "keep"], index.loc[cloudy, "reason"] = False, "cloudy"
     bad = np.zeros((150, 170), bool)
-    for row, col, height, width in frame.loc[cloudy, ["row", "col", "height", "width"]].to_numpy():
+    for row, col, height, width in index.loc[cloudy, ["row", "col", "height", "width"]].to_numpy():
         bad[row : row + height, col : col + width] = True
-    for row, col, height, width in frame.loc[frame["keep"], ["row", "col", "height", "width"]].to_numpy():
+    for row, col, height, width in index.loc[index["keep"], ["row", "col", "height", "width"]].to_numpy():
         bad[row : row + height, col : col + width] = False  # what a good tile shares is good
-    sampler = Sampler.of(frame, project.ground, TrainSettings(samples=300), (8,), EXACTLY)
+    sampler = Sampler.of(index, project.ground, TrainSettings(samples=300), (8,), EXACTLY)
     for position, tile in enumerate(sampler.epoch(1)):
         row, col = places(sampler.sample(EXACT, 1, position, tile, 8)[0])
         assert not bad[row, col].any()
@@ -506,7 +506,7 @@ def test_balanced_weights_bring_classes_nearer_to_equal(classes, strength, seed)
 
 
 def test_jitter_is_a_gain_and_an_offset_per_band():
-    settings = AugmentationSettings(jitter=Chance(strength=0.05))
+    settings = AugmentationSettings(jitter=Augmentation(strength=0.05))
     drawn = [draw_variation(np.random.default_rng(seed), settings, 2, 3, 16) for seed in range(200)]
     gains = np.array([season.gain for one in drawn for season in one.seasons])
     offsets = np.array([season.offset for one in drawn for season in one.seasons])
@@ -518,8 +518,10 @@ def test_jitter_is_a_gain_and_an_offset_per_band():
 
 
 def test_brightness_and_contrast_are_shared_by_the_bands_of_a_season():
-    still = {"jitter": Chance()}
-    settings = AugmentationSettings(**still, brightness=Chance(strength=0.2), contrast=Chance(strength=0.3))
+    still = {"jitter": Augmentation()}
+    settings = AugmentationSettings(
+        **still, brightness=Augmentation(strength=0.2), contrast=Augmentation(strength=0.3)
+    )
     for seed in range(20):
         for season in draw_variation(np.random.default_rng(seed), settings, 2, 3, 16).seasons:
             assert np.ptp(season.gain) == np.ptp(season.offset) == 0
@@ -531,26 +533,26 @@ def test_a_probability_alone_keeps_the_variation_s_own_strength():
     said = AugmentationSettings.model_validate(
         {"season-dropout": {"probability": 0.2}, "jitter": {"probability": 0.5}}
     )
-    assert said.season_dropout == Chance(probability=0.2, strength=1.0)
-    assert said.jitter == Chance(probability=0.5, strength=0.02)
-    assert AugmentationSettings.model_validate({"noise": {"strength": 0.1}}).noise == Chance(strength=0.1)
+    assert said.season_dropout == Augmentation(probability=0.2, strength=1.0)
+    assert said.jitter == Augmentation(probability=0.5, strength=0.02)
+    assert AugmentationSettings.model_validate({"noise": {"strength": 0.1}}).noise == Augmentation(strength=0.1)
     draws = [draw_variation(np.random.default_rng(n), said, 2, 3, 16) for n in range(500)]
     assert 0.14 < np.mean([any(not season.seen for season in one.seasons) for one in draws]) < 0.26
 
 
 def test_probability_is_the_share_of_samples():
     settings = AugmentationSettings(
-        jitter=Chance(probability=0.3, strength=0.1), season_dropout=Chance(probability=0.2, strength=1),
-        cut_out=Chance(probability=0.4, strength=0.5), band_dropout=Chance(probability=1, strength=0.25),
+        jitter=Augmentation(probability=0.3, strength=0.1), season_dropout=Augmentation(probability=0.2, strength=1),
+        cut_out=Augmentation(probability=0.4, strength=0.5), band_dropout=Augmentation(probability=1, strength=0.25),
     )  # fmt: skip
     drawn = [draw_variation(np.random.default_rng(seed), settings, 2, 8, 16) for seed in range(2000)]
     kept = [season for one in drawn for season in one.seasons]
     assert np.mean([not all(s.seen for s in one.seasons) for one in drawn]) == pytest.approx(0.2, abs=0.03)
     assert all(any(s.seen for s in one.seasons) for one in drawn)  # never all of them
-    assert np.mean([any(s.hole for s in one.seasons) for one in drawn]) == pytest.approx(0.4, abs=0.04)
+    assert np.mean([any(s.cutout for s in one.seasons) for one in drawn]) == pytest.approx(0.4, abs=0.04)
     assert np.mean([(s.gain == 0).mean() for s in kept]) == pytest.approx(0.25, abs=0.02)
     assert np.mean([np.isin(s.gain, [0, 1]).all() for s in kept]) == pytest.approx(0.7, abs=0.03)
-    assert {s.hole[2] for s in kept if s.hole} == {8}
+    assert {s.cutout[2] for s in kept if s.cutout} == {8}
 
 
 @pytest.mark.parametrize(("flips", "turns", "ways"), [(False, False, 1), (True, False, 2), (False, True, 4)])
@@ -564,7 +566,7 @@ def test_noise_is_gaussian_where_something_was_observed(tmp_path):
     values = coordinates((96, 96))
     values[:, 30:50] = 0
     project = project_of(tmp_path, {"here": {"scene": values}}, {"here": np.full((96, 96), 10)})
-    noisy = project.sampler(augmentation=replace_chances(noise=Chance(strength=0.3)))
+    noisy = project.sampler(augmentation=replace_chances(noise=Augmentation(strength=0.3)))
     plain = project.sampler(augmentation=STILL)
     differences = []
     for position, tile in enumerate(noisy.epoch(1)):
@@ -586,8 +588,10 @@ def test_what_no_season_shows_any_more_is_not_asked_for(tmp_path):
     april = coordinates(shape)
     project = project_of(tmp_path, {"here": {"april": april, "august": april + 200}}, {"here": code_at(*april)})
     inputs = Inputs(("april", "august"), ("band1", "band2"), np.zeros((2, 2)), np.full((2, 2), SCALE))
-    holes = replace_chances(cut_out=Chance(strength=0.5))
-    both = replace_chances(cut_out=Chance(strength=0.5), season_dropout=Chance(probability=1, strength=1))
+    holes = replace_chances(cut_out=Augmentation(strength=0.5))
+    both = replace_chances(
+        cut_out=Augmentation(strength=0.5), season_dropout=Augmentation(probability=1, strength=1)
+    )
     for augmentation, ignored in ((holes, {0}), (both, {0, 64})):
         sampler = project.sampler(augmentation=augmentation, samples=30)
         found = set()

@@ -236,7 +236,7 @@ def test_a_search_that_is_interrupted_and_loses_a_node_finds_the_same(tmp_path, 
     (search / "ray" / "search").mkdir(parents=True)
     (search / "ray" / "search" / "tuner.pkl").write_bytes(b"")
     with pytest.raises(KeyboardInterrupt):
-        tune(project, search, address=cluster.address, tell=interrupt)
+        tune(project, search, address=cluster.address, on_message=interrupt)
     assert not (search / "best.toml").exists()
     assert at_rest(), "no trial goes on when its search is interrupted"
     before = {path: path.read_bytes() for path in (search / "shared").rglob("*.tif")}
@@ -244,9 +244,9 @@ def test_a_search_that_is_interrupted_and_loses_a_node_finds_the_same(tmp_path, 
     killed, told = [], []
     killer = threading.Thread(target=kill_a_node, args=(cluster, search, killed))
     killer.start()
-    found = tune(project, search, address=cluster.address, tell=lambda what, text: told.append((what, text)))
+    found = tune(project, search, address=cluster.address, on_message=lambda what, text: told.append((what, text)))
     killer.join()
-    cluster.grow()
+    cluster.pad()
     assert killed, "a node was to die while a trial was at work on it"
     assert before == {path: path.read_bytes() for path in (search / "shared").rglob("*.tif")}
     assert ("tune", "going on with an interrupted search") in told

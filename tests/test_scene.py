@@ -16,7 +16,7 @@ from scipy.ndimage import map_coordinates
 
 from cobertes.errors import BandMismatchError, GridMismatchError, InputFileError
 from cobertes.geo import scene as scene_module
-from cobertes.geo.nodata import valid_pixels
+from cobertes.geo.nodata import valid_mask_chw
 from cobertes.geo.scene import Scene, open_scene
 from cobertes.geo.windows import Window
 from rasters import DATA, coordinates, grid_at, needs, write_raster
@@ -56,13 +56,13 @@ def test_coarser_bands_come_onto_the_finest_grid_unshifted(tmp_path, crs):
     assert (scene.dtype, scene.shape) == ("uint16", SHAPE)
     rows, cols = 100 * coordinates(SHAPE)
     for window in (EVERYTHING, Window(17, 33, 41, 57), Window(101, 3, 1, 1)):
-        values, valid = scene.read(window)
+        values, valid = scene.read_chw(window)
         assert valid.all()
         # a ramp stays a ramp under bilinear interpolation, but for half a coarse pixel at the edges
         inner = Window(3, 3, SHAPE[0] - 6, SHAPE[1] - 6)
-        part = window.meet(inner)
+        part = window.intersection(inner)
         for band, exact in zip(values, [rows, cols] * 3, strict=True):
-            inside, truth = band[part.within(window)], exact[part.slices]
+            inside, truth = band[part.slices_in(window)], exact[part.slices]
             assert np.abs(inside.astype(int) - truth).max() <= 1  # uint16 rounds
         np.testing.assert_array_equal(values[0], rows[window.slices])
         np.testing.assert_array_equal(values[1], cols[window.slices])
@@ -70,9 +70,9 @@ def test_coarser_bands_come_onto_the_finest_grid_unshifted(tmp_path, crs):
 
 def test_a_window_reads_what_the_whole_scene_holds_there(tmp_path):
     scene = open_scene(write_granule(tmp_path))
-    whole, _ = scene.read(EVERYTHING)
+    whole, _ = scene.read_chw(EVERYTHING)
     for window in (Window(0, 0, 5, 5), Window(59, 77, 61, 103), Window(7, 100, 50, 1)):
-        np.testing.assert_array_equal(scene.read(window)[0], whole[:, *window.slices])
+        np.testing.assert_array_equal(scene.read_chw(window)[0], whole[:, *window.slices])
 
 
 def test_only_the_bands_in_use_decide_the_grid(tmp_path):
@@ -86,7 +86,7 @@ def test_only_the_bands_in_use_decide_the_grid(tmp_path):
 def test_windows_that_reach_out_are_zero_and_invalid_there(scene_of_coordinates, row, col, height, width):
     scene, ground = scene_of_coordinates
     window = Window(row, col, height, width)
-    values, valid = scene.read(window)
+    values, valid = scene.read_chw(window)
     assert values.dtype == np.int32
     rows, cols = np.mgrid[row : row + height, col : col + width]
     inside = (rows >= 0) & (cols >= 0) & (rows < 31) & (cols < 43)
@@ -107,7 +107,7 @@ def test_scenes_without_crs_are_read_in_pixels(tmp_path):
     path = write_raster(tmp_path / "chip.tif", coordinates((12, 9), np.int16))
     scene = open_scene([str(path)])
     assert scene.grid == GeoBox((12, 9), Affine.identity(), None)
-    np.testing.assert_array_equal(scene.read(Window(3, 4, 5, 5))[0], coordinates((12, 9))[:, 3:8, 4:9])
+    np.testing.assert_array_equal(scene.read_chw(Window(3, 4, 5, 5))[0], coordinates((12, 9))[:, 3:8, 4:9])
 
 
 @needs("granule-laos")
@@ -117,7 +117,7 @@ def test_a_real_granule_is_read_at_10_m_unshifted():
     assert scene.band_names == tuple(names)
     assert scene.shape == (1068, 1068)
     window = Window(301, 402, 240, 240)
-    values, valid = scene.read(window)
+    values, valid = scene.read_chw(window)
     assert valid.all()
     for name, factor in (("B04", 1), ("B8A", 2), ("B11", 2), ("B01", 6)):
         with rasterio.open(DATA / "granule-laos" / f"{name}.tif") as file:
@@ -149,7 +149,7 @@ def flat(path, bands=1, size=4, names=(), value=None, **options):
 
 
 def first_values(scene):
-    return scene.read(Window(0, 0, 1, 1))[0][:, 0, 0].tolist()
+    return scene.read_chw(Window(0, 0, 1, 1))[0][:, 0, 0].tolist()
 
 
 def test_bands_are_found_by_description_in_any_order(tmp_path):
@@ -226,7 +226,7 @@ def valid_of(tmp_path, pixels, nodata=None, assumed=None):
     values = np.array(pixels).T[:, None]
     path = write_raster(tmp_path / "s.tif", values, grid_at(1, len(pixels)), nodata=nodata)
     scene = open_scene([str(path)], None, assumed)
-    return scene.read(Window(0, 0, 1, len(pixels)))[1][0].tolist()
+    return scene.read_chw(Window(0, 0, 1, len(pixels)))[1][0].tolist()
 
 
 def test_zero_in_all_bands_is_empty_where_nothing_says_so_or_zero_is_declared(tmp_path):
@@ -257,7 +257,7 @@ def test_nan_empties_a_pixel_in_any_band(tmp_path):
 def test_a_value_that_pixels_can_not_have_empties_none(dtype, nodata):
     # 65535 would wrap to -1 in int16, -9999 to 55537 in uint16: both are values of valid pixels
     values = np.array([-1, 55537, 0, 1]).astype(dtype).reshape(1, 2, 2)
-    assert valid_pixels(values, nodata).all()
+    assert valid_mask_chw(values, nodata).all()
 
 
 def test_scenes_of_nothing_but_nodata_are_invalid_everywhere(tmp_path):
@@ -297,10 +297,10 @@ def test_a_truncated_file_is_named_with_the_rows_that_are_lost(tmp_path):
     path = write_raster(tmp_path / "s.tif", coordinates((400, 50)), grid_at(400, 50), blockysize=8)
     path.write_bytes(path.read_bytes()[:-20_000])
     scene = open_scene([str(path)])
-    assert scene.read(Window(0, 0, 8, 50))[1].all()
+    assert scene.read_chw(Window(0, 0, 8, 50))[1].all()
     message = r"can't read rows 300 to 400, columns 5 to 45 of .*s\.tif: .*The file may be truncated"
     with pytest.raises(InputFileError, match=message):
-        scene.read(Window(300, 5, 200, 40))
+        scene.read_chw(Window(300, 5, 200, 40))
 
 
 def test_a_truncated_coarse_band_is_told_too(tmp_path):
@@ -313,7 +313,7 @@ def test_a_truncated_coarse_band_is_told_too(tmp_path):
 
 def test_scenes_travel_between_processes(tmp_path):
     scene = open_scene(write_granule(tmp_path), ["B02", "B05"], 9)
-    before = scene.read(EVERYTHING)
+    before = scene.read_chw(EVERYTHING)
     again = pickle.loads(pickle.dumps(scene))
     assert again == scene
     assert isinstance(again, Scene)
@@ -323,10 +323,10 @@ def test_scenes_travel_between_processes(tmp_path):
 
 def test_threads_read_the_same_scene_at_once(tmp_path):
     scene = open_scene(write_granule(tmp_path))
-    whole, _ = scene.read(EVERYTHING)
+    whole, _ = scene.read_chw(EVERYTHING)
     windows = [Window(row, col, 40, 40) for row in range(0, 80, 7) for col in range(0, 140, 11)]
     with ThreadPoolExecutor(4) as pool:
-        for window, (values, _) in zip(windows, pool.map(scene.read, windows), strict=True):
+        for window, (values, _) in zip(windows, pool.map(scene.read_chw, windows), strict=True):
             np.testing.assert_array_equal(values, whole[:, *window.slices])
 
 
@@ -379,7 +379,7 @@ def test_a_vrt_is_a_scene(tmp_path):
         "</VRTRasterBand></VRTDataset>"
     )
     scene = open_scene([str(tmp_path / "s.vrt")], ["B02"])
-    np.testing.assert_array_equal(scene.read(EVERYTHING)[0][0], 100 * coordinates(SHAPE)[0])
+    np.testing.assert_array_equal(scene.read_chw(EVERYTHING)[0][0], 100 * coordinates(SHAPE)[0])
 
 
 def test_opening_says_nothing(tmp_path, caplog):

@@ -90,7 +90,7 @@ def test_parts_of_a_window_are_what_it_shares_with_each_block():
     for row, col, height, width in [(0, 0, 100, 90), (13, 37, 41, 20), (20, 40, 20, 20), (-5, 81, 30, 30)]:
         window = Window(row, col, height, width)
         for letter in (TRAIN, VALIDATION):
-            expected = [part for block in split.windows(letter) if (part := window.meet(block))]
+            expected = [part for block in split.windows(letter) if (part := window.intersection(block))]
             assert split.parts(window, letter) == expected
 
 
@@ -114,7 +114,7 @@ def test_no_allowed_training_window_comes_near_held_out_ground(data):
         window = Window(row, col, size, size)
         if 0 in window.clip(shape).shape:
             continue
-        near = held[window.grow(guard).clip(shape).slices].any()
+        near = held[window.pad(guard).clip(shape).slices].any()
         # blocks are told as a whole, so near means: allowed exactly where no held-out pixel is within the guard
         assert split.allows_training(window, guard) == (not near)
 
@@ -390,7 +390,7 @@ def test_guard_bands_that_take_much_are_told(caplog, monkeypatch):
     # what it says is what is lost, pixel by pixel
     held = np.isin(painted(split.areas["one"], (100, 100)), HELD)
     lost = sum(
-        held[Window(r, c, 1, 1).grow(20).clip((100, 100)).slices].any() and not held[r, c]
+        held[Window(r, c, 1, 1).pad(20).clip((100, 100)).slices].any() and not held[r, c]
         for r in range(100) for c in range(100)
     ) / 10_000  # fmt: skip
     assert guard_share(split, {"one": np.ones((5, 5, 1), int)}) == pytest.approx(lost, abs=0.02)
@@ -492,7 +492,7 @@ def test_training_keeps_the_guard_band_from_polygons(tmp_path):
     for _ in range(300):
         window = Window(int(rng.integers(0, 80)), int(rng.integers(0, 80)), 12, 12)
         if split.areas["a"].allows_training(window, 7):
-            near = window.grow(7).clip((100, 100))
+            near = window.pad(7).clip((100, 100))
             assert not (letters[near.slices] == VALIDATION).any()
             assert not held[window.slices].any()
 
@@ -523,9 +523,9 @@ def test_a_polygon_that_crosses_itself_still_says_which_ground_it_means(tmp_path
         {"split": "train", "geometry": box(60, 0, 100, 100)},
         {"split": "validation", "geometry": bow},
     ]
-    frame = gpd.GeoDataFrame(rows, crs="EPSG:32631")
-    frame["geometry"] = frame.geometry.affine_transform([10, 0, 0, -10, *ORIGIN])
-    frame.to_file(tmp_path / "p.gpkg")
+    index = gpd.GeoDataFrame(rows, crs="EPSG:32631")
+    index["geometry"] = index.geometry.affine_transform([10, 0, 0, -10, *ORIGIN])
+    index.to_file(tmp_path / "p.gpkg")
     letters = painted(split_by(tmp_path / "p.gpkg", [area_of("a")]).areas["a"], (100, 100))
     assert letters[50, 5] == VALIDATION
     assert letters[50, 55] == VALIDATION

@@ -29,11 +29,11 @@ def project(tmp_path, monkeypatch):
     return project_of(tmp_path, {"here": {"april": values, "august": values + 1000}}, {"here": code_at(*values)})
 
 
-def store_of(project, folder, *, made_from="a", **options):
+def store_of(project, folder, *, fingerprint="a", **options):
     ground = project.ground
     windows = {"here": [Window(0, 0, 90, 60), Window(100, 130, 60, 60)]}
     return make_store(
-        folder, ground.areas, ground.labels, windows, made_from=made_from, **({"every_scene": True} | options)
+        folder, ground.areas, ground.labels, windows, fingerprint=fingerprint, **({"every_scene": True} | options)
     )
 
 
@@ -45,7 +45,7 @@ def test_a_store_holds_what_the_scenes_and_labels_hold(project, tmp_path):
     for _ in range(200):
         row, col, size = rng.integers(-10, 150), rng.integers(-10, 170), rng.integers(1, 50)
         window = Window(int(row), int(col), int(size), int(size))
-        (expected, y), (found, z) = (g.read_pixels("here", window) for g in (plain, fed))
+        (expected, y), (found, z) = (g.read_hwc("here", window) for g in (plain, fed))
         np.testing.assert_array_equal(z, y)
         for season in ("april", "august"):
             np.testing.assert_array_equal(found[season][0], expected[season][0])
@@ -62,12 +62,12 @@ def test_beyond_the_edge_of_a_stored_area_nothing_was_observed_whatever_nodata_i
     project = project_of(tmp_path, {"here": {"scene": values}}, {"here": code_at(*values)}, nodata=65535)
     ground = project.ground
     whole = make_store(
-        tmp_path / "store", ground.areas, ground.labels, {"here": [Window(0, 0, 64, 64)]}, made_from="a",
+        tmp_path / "store", ground.areas, ground.labels, {"here": [Window(0, 0, 64, 64)]}, fingerprint="a",
         every_scene=True,
     )  # fmt: skip
     window = Window(50, -6, 20, 20)
     for kept in (None, whole):
-        observed, y = replace(ground, store=kept).read_pixels("here", window)
+        observed, y = replace(ground, store=kept).read_hwc("here", window)
         pixels, seen = observed["scene"]
         expected = np.zeros((20, 20), bool)
         expected[:14, 6:] = True
@@ -105,34 +105,34 @@ def test_samples_do_not_depend_on_the_store(project, tmp_path):
 
 def test_a_store_is_made_once_and_again_where_something_changed(project, tmp_path, monkeypatch):
     read = []
-    original = Scene.read_pixels
+    original = Scene.read_hwc
 
     def noted(self, window):
         read.append(window)
         return original(self, window)
 
-    monkeypatch.setattr(Scene, "read_pixels", noted)
+    monkeypatch.setattr(Scene, "read_hwc", noted)
     store_of(project, tmp_path / "store")
     count = len(read)
     assert count > 0
     store_of(project, tmp_path / "store")
     assert len(read) == count
-    store_of(project, tmp_path / "store", made_from="b")
+    store_of(project, tmp_path / "store", fingerprint="b")
     assert len(read) == 2 * count
     (tmp_path / "store" / "ledger.json").write_text("{")
-    store_of(project, tmp_path / "store", made_from="b")
+    store_of(project, tmp_path / "store", fingerprint="b")
     assert len(read) == 3 * count
 
 
 def test_a_store_that_lacks_only_what_can_not_be_read_is_left_as_it_is(project, tmp_path, monkeypatch):
-    original = Scene.read_pixels
+    original = Scene.read_hwc
 
     def damaged(self, window):
         if window.row == 0 == window.col:
             raise InputFileError("damaged")
         return original(self, window)
 
-    monkeypatch.setattr(Scene, "read_pixels", damaged)
+    monkeypatch.setattr(Scene, "read_hwc", damaged)
     store = store_of(project, tmp_path / "store", unreadable="skip")
     ledger = tmp_path / "store" / "ledger.json"
     before = ledger.stat().st_mtime_ns, ledger.stat().st_ino
@@ -140,13 +140,13 @@ def test_a_store_that_lacks_only_what_can_not_be_read_is_left_as_it_is(project, 
     assert (ledger.stat().st_mtime_ns, ledger.stat().st_ino) == before
     for key, mapped in store.held.items():
         np.testing.assert_array_equal(again.held[key].offsets, mapped.offsets)
-    monkeypatch.setattr(Scene, "read_pixels", original)
+    monkeypatch.setattr(Scene, "read_hwc", original)
     store_of(project, tmp_path / "store", unreadable="skip")  # mended
     assert ledger.stat().st_ino != before[1]
 
 
 def test_a_copy_that_failed_goes_on_where_it_stopped(project, tmp_path, monkeypatch):
-    original, calls, lock = Scene.read_pixels, [], threading.Lock()
+    original, calls, lock = Scene.read_hwc, [], threading.Lock()
 
     def failing(self, window):
         with lock:
@@ -155,14 +155,12 @@ def test_a_copy_that_failed_goes_on_where_it_stopped(project, tmp_path, monkeypa
                 raise KeyboardInterrupt
         return original(self, window)
 
-    monkeypatch.setattr(Scene, "read_pixels", failing)
+    monkeypatch.setattr(Scene, "read_hwc", failing)
     with pytest.raises(KeyboardInterrupt):
         store_of(project, tmp_path / "store")
-    monkeypatch.setattr(Scene, "read_pixels", original)
+    monkeypatch.setattr(Scene, "read_hwc", original)
     again = []
-    monkeypatch.setattr(
-        Scene, "read_pixels", lambda self, window: (again.append(window), original(self, window))[1]
-    )
+    monkeypatch.setattr(Scene, "read_hwc", lambda self, window: (again.append(window), original(self, window))[1])
     store = store_of(project, tmp_path / "store")
     whole = store_of(project, tmp_path / "other")
     assert 0 < len(again) // 2 < len(again)
@@ -181,17 +179,17 @@ def test_a_killed_copy_goes_on_with_the_same_bytes(project, tmp_path):
         from interruptions import kill
         ledger.SECONDS = 0.0
         store.CHUNK, store.RUN, store.COPY_THREADS = 32, 2, 1
-        original, calls = Scene.read_pixels, []
+        original, calls = Scene.read_hwc, []
         def killed(self, window):
             calls.append(window)
             if len(calls) == 5:
                 kill()
             return original(self, window)
-        Scene.read_pixels = killed
+        Scene.read_hwc = killed
         folder = Path({str(tmp_path)!r})
         scenes = {{s: open_scene([str(folder / f"here-{{s}}.tif")]) for s in ("april", "august")}}
         store.make_store(folder / "store", {{"here": Area("here", scenes)}}, {{"here": folder / "here-labels.tif"}},
-            {{"here": [Window(0, 0, 90, 60), Window(100, 130, 60, 60)]}}, made_from="a", every_scene=True)
+            {{"here": [Window(0, 0, 90, 60), Window(100, 130, 60, 60)]}}, fingerprint="a", every_scene=True)
     """
     run_until_killed(script)
     noted = (tmp_path / "store" / "ledger.json").read_text()

@@ -44,14 +44,14 @@ def run(tmp_path_factory):
 def test_show_tiles_sums_up_draws_and_writes_for_qgis(run, tmp_path):
     done = call("show-tiles", run, "-o", tmp_path / "t.gpkg", "--map", tmp_path / "t.png")
     assert done.exit_code == 0, done.output
-    frame = load_index(run / "tiles.parquet")
-    kept = frame[frame["keep"]]
-    assert f"{len(frame)} tiles, blocks of" in done.stdout
+    index = load_index(run / "tiles.parquet")
+    kept = index[index["keep"]]
+    assert f"{len(index)} tiles, blocks of" in done.stdout
     assert f"{(kept['split'] == 'train').sum():,}  train" in done.stdout
-    assert f"{(frame['reason'] == 'guard band').sum():,}  guard band" in done.stdout
+    assert f"{(index['reason'] == 'guard band').sum():,}  guard band" in done.stdout
     assert "april: valid 100.0%, cloud 0.0%, snow 0.0%" in done.stdout
     layer = gpd.read_file(tmp_path / "t.gpkg", layer="tiles")
-    assert len(layer) == len(frame)
+    assert len(layer) == len(index)
     np.testing.assert_allclose(layer.filter(like="share_").sum(axis=1), 1)
     assert (layer["shown"] == layer["split"].where(layer["keep"], layer["reason"])).all()
     assert layer.crs == "EPSG:4326"
@@ -68,14 +68,14 @@ def test_show_tiles_sums_up_draws_and_writes_for_qgis(run, tmp_path):
 def test_the_map_of_tiles_shows_each_in_its_place_and_colour(run, tmp_path):
     call("show-tiles", run, "--map", tmp_path / "t.png")
     picture = np.asarray(Image.open(tmp_path / "t.png").convert("RGB")).astype(int)
-    frame = load_index(run / "tiles.parquet")
+    index = load_index(run / "tiles.parquet")
     blue = (abs(picture - (0x00, 0x72, 0xB2)) < 3).all(axis=2)
     orange = (abs(picture - (0xE6, 0x9F, 0x00)) < 3).all(axis=2)
     light = (abs(picture - (0x9E, 0xCA, 0xE1)) < 3).all(axis=2)
     inside = slice(0, int(picture.shape[1] * 0.8))  # the legend's patches stand beside the map
     rows, cols = np.nonzero((blue | orange | light)[:, inside])
     top, bottom, left, right = rows.min(), rows.max() + 1, cols.min(), cols.max() + 1
-    for tile in frame.itertuples():
+    for tile in index.itertuples():
         row = int(top + (tile.row + 8) / 192 * (bottom - top))
         col = int(left + (tile.col + 8) / 192 * (right - left))
         shown = {"train": blue, "validation": orange}[tile.split] if tile.keep else light
@@ -85,8 +85,8 @@ def test_the_map_of_tiles_shows_each_in_its_place_and_colour(run, tmp_path):
 
 def test_show_tiles_as_json(run):
     done = json.loads(call("show-tiles", run, "--json").stdout)
-    frame = load_index(run / "tiles.parquet")
-    assert done["tiles"] == len(frame) == sum(done["kept"].values()) + sum(done["reasons"].values())
+    index = load_index(run / "tiles.parquet")
+    assert done["tiles"] == len(index) == sum(done["kept"].values()) + sum(done["reasons"].values())
     assert sum(share["train"] for share in done["classes"].values()) == pytest.approx(1)
     assert (run / "tiles.png").exists()
 
@@ -120,8 +120,8 @@ def test_exported_tiles_hold_what_training_sees(run, tmp_path):
     done = call("export-tiles", run, tmp_path / "out")
     assert done.exit_code == 0, done.output
     project, files = open_run(run)
-    ground, frame = open_ground(project, files), load_index(files.tiles)
-    kept = frame[frame["keep"]]
+    ground, index = open_ground(project, files), load_index(files.tiles)
+    kept = index[index["keep"]]
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "train",
         "validation",
@@ -206,13 +206,13 @@ def test_where_place_alone_tells_the_class_the_random_split_flatters(tmp_path, m
     job = Run(load_project(write_project(tmp_path, split="block = 64")), tmp_path / "runs" / "small")
     job.run(only="labels")
     job.run(only="tiles")
-    ground, frame = open_ground(job.project, job.files), load_index(job.files.tiles)
-    found = audit_split(ground, frame, SplitSettings(), job.project.settings.tiles, seeds=[0, 1])
+    ground, index = open_ground(job.project, job.files), load_index(job.files.tiles)
+    found = audit_split(ground, index, SplitSettings(), job.project.settings.tiles, seeds=[0, 1])
     nearest = {
         split: found.scores()[split]["nearest_in_space"]["overall_accuracy"] for split in ("random", "blocks")
     }
     assert nearest["random"] > nearest["blocks"] + 0.3
-    again = audit_split(ground, frame, SplitSettings(), job.project.settings.tiles, seeds=[0, 1]).scores()
+    again = audit_split(ground, index, SplitSettings(), job.project.settings.tiles, seeds=[0, 1]).scores()
     for split in ("random", "blocks"):
         assert again[split]["nearest_in_space"] == found.scores()[split]["nearest_in_space"]
     for split in ("random", "blocks"):  # both judge the same pixels

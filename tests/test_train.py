@@ -22,22 +22,22 @@ from cobertes.cli.console import _Bars
 from cobertes.errors import SettingsError, StorageError, TrainingError
 from cobertes.learn import devices, train
 from cobertes.learn.checkpoints import save_checkpoint
-from cobertes.learn.devices import choose_precision, start
+from cobertes.learn.devices import choose_precision, make_fabric
 from cobertes.learn.encoding import Inputs
 from cobertes.learn.inference import judge, plan_blocks
 from cobertes.learn.lr_schedule import rate_share
-from cobertes.learn.metrics_log import best_epoch, next_is_last, read_history, stands_still, time_is_up
+from cobertes.learn.metrics_log import best_epoch, next_is_last, read_history, should_stop_early, time_is_up
 from cobertes.learn.model_file import load_model, read_header, save_model
 from cobertes.learn.sampler import batches
 from cobertes.learn.train import train_model
 from cobertes.learn.training_setup import plan_training
 from cobertes.learn.unet import UNet, UNetSettings
-from cobertes.settings import AugmentationSettings, Chance, ModelSettings, TrainSettings
+from cobertes.settings import Augmentation, AugmentationSettings, ModelSettings, TrainSettings
 from rasters import read_raster, write_raster
 from test_sampler import LEGEND, PLAIN, project_of
 
 TIMES = {"seconds", "elapsed", "tiles_per_second", "waiting_share"}
-JITTERED = AugmentationSettings(jitter=Chance(strength=0.05))
+JITTERED = AugmentationSettings(jitter=Augmentation(strength=0.05))
 SCRATCH = {"encoder": "scratch", "width": 4, "depth": 2}
 
 
@@ -63,7 +63,7 @@ def plan_of(project, *, model=SCRATCH, fingerprint="same", **options):
         "precision": "fp32", "device": "cpu",
     } | options  # fmt: skip
     return plan_training(
-        project.index.frame, project.ground, project.index.statistics,
+        project.index.table, project.ground, project.index.statistics,
         model=ModelSettings(**model), augmentation=options.pop("augmentation", JITTERED),
         train=TrainSettings(**options), tile_size=16, fingerprint=fingerprint,
     )  # fmt: skip
@@ -275,13 +275,13 @@ def test_training_stops_where_nothing_gets_better(project, tmp_path):
     assert header.training["epochs"] < 10
     assert header.training["best_epoch"] == header.training["epochs"] - 2
     history = [{"epoch": n, "miou": score} for n, score in enumerate((0.1, math.nan, 0.3, math.nan, math.nan), 1)]
-    assert not stands_still(history, TrainSettings(stop_after=2))
-    assert not stands_still(history, TrainSettings(stop_after=3))
-    assert not stands_still(history[:5], TrainSettings(stop_after=1))  # nothing was validated since
+    assert not should_stop_early(history, TrainSettings(stop_after=2))
+    assert not should_stop_early(history, TrainSettings(stop_after=3))
+    assert not should_stop_early(history[:5], TrainSettings(stop_after=1))  # nothing was validated since
     later = [*history, {"epoch": 6, "miou": 0.2}]
-    assert stands_still(later, TrainSettings(stop_after=3))
-    assert not stands_still([{"epoch": 1, "miou": math.nan}] * 9, TrainSettings(stop_after=1))
-    assert not stands_still(history, TrainSettings())
+    assert should_stop_early(later, TrainSettings(stop_after=3))
+    assert not should_stop_early([{"epoch": 1, "miou": math.nan}] * 9, TrainSettings(stop_after=1))
+    assert not should_stop_early(history, TrainSettings())
 
 
 def test_validation_may_be_done_every_few_epochs_and_is_done_in_the_last(project, tmp_path):
@@ -804,8 +804,12 @@ def test_a_trial_in_fp32_that_fails_otherwise_is_no_answer(monkeypatch):
 
 
 def test_channels_come_last_but_on_mps():
-    assert devices.layout(torch.device("cuda")) is devices.layout(torch.device("cpu")) is torch.channels_last
-    assert devices.layout(torch.device("mps")) is torch.contiguous_format
+    assert (
+        devices.memory_format(torch.device("cuda"))
+        is devices.memory_format(torch.device("cpu"))
+        is torch.channels_last
+    )
+    assert devices.memory_format(torch.device("mps")) is torch.contiguous_format
 
 
 def test_the_trial_leaves_model_and_random_numbers_as_they_were():
@@ -843,4 +847,4 @@ def test_a_device_that_is_not_there_is_a_settings_error(project, tmp_path):
         if name == "mps" and torch.backends.mps.is_available():
             continue
         with pytest.raises(SettingsError, match=rf"can't use device '{name}': .*Use device \"auto\" or \"cpu\""):
-            start(name, "fp32")
+            make_fabric(name, "fp32")

@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from cobertes.learn.architectures import build_network, count_parameters
-from cobertes.learn.training_cost import Estimate, estimate_training
+from cobertes.learn.training_cost import TrainingCost, estimate_training
 from cobertes.learn.unet import UNetSettings
 from cobertes.settings import TrainSettings
 
 NETWORK = UNetSettings(4, 3, "scratch", 4, 2)
 
-KNOWN = Estimate(
+KNOWN = TrainingCost(
     "unet", "resnet50", 32_500_000, "cpu", "bf16", "bf16 runs at 2.10 x fp32 here", 300, 12,
     "as set", 2900, 242, 700, 1.0, 100, None,
     step_seconds=2.0, validation_seconds=0.5, memory_bytes=6_400_000_000, disk_bytes=1_300_000_000,

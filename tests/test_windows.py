@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cobertes.errors import SettingsError
-from cobertes.geo.windows import Window, interiors, plan_strips, starts, tile_windows
+from cobertes.geo.windows import Window, interiors, plan_strips, tile_windows, window_starts
 from rasters import stitch
 
 
@@ -32,7 +32,7 @@ def pixels(window):
 @given(layouts())
 def test_windows_cover_the_line_and_share_at_least_the_overlap(layout):
     length, size, overlap = layout
-    first = starts(length, size, overlap)
+    first = window_starts(length, size, overlap)
     assert first[0] == 0
     assert first == sorted(set(first))
     if length <= size:
@@ -56,14 +56,14 @@ def test_interiors_partition_the_line_within_their_windows(layout):
 
 
 def test_the_worked_examples_of_the_docstrings_hold():
-    assert starts(110, 64, 32) == [0, 32, 46]
+    assert window_starts(110, 64, 32) == [0, 32, 46]
     assert interiors(110, 64, 32) == [(0, 0, 48), (32, 48, 71), (46, 71, 110)]
     assert interiors(14, 6, 2) == [(0, 0, 5), (4, 5, 9), (8, 9, 14)]
 
 
 def test_an_overlap_as_large_as_the_window_is_refused():
     with pytest.raises(SettingsError, match="overlap 64 px must be smaller than the window of 64 px"):
-        starts(100, 64, 64)
+        window_starts(100, 64, 64)
 
 
 @settings(deadline=None)
@@ -83,7 +83,7 @@ def test_tiles_cover_a_raster_and_stay_inside(layout, height):
 def test_stitching_what_was_tiled_gives_it_back(layout, height, row, col):
     width, size, overlap = layout
     region = Window(row, col, height, width)
-    around = region.grow(size)  # windows may reach out of a region smaller than them
+    around = region.pad(size)  # windows may reach out of a region smaller than them
     ground = np.random.default_rng(0).integers(0, 999, (2, *around.shape))
     out, touched = np.full((2, height, width), -1), np.zeros((height, width), int)
     last = row
@@ -93,9 +93,9 @@ def test_stitching_what_was_tiled_gives_it_back(layout, height, row, col):
         last = strip[0].interior.row_stop
         for one in strip:
             assert one.window.shape == (size, size)
-            touched[one.interior.within(region)] += 1
-            stitch(out, region, one, ground[:, *one.window.within(around)])
-    np.testing.assert_array_equal(out, ground[:, *region.within(around)])
+            touched[one.interior.slices_in(region)] += 1
+            stitch(out, region, one, ground[:, *one.window.slices_in(around)])
+    np.testing.assert_array_equal(out, ground[:, *region.slices_in(around)])
     assert (touched == 1).all()
 
 
@@ -104,10 +104,10 @@ def test_stitching_what_was_tiled_gives_it_back(layout, height, row, col):
 def test_windows_are_sets_of_pixels(a, b, margin):
     shape = (b.height, b.width)
     assert pixels(a.clip(shape)) == pixels(a) & pixels(Window(0, 0, *shape))
-    shared = a.meet(b)
+    shared = a.intersection(b)
     assert (pixels(shared) if shared else set()) == pixels(a) & pixels(b)
-    assert pixels(a) <= pixels(a.grow(margin))
-    assert a.grow(margin).shape == (a.height + 2 * margin, a.width + 2 * margin)
-    inside = np.zeros(a.grow(margin).shape, bool)
-    inside[a.within(a.grow(margin))] = True
+    assert pixels(a) <= pixels(a.pad(margin))
+    assert a.pad(margin).shape == (a.height + 2 * margin, a.width + 2 * margin)
+    inside = np.zeros(a.pad(margin).shape, bool)
+    inside[a.slices_in(a.pad(margin))] = True
     assert inside.sum() == a.height * a.width

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 
-def fingerprint(*parts: Any) -> str:
+def fingerprint_of(*parts: Any) -> str:
     """Sixteen hexadecimal digits that change with any of the parts, which hold what JSON can hold."""
     text = json.dumps(parts, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

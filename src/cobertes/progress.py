@@ -35,7 +35,7 @@ class _Silent:
 SILENT: Progress = _Silent()
 
 
-class Joined:
+class SharedBar:
     """Of several things at once whose amounts are in one unit: each moves the same bar."""
 
     def __init__(self, advance: Advance) -> None:

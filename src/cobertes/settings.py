@@ -263,7 +263,7 @@ class TrainSettings(Section):
 
     @property
     def windows(self) -> tuple[int, ...]:
-        """Sides of the training windows, in pixels; none where that is left open, see `fill_in`."""
+        """Sides of the training windows, in pixels; none where that is left open, see `with_defaults`."""
         return tuple(self.window) if isinstance(self.window, list) else (self.window,) if self.window else ()
 
     @property
@@ -281,7 +281,7 @@ def _scratch_windows(tile_size: int) -> list[int]:
     return sorted({min(side, tile_size) for side in SCRATCH_WINDOWS})
 
 
-def fill_in(train: TrainSettings, encoder: str, tile_size: int) -> TrainSettings:
+def with_defaults(train: TrainSettings, encoder: str, tile_size: int) -> TrainSettings:
     """The same with window and learning rate filled in where they are left open."""
     small = encoder == SCRATCH
     window = train.window or (_scratch_windows(tile_size) if small else tile_size)
@@ -289,7 +289,7 @@ def fill_in(train: TrainSettings, encoder: str, tile_size: int) -> TrainSettings
     return train.model_copy(update={"window": window, "learning_rate": rate})
 
 
-class Chance(Section):
+class Augmentation(Section):
     """A variation of samples: how often, and how strong."""
 
     probability: Share = 1.0
@@ -305,19 +305,19 @@ class AugmentationSettings(Section):
     """Mirror images."""
     turns: bool = True
     """Quarter turns."""
-    jitter: Chance = Chance(strength=0.02)
+    jitter: Augmentation = Augmentation(strength=0.02)
     """Random gain and offset per band (multispectral colour jitter)."""
-    brightness: Chance = Chance()
+    brightness: Augmentation = Augmentation()
     """A random offset that all bands of a season share."""
-    contrast: Chance = Chance()
+    contrast: Augmentation = Augmentation()
     """A random gain that all bands of a season share."""
-    noise: Chance = Chance()
+    noise: Augmentation = Augmentation()
     """Gaussian noise per pixel and band."""
-    band_dropout: Chance = Chance()
+    band_dropout: Augmentation = Augmentation()
     """Bands that are not seen; the strength is the share of the bands."""
-    season_dropout: Chance = Chance(probability=0.0, strength=1.0)
+    season_dropout: Augmentation = Augmentation(probability=0.0, strength=1.0)
     """A season that is not seen, where there are several; only its probability counts."""
-    cut_out: Chance = Chance()
+    cut_out: Augmentation = Augmentation()
     """A square of a season that is not seen; the strength is its side as a share of the window's."""
 
     @model_validator(mode="before")
@@ -329,7 +329,7 @@ class AugmentationSettings(Section):
         kept = {}
         for name, field in cls.model_fields.items():
             for key in (name, field.alias):
-                if isinstance(field.default, Chance) and isinstance(data.get(key), dict):
+                if isinstance(field.default, Augmentation) and isinstance(data.get(key), dict):
                     kept[key] = field.default.model_dump(by_alias=True) | data[key]
         return data | kept
 

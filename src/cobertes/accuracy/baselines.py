@@ -16,11 +16,11 @@ from sklearn.ensemble import RandomForestClassifier
 from cobertes.accuracy.block_confusion import BlockMatrices, held_out_blocks
 from cobertes.accuracy.confusion import ConfusionMatrix
 from cobertes.geo.bands import colour_positions
-from cobertes.geo.scene import Observed
+from cobertes.geo.scene import Observation
 from cobertes.geo.windows import Window, plan_strips
 from cobertes.labels.legend import IGNORE_INDEX
 from cobertes.progress import SILENT, Progress
-from cobertes.tiles.dataset import Ground
+from cobertes.tiles.dataset import LabelledDataset
 from cobertes.tiles.index import window_of
 
 TREES = 100
@@ -35,7 +35,7 @@ DIFFERENCES = (("nir", "red"), ("green", "nir"), ("swir1", "nir"))
 """NDVI (Rouse et al. 1974), NDWI (McFeeters 1996), NDBI (Zha et al. 2003), where the bands are known by name."""
 
 
-def pixel_features(observed: Mapping[str, Observed], bands: Sequence[str]) -> NDArray[np.float32]:
+def pixel_features(observed: Mapping[str, Observation], bands: Sequence[str]) -> NDArray[np.float32]:
     """Features (F, height, width) float32: per season bands, differences, and the 5 x 5 means of both."""
     layers: list[NDArray[np.float32]] = []
     for values, valid in observed.values():
@@ -63,10 +63,10 @@ def _difference(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.fl
 
 
 def train_forest(
-    ground: Ground, frame: Any, *, seed: int = 0, progress: Progress = SILENT
+    ground: LabelledDataset, index: Any, *, seed: int = 0, progress: Progress = SILENT
 ) -> RandomForestClassifier:
-    """Fit the forest on pixels drawn evenly from the kept training tiles of the index ``frame``."""
-    rows = frame[frame["keep"] & (frame["split"] == "train")]
+    """Fit the forest on pixels drawn evenly from the kept training tiles of the tile index."""
+    rows = index[index["keep"] & (index["split"] == "train")]
     labelled = rows["counts"].map(sum).to_numpy()
     share = min(1.0, TRAINING_PIXELS / labelled.sum())
     features, targets = [], []
@@ -85,7 +85,7 @@ def train_forest(
 
 
 def judge_forest(
-    forest: RandomForestClassifier, ground: Ground, letter: str, *, progress: Progress = SILENT
+    forest: RandomForestClassifier, ground: LabelledDataset, letter: str, *, progress: Progress = SILENT
 ) -> BlockMatrices:
     """The forest's confusion matrices over the held-out blocks of a split."""
     blocks, classes = held_out_blocks(ground, letter), len(ground.legend)
@@ -116,11 +116,11 @@ def most_frequent(matrices: BlockMatrices, class_counts: NDArray[np.int64]) -> B
 
 
 def read_features(
-    ground: Ground, area: str, window: Window, margin: int
+    ground: LabelledDataset, area: str, window: Window, margin: int
 ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
     """Features (F, h, w), with a margin of their neighbourhood read along, and labels (h, w)."""
-    grown = window.grow(margin)
-    observed, y = ground.read(area, grown)
+    grown = window.pad(margin)
+    observed, y = ground.read_chw(area, grown)
     bands = next(iter(ground.areas[area].scenes.values())).band_names
-    inside = window.within(grown)
+    inside = window.slices_in(grown)
     return pixel_features(observed, bands)[:, *inside], y[inside]

@@ -19,7 +19,7 @@ from cobertes.accuracy.metrics import overall_accuracy
 from cobertes.atomic_io import read_json, write_text
 from cobertes.errors import InputFileError
 from cobertes.geo.windows import Window
-from cobertes.tiles.dataset import Ground
+from cobertes.tiles.dataset import LabelledDataset
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Block:
         return self.area, self.window
 
 
-def held_out_blocks(ground: Ground, letter: str) -> tuple[Block, ...]:
+def held_out_blocks(ground: LabelledDataset, letter: str) -> tuple[Block, ...]:
     """The blocks of a split, area by area.
 
     Pieces of a user's polygons are no blocks: neighbours among them are the same ground. They are joined to
@@ -57,7 +57,7 @@ def held_out_blocks(ground: Ground, letter: str) -> tuple[Block, ...]:
 class BlockFinder:
     """Tells in which of some blocks a window lies that no border of theirs cuts."""
 
-    def __init__(self, blocks: Sequence[Block], ground: Ground) -> None:
+    def __init__(self, blocks: Sequence[Block], ground: LabelledDataset) -> None:
         self.split = ground.split.areas
         self.numbers = {name: np.full(split.letters.shape, -1) for name, split in self.split.items()}
         for number, block in enumerate(blocks):

@@ -192,7 +192,7 @@ def calibrate(
     }  # fmt: skip
 
 
-def read_calibration(path: Path, fingerprint: str | None = None, views: str | None = None) -> float | None:
+def read_calibration(path: Path, fingerprint: str | None = None, tta: str | None = None) -> float | None:
     """The temperature that logits are divided by before the softmax; None where there is no calibration.
 
     path         calibration.json of a run
@@ -212,7 +212,7 @@ def read_calibration(path: Path, fingerprint: str | None = None, views: str | No
         raise InputFileError(f"{path} holds no temperature ({error}). Delete it, or evaluate again.") from error
     if fingerprint is not None and data.get("model") not in (None, fingerprint):
         return None
-    if views is not None and data.get("views", "none") != views:
+    if tta is not None and data.get("views", "none") != tta:
         return None
     return temperature
 

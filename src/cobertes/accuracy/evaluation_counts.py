@@ -25,16 +25,16 @@ from cobertes.accuracy.boundaries import (
 )
 from cobertes.accuracy.confusion import ConfusionMatrix
 from cobertes.geo.grid import pixel_hectares
-from cobertes.geo.windows import PlannedWindow, Window
+from cobertes.geo.windows import TiledWindow, Window
 from cobertes.labels.legend import IGNORE_INDEX
-from cobertes.tiles.dataset import Ground
+from cobertes.tiles.dataset import LabelledDataset
 
 WORST_TILES = 6
 """Tiles that are pointed out as the map's worst."""
 
 
 @dataclass
-class Judgement:
+class EvaluationCounts:
     """Counts over the held-out blocks of a split; `begin` makes an empty one, `add` takes in a window.
 
     blocks       the held-out blocks; ``counts`` (n, K, K) their matrices
@@ -45,7 +45,7 @@ class Judgement:
     tiles        area -> (rows, cols, 2): labelled and wrongly mapped pixels of squares of ``side`` pixels
     """
 
-    ground: Ground
+    ground: LabelledDataset
     blocks: tuple[Block, ...]
     counts: NDArray[np.int64]
     by_purity: NDArray[np.int64]
@@ -58,7 +58,7 @@ class Judgement:
     seasons: dict[str, ConfusionMatrix] = field(default_factory=dict)
 
     @classmethod
-    def begin(cls, ground: Ground, letter: str, side: int) -> "Judgement":
+    def begin(cls, ground: LabelledDataset, letter: str, side: int) -> "EvaluationCounts":
         """Nothing judged yet; ``letter`` is the split's, ``side`` that of the tiles that are compared."""
         blocks, k = held_out_blocks(ground, letter), len(ground.legend)
 
@@ -83,7 +83,7 @@ class Judgement:
     def add(
         self,
         area: str,
-        planned: PlannedWindow,
+        planned: TiledWindow,
         reference: NDArray[np.uint8],
         predicted: NDArray[np.uint8],
         purity: NDArray[np.uint8] | None = None,
@@ -96,7 +96,7 @@ class Judgement:
         purity     the same, percent; 255 or None where it is not known
         """
         block = self.finder.number(area, planned.interior)
-        inside = planned.interior.within(planned.window)
+        inside = planned.interior.slices_in(planned.window)
         known = reference != IGNORE_INDEX
         if not known[inside].any():
             return block
@@ -104,9 +104,9 @@ class Judgement:
         if (mapped[known] >= len(self.ground.legend)).any():
             raise ValueError("a class index of the map is none of the legend's")
         # only what lies within reach of the interior can tell how far a boundary is
-        near = planned.interior.grow(TOLERANCES[-1])
-        near = planned.window.meet(near) or planned.interior
-        part, core = near.within(planned.window), planned.interior.within(near)
+        near = planned.interior.pad(TOLERANCES[-1])
+        near = planned.window.intersection(near) or planned.interior
+        part, core = near.slices_in(planned.window), planned.interior.slices_in(near)
         distances = [boundary_distance(np.ascontiguousarray(x[part]), TOLERANCES[-1]) for x in (reference, mapped)]
         unknown = np.full(reference.shape, NOT_KNOWN, np.uint8)
         tally_pixels(

@@ -27,7 +27,7 @@ from cobertes.labels.legend import IGNORE_INDEX
 from cobertes.progress import SILENT, Progress
 from cobertes.settings import SplitSettings, TileSettings
 from cobertes.tiles.block_split import choose_block, guard_band, make_split
-from cobertes.tiles.dataset import Ground
+from cobertes.tiles.dataset import LabelledDataset
 from cobertes.tiles.filters import BETWEEN, GUARD, judge_place
 from cobertes.tiles.index import window_of
 from cobertes.tiles.label_counts import take_census
@@ -89,8 +89,8 @@ class _Pixels:
 
 
 def audit_split(
-    ground: Ground,
-    frame: Any,
+    ground: LabelledDataset,
+    index: Any,
     settings: SplitSettings,
     tiles_settings: TileSettings,
     *,
@@ -100,15 +100,15 @@ def audit_split(
     """Judge both classifiers under random splits and block splits of several seeds.
 
     ground    as the tiles stage left it; its split is that of the first seed where polygons decide
-    frame     the tile index
+    index     the tile index
     settings, tiles_settings  of the run: blocks are drawn again for every seed
     Raises NoTilesError where there is too little to split.
     """
-    usable = (frame["keep"] | frame["reason"].isin([GUARD, BETWEEN])).to_numpy()
+    usable = (index["keep"] | index["reason"].isin([GUARD, BETWEEN])).to_numpy()
     tiles = np.flatnonzero(usable)
     if len(tiles) < 4:
         raise NoTilesError(f"{len(tiles)} labelled tiles are too few to be split at random")
-    pixels = _draw(ground, frame, tiles, progress)
+    pixels = _draw(ground, index, tiles, progress)
     if settings.method == "random":  # the run's own blocks are single tiles
         ground = _blocked(ground, settings, tiles_settings)
     matrices: dict[str, dict[str, list[ConfusionMatrix]]] = {s: {m: [] for m in METHODS} for s in SPLITS}
@@ -117,7 +117,7 @@ def audit_split(
     with progress.bar("audit", 2 * len(seeds), "splits") as advance:
         for seed in seeds:
             split = ground.split if settings.by == "polygons" else _redrawn(ground, counts, settings, seed)
-            training, held = _by_blocks(ground, frame, tiles, split, pixels)
+            training, held = _by_blocks(ground, index, tiles, split, pixels)
             learnt = len(np.unique(pixels.tile[training]))
             if not learnt or not held.any():
                 raise NoTilesError("no training or no validation tile is left under the block split")
@@ -132,13 +132,13 @@ def audit_split(
     return Audit(matrices, learnt)
 
 
-def _draw(ground: Ground, frame: Any, tiles: NDArray[np.int64], progress: Progress) -> _Pixels:
+def _draw(ground: LabelledDataset, index: Any, tiles: NDArray[np.int64], progress: Progress) -> _Pixels:
     names = {name: number for number, name in enumerate(ground.areas)}
-    share = min(1.0, PIXELS / max(1, int(frame["counts"].iloc[tiles].map(sum).sum())))
+    share = min(1.0, PIXELS / max(1, int(index["counts"].iloc[tiles].map(sum).sum())))
     found: list[tuple[Any, ...]] = []
     with progress.bar("audit: pixels", len(tiles), "tiles") as advance:
         for number in tiles.tolist():
-            row = frame.iloc[number]
+            row = index.iloc[number]
             window = window_of(row)
             x, y = read_features(ground, row["area"], window, MARGIN)
             chosen = np.random.default_rng(number).random(y.shape) < share
@@ -153,7 +153,7 @@ def _draw(ground: Ground, frame: Any, tiles: NDArray[np.int64], progress: Progre
     return _Pixels(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
 
 
-def _block_counts(ground: Ground) -> dict[str, NDArray[np.int64]]:
+def _block_counts(ground: LabelledDataset) -> dict[str, NDArray[np.int64]]:
     found = {}
     for name, area in ground.areas.items():
         split = ground.split.areas[name]
@@ -164,7 +164,7 @@ def _block_counts(ground: Ground) -> dict[str, NDArray[np.int64]]:
     return found
 
 
-def _blocked(ground: Ground, settings: SplitSettings, tiles: TileSettings) -> Ground:
+def _blocked(ground: LabelledDataset, settings: SplitSettings, tiles: TileSettings) -> LabelledDataset:
     """The ground with the blocks and the guard band that it would have if it were not split at random."""
     by_block = settings.model_copy(update={"method": "block"})
     block = choose_block([area.shape for area in ground.areas.values()], tiles.size, by_block)
@@ -175,7 +175,9 @@ def _blocked(ground: Ground, settings: SplitSettings, tiles: TileSettings) -> Gr
     return replace(ground, split=Split(areas, block, guard_band(tiles.size, by_block)))
 
 
-def _redrawn(ground: Ground, counts: Mapping[str, NDArray[np.int64]], settings: SplitSettings, seed: int) -> Split:
+def _redrawn(
+    ground: LabelledDataset, counts: Mapping[str, NDArray[np.int64]], settings: SplitSettings, seed: int
+) -> Split:
     """The block split of another seed, over the same blocks."""
     areas: list[Area] = [ground.areas[name] for name in sorted(ground.areas)]
     edges = {name: (split.row_edges, split.col_edges) for name, split in ground.split.areas.items()}
@@ -186,12 +188,12 @@ def _redrawn(ground: Ground, counts: Mapping[str, NDArray[np.int64]], settings: 
 
 
 def _by_blocks(
-    ground: Ground, frame: Any, tiles: NDArray[np.int64], split: Split, pixels: _Pixels
+    ground: LabelledDataset, index: Any, tiles: NDArray[np.int64], split: Split, pixels: _Pixels
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Pixels to learn from, of training tiles outside guard bands; pixels that judge, in validation blocks."""
     training = set()
     for number in tiles.tolist():
-        row = frame.iloc[number]
+        row = index.iloc[number]
         window = window_of(row)
         situation = judge_place(window, split.areas[row["area"]], split.guard)
         if not situation.reason and situation.split == "train":

@@ -76,7 +76,7 @@ def labels(
     from cobertes.geo.scene import open_scene
     from cobertes.labels.aggregate import make_labels
     from cobertes.labels.legend import load_legend
-    from cobertes.labels.vote_weights import Weighting, parse_weights
+    from cobertes.labels.vote_weights import VoteWeights, parse_weights
     from cobertes.workflow.scene_paths import resolve, scene_files
 
     map_file = resolve(reference, Path())
@@ -91,7 +91,7 @@ def labels(
         legend=classes,
         table=_table_of(map_file, classes, crosswalk),
         method=method,
-        weighting=Weighting(parse_weights(class_weights), smoothing),
+        weighting=VoteWeights(parse_weights(class_weights), smoothing),
         min_valid=min_valid,
         unknown=unknown,  # type: ignore[arg-type]  # checked there
         memory=memory,
@@ -142,7 +142,7 @@ def compare_labels(
     from cobertes.geo.scene import open_scene
     from cobertes.labels.legend import load_legend
     from cobertes.labels.method_comparison import as_dict, compare_labels
-    from cobertes.labels.vote_weights import Weighting, parse_weights
+    from cobertes.labels.vote_weights import VoteWeights, parse_weights
     from cobertes.report.label_comparison import comparison_table, write_comparison_picture
     from cobertes.workflow.scene_paths import resolve, scene_files
 
@@ -158,7 +158,7 @@ def compare_labels(
         out,
         legend=classes,
         table=table,
-        weighting=Weighting(parse_weights(class_weights), smoothing),
+        weighting=VoteWeights(parse_weights(class_weights), smoothing),
         min_valid=min_valid,
         unknown=unknown,  # type: ignore[arg-type]  # checked there
         memory=memory,
@@ -171,10 +171,10 @@ def compare_labels(
 
 def _table_of(reference: Path, legend: "Legend", crosswalk: str | None) -> "NDArray[np.int16]":
     """What each code of a map becomes."""
-    from cobertes.labels.legend import load_crosswalk, translation
+    from cobertes.labels.legend import load_crosswalk, recode_table
     from cobertes.labels.reference_map import reference_nodata
 
-    return translation(
+    return recode_table(
         legend,
         crosswalk=load_crosswalk(crosswalk) if crosswalk else None,
         source_nodata=reference_nodata(reference),

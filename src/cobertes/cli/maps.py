@@ -7,7 +7,7 @@ import typer
 
 from cobertes.cli.app import app
 from cobertes.cli.console import Console, class_table
-from cobertes.cli.options import Overwrite, Ray, command, computing
+from cobertes.cli.options import Overwrite, Ray, command, open_executor
 
 DEFAULT_BLEND = "interior"
 """That of `predict_map`, whose module is too heavy for a help text; a test compares them."""
@@ -80,11 +80,11 @@ def predict(
     cobertes predict runs/catalonia april=s2_april.tif august=s2_august.tif -o map.tif --confidence confidence.tif
     """
     from cobertes.engines.engine import ensemble, open_engine
-    from cobertes.engines.runtimes import choose
+    from cobertes.engines.runtimes import choose_runtime
     from cobertes.geo.cog_writer import check_not_input, check_writable
     from cobertes.learn.model_file import model_path
     from cobertes.predict.predict import predict_map
-    from cobertes.predict.prediction_job import compute_here
+    from cobertes.predict.prediction_job import run_locally
     from cobertes.workflow.scene_paths import open_scenes
     from cobertes.workflow.stages import make_int8_of
 
@@ -94,17 +94,17 @@ def predict(
         check_writable(out, overwrite=overwrite)
     if stac is not None:
         check_writable(stac, overwrite=overwrite)
-    choose(engine, device, precision)  # before minutes of quantisation
+    choose_runtime(engine, device, precision)  # before minutes of quantisation
     for one in models if precision == "int8" else ():
         make_int8_of(one, console.progress)
     running = ensemble(
         [
-            open_engine(one, device=device, precision=precision, engine=engine, views=views, threads=threads)
+            open_engine(one, device=device, precision=precision, engine=engine, tta=views, threads=threads)
             for one in models
         ]
     )
     console.say(f"engine: {running.how}")
-    with computing(ray, threads) as compute:
+    with open_executor(ray, threads) as executor:
         made = predict_map(
             running,
             open_scenes(scenes, running.header.inputs.bands),
@@ -124,7 +124,7 @@ def predict(
             resume="yes" if resume else "no",
             overwrite=overwrite,
             progress=console.progress,
-            compute=compute or compute_here,
+            executor=executor or run_locally,
         )
     speed = f"{made.mpx_per_second:.2f} Mpx/s, {made.windows} windows, {made.skipped} empty ones skipped"
     table = class_table(running.header.legend, made.counts, made.hectares)

@@ -16,7 +16,7 @@ from cobertes.cli.console import Console
 from cobertes.errors import CobertesError
 
 if TYPE_CHECKING:
-    from cobertes.predict.prediction_job import Compute
+    from cobertes.predict.prediction_job import Executor
 
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing outputs.")]
 
@@ -33,15 +33,15 @@ SHARED = {
 
 
 @contextmanager
-def computing(ray: str | None, threads: int | None = None) -> Iterator["Compute | None"]:
+def open_executor(ray: str | None, threads: int | None = None) -> Iterator["Executor | None"]:
     """What computes a map: the cluster at Ray's address; None without one."""
     if ray is None:
         yield None
         return
-    from cobertes.scale.ray_executor import on_ray
+    from cobertes.scale.ray_executor import ray_executor
 
-    with on_ray(ray, threads) as compute:
-        yield compute
+    with ray_executor(ray, threads) as executor:
+        yield executor
 
 
 @contextmanager

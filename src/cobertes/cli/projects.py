@@ -90,7 +90,7 @@ def run(
         loaded,
         folder,
         progress=console.progress,
-        tell=lambda stage, text: console.say(f"{stage:<9} {text}"),
+        on_message=lambda stage, text: console.say(f"{stage:<9} {text}"),
         on_epoch=lambda record: console.say(_epoch_line(record)),
     )
     if plan:
@@ -106,12 +106,12 @@ def run(
         return
     if ray is not None:
         from cobertes.scale.cluster import require_cluster
-        from cobertes.scale.ray_executor import on_ray
+        from cobertes.scale.ray_executor import ray_executor
 
         require_cluster(ray)
-        job.computing = lambda stop: on_ray(ray, stop=stop)
+        job.executor = lambda stop: ray_executor(ray, stop=stop)
     ran = job.run(only, start)
-    if job.leads:
+    if job.is_rank_zero:
         _tell_results(console, job, ran)
 
 
@@ -210,7 +210,7 @@ def tune(
         folder,
         address=ray or "local",
         progress=console.progress,
-        tell=lambda what, text: console.say(f"{what:<9} {text}"),
+        on_message=lambda what, text: console.say(f"{what:<9} {text}"),
     )
     console.answer(
         _trials_table(found),

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cobertes.accuracy.calibration import read_calibration
-from cobertes.engines.runtimes import TORCH, choose, open_runtime, quantized_path
+from cobertes.engines.runtimes import TORCH, choose_runtime, open_runtime, quantized_path
 from cobertes.errors import ModelFileError, SettingsError, did_you_mean
-from cobertes.fingerprints import fingerprint, stamp
+from cobertes.fingerprints import fingerprint_of, stamp
 from cobertes.geo.scene import Scene
 from cobertes.geo.windows import Window
 from cobertes.learn.inference import Forward, each_season
@@ -32,10 +32,10 @@ VIEWS = {"none": (0,), "flips": (0, 2, 4, 6), "turns": tuple(range(8))}
 
 
 @dataclass(frozen=True)
-class Recipe:
+class EngineSpec:
     """How to open the same model again, in another process: nothing is left to be chosen there.
 
-    device, precision, engine, views  as in `open_engine`, ``auto`` decided
+    device, precision, engine, tta    as in `open_engine`, ``auto`` decided
     threads                           processor threads; None as many as the engine takes
     """
 
@@ -43,7 +43,7 @@ class Recipe:
     device: str
     precision: str
     engine: str
-    views: str
+    tta: str
     threads: int | None
 
 
@@ -65,13 +65,13 @@ class Engine:
     how: str
     identity: str = ""
     temperature: float = 1.0
-    views: str = "none"
+    tta: str = "none"
     """Of every window, whose probabilities are averaged: a key of `VIEWS`."""
     reads: Reader | None = None
     """How it reads a window, where not as its header's inputs do."""
     members: tuple[ModelHeader, ...] = ()
     """Of the models of an ensemble."""
-    recipes: tuple[Recipe, ...] = ()
+    recipes: tuple[EngineSpec, ...] = ()
     """By which it was opened, one for each of its models; none where it was made by hand."""
 
     def check_scenes(self, scenes: Mapping[str, Scene]) -> None:
@@ -90,45 +90,45 @@ def open_engine(
     device: str = "auto",
     precision: str = "auto",
     engine: str = "auto",
-    views: str = "none",
+    tta: str = "none",
     threads: int | None = None,
 ) -> Engine:
     """Load a ``model.safetensors``, or that of a run's folder.
 
     device, precision  as in the settings: auto, cpu, cuda, mps; auto, fp32, bf16, int8
     engine             auto, torch, openvino, onnx
-    views              none, flips, turns: the mean over mirrored and turned versions of each window
+    tta                none, flips, turns: the mean over mirrored and turned versions of each window
     threads            processor threads; by default as many as the engine takes. PyTorch has one number for all
                        of the process
     A ``calibration.json`` beside the model, made for it and for these views, gives the temperature.
     Raises InputFileError, ModelFileError, SettingsError.
     """
-    if views not in VIEWS:
-        raise SettingsError(f"no views '{views}'.{did_you_mean(views, VIEWS)}")
+    if tta not in VIEWS:
+        raise SettingsError(f"no views '{tta}'.{did_you_mean(tta, VIEWS)}")
     path = model_path(path)
     header = read_header(path)
-    choice = choose(engine, device, precision)
+    choice = choose_runtime(engine, device, precision)
     forward, where = open_runtime(choice, path, header, threads)
-    logits = several_views(each_season(forward, header.inputs), VIEWS[views])
-    how = f"{where} ({choice.reason})" + ("" if views == "none" else f", mean of {len(VIEWS[views])} views")
+    logits = several_views(each_season(forward, header.inputs), VIEWS[tta])
+    how = f"{where} ({choice.reason})" + ("" if tta == "none" else f", mean of {len(VIEWS[tta])} views")
     # in another number of threads, torch may differ in the last digit
-    identity = fingerprint(
+    identity = fingerprint_of(
         header.to_json(), stamp(path), torch.get_num_threads() if choice.engine == TORCH else 0,
         stamp(quantized_path(path)) if choice.precision == "int8" else None,
     )  # fmt: skip
     calibration = path.parent / CALIBRATION
-    temperature = read_calibration(calibration, header.training.get("fingerprint"), views)
+    temperature = read_calibration(calibration, header.training.get("fingerprint"), tta)
     if temperature is None and read_calibration(calibration, header.training.get("fingerprint")) is not None:
         log.warning(
             "%s is of other views than '%s': confidences are not calibrated. Set views in [predict] and evaluate "
             "again, or use those.",
-            calibration, views,
+            calibration, tta,
         )  # fmt: skip
-    recipe = Recipe(path, choice.device, choice.precision, choice.engine, views, threads)
-    return Engine(header, logits, how, identity, temperature or 1.0, views, recipes=(recipe,))
+    recipe = EngineSpec(path, choice.device, choice.precision, choice.engine, tta, threads)
+    return Engine(header, logits, how, identity, temperature or 1.0, tta, recipes=(recipe,))
 
 
-def open_recipes(recipes: Sequence[Recipe]) -> Engine:
+def open_recipes(recipes: Sequence[EngineSpec]) -> Engine:
     """The engine that was opened by them. Raises as `open_engine` and `ensemble` do."""
     return ensemble([open_engine(**vars(one)) for one in recipes])
 
@@ -174,7 +174,7 @@ def ensemble(engines: Sequence[Engine]) -> Engine:
     width = len(inputs[0].seasons) * len(inputs[0].bands)
 
     def read(scenes: Mapping[str, Scene], window: Window) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        observed = {season: scene.read_pixels(window) for season, scene in scenes.items()}
+        observed = {season: scene.read_hwc(window) for season, scene in scenes.items()}
         valid = np.any([seen for _, seen in observed.values()], axis=0)
         channels = [one.encode(observed).transpose(1, 2, 0) for one in inputs]
         return np.concatenate(channels, axis=2).transpose(2, 0, 1), valid
@@ -189,7 +189,7 @@ def ensemble(engines: Sequence[Engine]) -> Engine:
     how = f"mean of {len(engines)} models: {'; '.join(dict.fromkeys(one.how for one in engines))}"
     return replace(
         first, logits=logits, how=how, temperature=1.0, reads=read,
-        identity=fingerprint(*((one.identity, one.temperature) for one in engines)),
+        identity=fingerprint_of(*((one.identity, one.temperature) for one in engines)),
         members=tuple(one.header for one in engines),
         recipes=tuple(recipe for one in engines for recipe in one.recipes),
     )  # fmt: skip

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from cobertes.atomic_io import replacing
-from cobertes.engines.runtimes import need, to_onnx
+from cobertes.engines.runtimes import to_onnx
+from cobertes.extras import require_extra
 from cobertes.learn.encoding import CLIP, Inputs
 from cobertes.learn.inference import each_season
 from cobertes.learn.model_file import load_model
@@ -42,7 +43,7 @@ def export_onnx(model: Path, out: Path, window: int | None = None) -> int:
     The metadata hold bands (season:band), classes (code, key, name, colour) and resolution, as JSON.
     Raises SettingsError where onnx is not installed, ModelFileError, InputFileError, StorageError.
     """
-    onnx = need("onnx", "export")
+    onnx = require_extra("onnx", "export")
     network, header = load_model(model)
     size = window or header.window
     inputs = header.inputs

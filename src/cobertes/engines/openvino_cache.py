@@ -19,7 +19,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from cobertes.fingerprints import fingerprint
+from cobertes.fingerprints import fingerprint_of
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cobertes" / "openvino"
 
 
-def kept_or_made(model: Path, shape: tuple[int, int, int], make: Callable[[], Any]) -> Any:
+def get_or_convert(model: Path, shape: tuple[int, int, int], make: Callable[[], Any]) -> Any:
     """The network of a ``model`` file for windows of ``shape`` (C, H, W): a kept one, else ``make()``, kept."""
     try:
         place = cache_folder() / _key(model, shape)
@@ -54,7 +54,7 @@ def kept_or_made(model: Path, shape: tuple[int, int, int], make: Callable[[], An
     return network
 
 
-def is_kept(model: Path, shape: tuple[int, int, int]) -> bool:
+def is_cached(model: Path, shape: tuple[int, int, int]) -> bool:
     """Whether there is one, whole or damaged."""
     try:
         return (cache_folder() / _key(model, shape) / SUMS).exists()
@@ -64,7 +64,7 @@ def is_kept(model: Path, shape: tuple[int, int, int]) -> bool:
 
 def _key(model: Path, shape: tuple[int, int, int]) -> str:
     package, facts = Path(__file__).parents[1], model.stat()
-    return fingerprint(
+    return fingerprint_of(
         _content(model, facts.st_size, facts.st_mtime_ns),
         list(shape),
         [_version(name) for name in CONVERTS],

@@ -18,17 +18,17 @@ from numpy.typing import NDArray
 from cobertes.atomic_io import write_json
 from cobertes.engines.runtimes import (
     Shape,
-    need,
     openvino_forward,
     quantized_identity,
     quantized_path,
     to_openvino,
 )
 from cobertes.errors import ModelFileError, SettingsError
+from cobertes.extras import require_extra
 from cobertes.learn.inference import each_season, judge, plan_blocks
 from cobertes.learn.model_file import ModelHeader, load_model, model_path
 from cobertes.progress import SILENT, Progress
-from cobertes.tiles.dataset import Ground
+from cobertes.tiles.dataset import LabelledDataset
 from cobertes.tiles.split import TRAIN, VALIDATION
 
 log = logging.getLogger(__name__)
@@ -41,12 +41,12 @@ CALIBRATION_WINDOWS = 128
 BATCH_WINDOWS = 8
 
 
-def quantize_model(path: Path, ground: Ground, *, progress: Progress = SILENT) -> dict[str, float]:
+def quantize_model(path: Path, ground: LabelledDataset, *, progress: Progress = SILENT) -> dict[str, float]:
     """Make the int8 version of a model, on the ground that it was trained on; returns both mIoUs.
 
     Raises ModelFileError where it loses more than 0.005 of mIoU; nothing is written then.
     """
-    nncf, ov = need("nncf", "openvino"), need("openvino", "openvino")
+    nncf, ov = require_extra("nncf", "openvino"), require_extra("openvino", "openvino")
     path = model_path(path)
     model, header = load_model(path)
     shape = (header.inputs.channels, header.window, header.window)
@@ -80,12 +80,12 @@ def _as_is(network: Any, shape: Shape) -> Any:
     return network
 
 
-def _training_windows(ground: Ground, header: ModelHeader) -> Iterator[NDArray[np.float32]]:
+def _training_windows(ground: LabelledDataset, header: ModelHeader) -> Iterator[NDArray[np.float32]]:
     """(1, H, W, C) each, of training ground spread over all areas."""
     plan = plan_blocks(ground, TRAIN, header.window, 0)
     step = max(1, len(plan) // CALIBRATION_WINDOWS)
     for name, planned in plan[::step][:CALIBRATION_WINDOWS]:
-        observed, _ = ground.read_pixels(name, planned.window)
+        observed, _ = ground.read_hwc(name, planned.window)
         x = header.inputs.encode(observed).transpose(1, 2, 0)
         for part in np.split(x, x.shape[2] // header.inputs.channels, axis=2):
             yield np.ascontiguousarray(part[None])

@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -19,16 +18,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cobertes.engines.openvino_cache import is_kept, kept_or_made
+from cobertes.engines.openvino_cache import get_or_convert, is_cached
 from cobertes.errors import DeviceMemoryError, SettingsError, did_you_mean
-from cobertes.fingerprints import fingerprint, stamp
-from cobertes.learn.devices import device_kind, inference_precision, is_out_of_memory, layout, start
+from cobertes.extras import require_extra
+from cobertes.fingerprints import fingerprint_of, stamp
+from cobertes.learn.devices import device_kind, inference_precision, is_out_of_memory, make_fabric, memory_format
 from cobertes.learn.inference import Forward
 from cobertes.learn.model_file import ModelHeader, load_model, model_path, read_header
 
 TORCH, OPENVINO, ONNX = RUNTIMES = ("torch", "openvino", "onnx")
 
 PRECISIONS = {TORCH: ("fp32", "bf16"), OPENVINO: ("fp32", "bf16", "int8"), ONNX: ("fp32",)}
+EXTRAS = {OPENVINO: ("openvino", "openvino"), ONNX: ("onnxruntime", "export")}
+"""Module and extra that an engine needs beside PyTorch."""
 
 OPENVINO_TYPES = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
 """The type that is not quantised, of an int8 network too. OpenVINO's own default is bf16 where there are units."""
@@ -46,7 +48,7 @@ class Choice:
     reason: str
 
 
-def choose(engine: str, device: str, precision: str) -> Choice:
+def choose_runtime(engine: str, device: str, precision: str) -> Choice:
     """As asked; ``auto`` is OpenVINO on processors where it is installed, else PyTorch, with bf16 where there are
     units for it.
 
@@ -79,22 +81,9 @@ def choose(engine: str, device: str, precision: str) -> Choice:
     elif precision not in PRECISIONS[engine]:
         others = ", ".join(PRECISIONS[engine])
         raise SettingsError(f"engine '{engine}' runs in {others}, not in {precision}. Use another --engine.")
-    need(
-        {OPENVINO: "openvino", ONNX: "onnxruntime"}.get(engine), {OPENVINO: "openvino", ONNX: "export"}.get(engine)
-    )
+    if engine in EXTRAS:
+        require_extra(*EXTRAS[engine])
     return Choice(engine, kind, precision, ", ".join(reasons) or "as set")
-
-
-def need(module: str | None, extra: str | None) -> Any:
-    """Import a module of an extra. Raises SettingsError with the pip command where it is not installed."""
-    if module is None:
-        return None
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return import_module(module)
-    except ImportError as error:
-        raise SettingsError(f"{module} is not installed. Install it: pip install 'cobertes[{extra}]'") from error
 
 
 def open_runtime(
@@ -110,10 +99,10 @@ def open_runtime(
         return openvino_forward(read_quantized(path, header), "int8", threads), where
     network = cache(lambda: load_model(path)[0])
     if choice.engine == OPENVINO:
-        if not is_kept(path, (header.inputs.channels, header.window, header.window)):
+        if not is_cached(path, (header.inputs.channels, header.window, header.window)):
             network()  # else what is wrong with it would come out in the middle of a map
         return openvino_forward(
-            lambda shape: kept_or_made(path, shape, lambda: to_openvino(network(), shape)),
+            lambda shape: get_or_convert(path, shape, lambda: to_openvino(network(), shape)),
             choice.precision,
             threads,
         ), where
@@ -125,8 +114,8 @@ def open_runtime(
 
 
 def _torch_forward(model: nn.Module, device: str, precision: str) -> Forward:
-    fabric = start(device, precision)
-    form = layout(fabric.device)
+    fabric = make_fabric(device, precision)
+    form = memory_format(fabric.device)
     model = fabric.setup_module(model.to(memory_format=form)).eval()
 
     def forward(x: Tensor) -> Tensor:
@@ -152,7 +141,7 @@ Shape = tuple[int, int, int]
 
 def to_openvino(model: nn.Module, shape: Shape) -> Any:
     """The network for windows of a shape: (B, H, W, C) -> (B, H, W, K), any B."""
-    ov = need("openvino", "openvino")
+    ov = require_extra("openvino", "openvino")
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of tracing: sizes become constants, which is meant
@@ -168,7 +157,7 @@ def to_openvino(model: nn.Module, shape: Shape) -> Any:
 
 def openvino_forward(convert: Callable[[Shape], Any], precision: str, threads: int | None = None) -> Forward:
     """Run what ``convert`` makes for a shape of windows; compiled once for the largest batch of each shape."""
-    ov = need("openvino", "openvino")
+    ov = require_extra("openvino", "openvino")
     core = ov.Core()
     ready: dict[Shape, tuple[int, Any]] = {}
     settings: dict[str, Any] = {
@@ -204,7 +193,7 @@ def quantized_path(model: Path) -> Path:
 
 def quantized_identity(model: Path, header: ModelHeader) -> str:
     """Of the model that an int8 network was made from."""
-    return fingerprint(header.to_json(), stamp(model))
+    return fingerprint_of(header.to_json(), stamp(model))
 
 
 def is_quantized(path: Path) -> bool:
@@ -228,7 +217,7 @@ def read_quantized(path: Path, header: ModelHeader) -> Callable[[Shape], Any]:
         raise SettingsError(
             f"{path} has no int8 version: it is made from a run's training tiles. Name the run's folder as MODEL."
         )
-    ov = need("openvino", "openvino")
+    ov = require_extra("openvino", "openvino")
 
     def read(shape: Shape) -> Any:
         if shape[1:] != (header.window, header.window):
@@ -242,7 +231,7 @@ def read_quantized(path: Path, header: ModelHeader) -> Callable[[Shape], Any]:
 
 def to_onnx(model: nn.Module, shape: Shape, names: tuple[str, str] = ("channels", "logits")) -> bytes:
     """An ONNX file for windows of a shape: input (B, C, H, W) -> output (B, K, H, W), any B, by their names."""
-    need("onnx", "export")
+    require_extra("onnx", "export")
     file = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of tracing, as above
@@ -260,7 +249,7 @@ def to_onnx(model: nn.Module, shape: Shape, names: tuple[str, str] = ("channels"
 
 
 def _onnx_forward(model: nn.Module, threads: int | None) -> Forward:
-    runtime = need("onnxruntime", "export")
+    runtime = require_extra("onnxruntime", "export")
     sessions: dict[Shape, Any] = {}
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads or 0  # 0: as many as it takes

@@ -21,7 +21,7 @@ from cobertes.accuracy.bootstrap import head_statistics, paired_difference, scor
 from cobertes.accuracy.boundaries import NOT_KNOWN
 from cobertes.accuracy.calibration import LogitSample, calibrate
 from cobertes.accuracy.confusion import ConfusionMatrix
-from cobertes.accuracy.evaluation_counts import Judgement, brief_scores
+from cobertes.accuracy.evaluation_counts import EvaluationCounts, brief_scores
 from cobertes.engines.engine import Engine
 from cobertes.errors import LegendError, NoTilesError
 from cobertes.evaluation.held_out_map import AsMapped
@@ -31,7 +31,7 @@ from cobertes.learn.inference import HeldOut, read_ahead
 from cobertes.predict.predict import DEFAULT_BLEND, default_overlap
 from cobertes.progress import SILENT, Progress
 from cobertes.tiles.band_statistics import Statistics
-from cobertes.tiles.dataset import Ground
+from cobertes.tiles.dataset import LabelledDataset
 from cobertes.tiles.index import HELD_OUT
 from cobertes.tiles.label_counts import read_labels
 from cobertes.tiles.split import SPLIT_NAMES
@@ -59,7 +59,7 @@ class Assessment:
     """
 
     split: str
-    judgement: Judgement
+    judgement: EvaluationCounts
     baselines: dict[str, BlockMatrices]
     calibration: dict[str, Any]
 
@@ -90,7 +90,7 @@ class Assessment:
             for name, found in self.baselines.items()
         }
 
-    def to_dict(self, ground: Ground) -> dict[str, Any]:
+    def to_dict(self, ground: LabelledDataset) -> dict[str, Any]:
         """For assessment.json."""
         hectares = self.judgement.hectares()
         scores = self.model.scores(ground.legend, hectares)
@@ -121,8 +121,8 @@ class Assessment:
 
 def assess(
     engine: Engine,
-    ground: Ground,
-    frame: Any,
+    ground: LabelledDataset,
+    index: Any,
     statistics: Statistics,
     *,
     purity: Mapping[str, Path] | None = None,
@@ -137,7 +137,7 @@ def assess(
     """Judge a model, a random forest and the most frequent class on the held-out blocks.
 
     ground     areas, labels, legend and split
-    frame      the tile index: the forest learns from its training tiles
+    index      the tile index: the forest learns from its training tiles
     purity     area name -> raster of the purity of its labels, percent; any may be missing
     tile_size  side of the squares of which the worst are pointed out, in pixels
     window, overlap, blend  those of the map, as in `predict_map`
@@ -161,7 +161,7 @@ def assess(
     if not judgement.counts.any():
         raise NoTilesError(f"no labelled and observed pixel lies in the {split} blocks: nothing to judge by")
     forest = judge_forest(
-        train_forest(ground, frame, seed=seed, progress=progress), ground, letter, progress=progress
+        train_forest(ground, index, seed=seed, progress=progress), ground, letter, progress=progress
     )
     frequent = most_frequent(judgement.matrices, statistics.class_counts)
     fitted, judged, fitted_on = sample, None, split
@@ -180,13 +180,13 @@ def assess(
         else:  # no validation pixel is labelled
             fitted = sample
     calibration = calibrate(fitted, judged, split=fitted_on)
-    calibration |= {"model": engine.header.training.get("fingerprint"), "views": engine.views}
+    calibration |= {"model": engine.header.training.get("fingerprint"), "views": engine.tta}
     return Assessment(split, judgement, {"most_frequent": frequent, "random_forest": forest}, calibration)
 
 
 def judge_model(
     engine: Engine,
-    ground: Ground,
+    ground: LabelledDataset,
     letter: str,
     plan: Sequence[HeldOut],
     *,
@@ -196,13 +196,13 @@ def judge_model(
     batch_size: int = 8,
     sample: LogitSample | None = None,
     progress: Progress = SILENT,
-) -> Judgement:
+) -> EvaluationCounts:
     """Count what the model says in windows of a split's held-out blocks; collect a ``sample`` of logits.
 
     plan  of ``mapped.held_out(letter)``, all or some; where windows blend, some would be other logits
     Other arguments as in `assess`.
     """
-    judgement = Judgement.begin(ground, letter, tile_size)
+    judgement = EvaluationCounts.begin(ground, letter, tile_size)
     mapped.begin()
     waiting: list[tuple[HeldOut, _Read]] = []
     with progress.bar(f"judging on {SPLIT_NAMES[letter]}", len(plan), "windows") as advance:
@@ -236,12 +236,12 @@ def _reader(mapped: AsMapped, inputs: Inputs, purity: Mapping[str, Path]) -> Any
         share = mapped.reach(item) if mapped.blends else item[1].interior
         if not known[read_labels(ground.labels[area], share)].any():
             return None  # nothing to judge: with sparse labels, most windows
-        observed, labels = ground.read_pixels(area, window)
+        observed, labels = ground.read_hwc(area, window)
         shares = None
         if area in purity:
             shares = np.full(window.shape, NOT_KNOWN, np.uint8)
             inside = window.clip(ground.areas[area].shape)
-            shares[inside.within(window)] = read_labels(purity[area], inside)
+            shares[inside.slices_in(window)] = read_labels(purity[area], inside)
         return _Read(inputs.encode(observed), labels, shares, {s: valid for s, (_, valid) in observed.items()})
 
     return read
@@ -250,7 +250,7 @@ def _reader(mapped: AsMapped, inputs: Inputs, purity: Mapping[str, Path]) -> Any
 def _judge(
     engine: Engine,
     mapped: AsMapped,
-    judgement: Judgement,
+    judgement: EvaluationCounts,
     batch: list[tuple[HeldOut, _Read]],
     sample: LogitSample | None,
 ) -> None:
@@ -264,7 +264,7 @@ def _judge(
         block = judgement.add(area, planned, one.labels, predicted[i], one.purity)
         if sample is not None:
             known = np.zeros(one.labels.shape, bool)
-            inside = planned.interior.within(planned.window)
+            inside = planned.interior.slices_in(planned.window)
             known[inside] = one.labels[inside] != IGNORE_INDEX
             place = list(judgement.tiles).index(area), planned.interior.row, planned.interior.col
             numbers = sample.draw(known, place)
@@ -277,7 +277,7 @@ def _judge(
 
 def _judge_seasons(
     engine: Engine,
-    judgement: Judgement,
+    judgement: EvaluationCounts,
     batch: list[tuple[HeldOut, _Read]],
     x: Tensor,
     predicted: NDArray[np.uint8],
@@ -306,14 +306,14 @@ def _judge_seasons(
 
 
 def _add_season(
-    judgement: Judgement,
+    judgement: EvaluationCounts,
     name: str,
     item: HeldOut,
     one: _Read,
     predicted: NDArray[np.uint8],
     where: NDArray[np.bool_],
 ) -> None:
-    inside = item[1].interior.within(item[1].window)
+    inside = item[1].interior.slices_in(item[1].window)
     judged = np.where(where, one.labels, IGNORE_INDEX)[inside]
     if (judged != IGNORE_INDEX).any():
         judgement.add_season(name, judged, predicted[inside])

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from cobertes.geo.blending import INTERIOR, Blender, WindowPlan
-from cobertes.geo.windows import PlannedWindow, Window
+from cobertes.geo.windows import TiledWindow, Window
 from cobertes.learn.inference import HeldOut
-from cobertes.tiles.dataset import Ground
+from cobertes.tiles.dataset import LabelledDataset
 
 
 class AsMapped:
@@ -23,7 +23,7 @@ class AsMapped:
     Raises SettingsError as `WindowPlan.of` does.
     """
 
-    def __init__(self, ground: Ground, size: int, overlap: int, blend: str) -> None:
+    def __init__(self, ground: LabelledDataset, size: int, overlap: int, blend: str) -> None:
         self.ground, self.blends = ground, blend != INTERIOR
         self.plans = {
             name: WindowPlan.of(ground.areas[name].shape, size, overlap, blend) for name in ground.split.areas
@@ -57,9 +57,9 @@ class AsMapped:
             }
             for (row, col), own in parts.items():
                 window, block = plan.window(row, col), plan.block(row, col)
-                lends = not own and any(parts[fed] for fed in plan.feeds(row, col))
+                lends = not own and any(parts[fed] for fed in plan.contributes_to(row, col))
                 kept = [Window(block.row, block.col, 0, 0)] if lends else own
-                found += [(name, PlannedWindow(window, part)) for part in kept]
+                found += [(name, TiledWindow(window, part)) for part in kept]
         return found
 
     def reach(self, item: HeldOut) -> Window:
@@ -77,7 +77,7 @@ class AsMapped:
                 pixels = values.permute(1, 2, 0).contiguous().numpy()
                 block = self._blenders[item[0]].add(row, col, pixels)
                 self._last, self._block = (item[0], row, col), torch.from_numpy(block).permute(2, 0, 1)
-            values[:, *plan.block(row, col).within(plan.window(row, col))] = self._block
+            values[:, *plan.block(row, col).slices_in(plan.window(row, col))] = self._block
         return logits
 
     def _place(self, item: HeldOut) -> tuple[int, int]:

@@ -42,7 +42,7 @@ def colour_positions(bands: Sequence[str]) -> dict[str, int]:
     return {colour: position for colour, position in found.items() if position is not None}
 
 
-def natural_colours(bands: Sequence[str]) -> list[str]:
+def default_rgb(bands: Sequence[str]) -> list[str]:
     """The bands to show as red, green and blue: by name, else the first three (or the first one, grey)."""
     position = colour_positions(bands)
     if {"red", "green", "blue"} <= position.keys():

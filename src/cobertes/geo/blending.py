@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cobertes.errors import SettingsError, did_you_mean
-from cobertes.geo.windows import Window, starts
+from cobertes.geo.windows import Window, window_starts
 
 INTERIOR, COSINE, GAUSSIAN = BLENDS = ("interior", "cosine", "gaussian")
 
@@ -28,7 +28,7 @@ SIGMA = 1 / 8
 
 
 @dataclass(frozen=True)
-class Span:
+class AxisWindow:
     """A window along one axis, in pixels.
 
     ``start``  its first pixel
@@ -45,7 +45,7 @@ class Span:
     fade: NDArray[np.float32]
 
 
-def spans(length: int, size: int, overlap: int, blend: str = INTERIOR) -> list[Span]:
+def spans(length: int, size: int, overlap: int, blend: str = INTERIOR) -> list[AxisWindow]:
     """The windows along an axis; what they finish partitions it. Starts are those of `windows.starts`.
 
     interior  no zones: neighbours meet in the middle of what they share
@@ -56,7 +56,7 @@ def spans(length: int, size: int, overlap: int, blend: str = INTERIOR) -> list[S
     """
     if blend not in BLENDS:
         raise SettingsError(f"no blending '{blend}'.{did_you_mean(blend, BLENDS)}")
-    first = starts(length, size, overlap)
+    first = window_starts(length, size, overlap)
     cuts = [0, *((a + size + b) // 2 for a, b in pairwise(first)), length]
     zones, fades = [(0, 0)], [np.ones(0, np.float32)]
     for k, (before, after) in enumerate(pairwise(first), start=1):
@@ -65,7 +65,7 @@ def spans(length: int, size: int, overlap: int, blend: str = INTERIOR) -> list[S
         fades.append(_fade(*zones[-1], before, after, size, blend))
     zones.append((length, length))
     return [
-        Span(start, zone[0], *following, fade)
+        AxisWindow(start, zone[0], *following, fade)
         for start, (zone, following), fade in zip(first, pairwise(zones), fades, strict=True)
     ]
 
@@ -84,8 +84,8 @@ class WindowPlan:
     """The windows of ``size`` that map a raster, in rows and columns; the same whatever memory there is."""
 
     size: int
-    rows: tuple[Span, ...]
-    cols: tuple[Span, ...]
+    rows: tuple[AxisWindow, ...]
+    cols: tuple[AxisWindow, ...]
 
     @classmethod
     def of(cls, shape: tuple[int, int], size: int, overlap: int, blend: str) -> "WindowPlan":
@@ -115,13 +115,13 @@ class WindowPlan:
         y, x = self.rows[row], self.cols[col]
         return Window(y.first, x.first, y.stop - y.first, x.stop - x.first)
 
-    def feeds(self, row: int, col: int) -> Iterator[tuple[int, int]]:
+    def contributes_to(self, row: int, col: int) -> Iterator[tuple[int, int]]:
         """The blocks that this window has a share in: its own, and those that begin with its zones."""
         down = [row, row + 1] if self.rows[row].stop > self.rows[row].last else [row]
         right = [col, col + 1] if self.cols[col].stop > self.cols[col].last else [col]
         yield from ((i, j) for i in down for j in right)
 
-    def carried(self) -> int:
+    def carry_over(self) -> int:
         """Pixels of the lower zones of a strip at most: what has to be kept from one strip to the next."""
         return max(span.stop - span.last for span in self.rows) * self.cols[-1].last
 

@@ -19,14 +19,14 @@ RASTERS = (".tif", ".tiff", ".vrt", ".img", ".jp2")
 
 
 @dataclass(frozen=True)
-class Clip:
+class AreaOfInterest:
     """``region`` is the rectangle around it; ``inside`` gives (height, width) bool of a window."""
 
     region: Window
     inside: Callable[[Window], NDArray[np.bool_]]
 
 
-def open_clip(path: Path, grid: GeoBox) -> Clip:
+def open_clip(path: Path, grid: GeoBox) -> AreaOfInterest:
     """Polygons of any vector file, in any CRS; or a raster of any grid, wanted where it is not nodata (or not 0).
 
     A pixel is inside a polygon where its centre is.
@@ -35,7 +35,7 @@ def open_clip(path: Path, grid: GeoBox) -> Clip:
     return _raster(path, grid) if path.suffix.lower() in RASTERS else _polygons(path, grid)
 
 
-def _polygons(path: Path, grid: GeoBox) -> Clip:
+def _polygons(path: Path, grid: GeoBox) -> AreaOfInterest:
     import geopandas as gpd  # as long as half a second, which only those pay who clip
 
     from cobertes.geo.vector import read_vector
@@ -68,14 +68,14 @@ def _polygons(path: Path, grid: GeoBox) -> Clip:
         mask: NDArray[np.bool_] = geometry_mask(near, window.shape, part.affine, invert=True)
         return mask
 
-    return Clip(region, inside)
+    return AreaOfInterest(region, inside)
 
 
-def _raster(path: Path, grid: GeoBox) -> Clip:
+def _raster(path: Path, grid: GeoBox) -> AreaOfInterest:
     with open_raster(path) as dataset:
         if (dataset.crs is None) != (grid.crs is None):
             lacking = path if dataset.crs is None else "the scene"
             raise GridMismatchError(f"{path} can't be placed on the scene: {lacking} has no CRS.")
         place = path.resolve() if path.exists() else path  # a task elsewhere has another folder
         scene = Scene((BandSource("clip", str(place), 1),), grid, dataset.dtypes[0], dataset.nodata, "nearest")
-    return Clip(whole(grid), lambda window: scene.read(window)[1])
+    return AreaOfInterest(whole(grid), lambda window: scene.read_chw(window)[1])

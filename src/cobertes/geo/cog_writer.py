@@ -54,7 +54,7 @@ class Categories:
 
 
 @dataclass(frozen=True)
-class RasterKind:
+class RasterSpec:
     """What a new raster holds: type, bands by description, nodata, and the codes' meaning if it has codes."""
 
     dtype: str
@@ -93,7 +93,7 @@ def partial_folder(path: Path) -> Path:
 
 @contextmanager
 def new_raster(
-    path: Path, grid: GeoBox, kind: RasterKind, *, overwrite: bool = False, resumable: bool = False
+    path: Path, grid: GeoBox, kind: RasterSpec, *, overwrite: bool = False, resumable: bool = False
 ) -> Iterator[Any]:
     """Yield the pixels (bands, height, width) of a new raster; on leaving, it becomes a COG at ``path``.
 
@@ -140,7 +140,7 @@ def new_raster(
             shutil.rmtree(partial, ignore_errors=True)
 
 
-def _allocate(path: Path, kind: RasterKind, grid: GeoBox) -> Any:
+def _allocate(path: Path, kind: RasterSpec, grid: GeoBox) -> Any:
     shape = (len(kind.descriptions), grid.height, grid.width)
     size = int(np.prod(shape)) * np.dtype(kind.dtype).itemsize
     if path.exists() and path.stat().st_size == size:  # an interrupted pass goes on
@@ -160,7 +160,7 @@ def _allocate(path: Path, kind: RasterKind, grid: GeoBox) -> Any:
     return np.memmap(path, kind.dtype, "r+", shape=shape)
 
 
-def _copy_to_cog(partial: Path, name: str, grid: GeoBox, kind: RasterKind) -> None:
+def _copy_to_cog(partial: Path, name: str, grid: GeoBox, kind: RasterSpec) -> None:
     shape = (len(kind.descriptions), grid.height, grid.width)
     codes = kind.categories is not None
     levels = write_levels(partial / RAW, kind.dtype, shape, nodata=kind.nodata, codes=codes)
@@ -186,7 +186,7 @@ def _copy_to_cog(partial: Path, name: str, grid: GeoBox, kind: RasterKind) -> No
     _read_back(partial, name, grid, kind, levels)
 
 
-def _read_back(partial: Path, name: str, grid: GeoBox, kind: RasterKind, levels: list[Path]) -> None:
+def _read_back(partial: Path, name: str, grid: GeoBox, kind: RasterSpec, levels: list[Path]) -> None:
     """Raise StorageError unless the COG holds the raw files' pixels: GDAL's threads only log a full disk."""
     shapes = [(grid.height, grid.width), *level_shapes((grid.height, grid.width))]
     try:
@@ -203,7 +203,7 @@ def _read_back(partial: Path, name: str, grid: GeoBox, kind: RasterKind, levels:
         )
 
 
-def _same_pixels(path: Path, raw: Path, kind: RasterKind, shape: tuple[int, int], level: int) -> bool:
+def _same_pixels(path: Path, raw: Path, kind: RasterSpec, shape: tuple[int, int], level: int) -> bool:
     """Whether an overview ``level`` of a COG (-1: its pixels) has the very bits of a raw file; NaN too."""
     bits = f"u{np.dtype(kind.dtype).itemsize}"
     expected = np.memmap(raw, bits, "r", shape=(len(kind.descriptions), *shape))
@@ -221,7 +221,7 @@ def _same_pixels(path: Path, raw: Path, kind: RasterKind, shape: tuple[int, int]
     return True
 
 
-def _write_vrt(raw: Path, grid: GeoBox, kind: RasterKind, levels: list[Path]) -> None:
+def _write_vrt(raw: Path, grid: GeoBox, kind: RasterSpec, levels: list[Path]) -> None:
     """GDAL's description of a raw file, beside it; what it says of names and colours goes on into the COG."""
     item = np.dtype(kind.dtype).itemsize
     a = grid.affine

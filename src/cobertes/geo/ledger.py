@@ -37,7 +37,7 @@ class Ledger:
     """Done windows and sums of a pass, in a JSON file. Threads may share it.
 
     made_from  fingerprint of inputs, settings and window plan: rows of another pass are never mixed in
-    sums       (n,) int64 arrays by name; `enter` adds to them
+    sums       (n,) int64 arrays by name; `mark_done` adds to them
     notes      whatever else the pass must find again
     same       in words, what has to be the same to go on
     """
@@ -45,12 +45,12 @@ class Ledger:
     def __init__(
         self,
         path: Path,
-        made_from: str,
+        fingerprint: str,
         windows: int,
         sums: Mapping[str, int],
         same: str = "inputs, settings or --memory",
     ) -> None:
-        self.path, self.made_from, self.windows, self.same = path, made_from, windows, same
+        self.path, self.fingerprint, self.windows, self.same = path, fingerprint, windows, same
         self.done: set[int] = set()
         self.sums: dict[str, NDArray[np.int64]] = {name: np.zeros(size, np.int64) for name, size in sums.items()}
         self.notes: dict[str, Any] = {}
@@ -69,7 +69,7 @@ class Ledger:
         """
         try:
             found = json.loads(self.path.read_text(encoding="utf-8"))
-            same = found["made_from"] == self.made_from and found["windows"] == self.windows
+            same = found["made_from"] == self.fingerprint and found["windows"] == self.windows
             done, notes = set(found["done"]), dict(found["notes"])
             sums = {name: np.array(found["sums"][name], np.int64) for name in self.sums}
         except (OSError, KeyError, TypeError, ValueError) as error:
@@ -89,7 +89,7 @@ class Ledger:
         for values in self.sums.values():
             values[:] = 0
 
-    def enter(self, window: int, sums: Mapping[str, NDArray[np.int64]]) -> None:
+    def mark_done(self, window: int, sums: Mapping[str, NDArray[np.int64]]) -> None:
         """Note that a window is written."""
         with self._lock:
             self.done.add(window)
@@ -112,7 +112,7 @@ class Ledger:
     def _save(self, files: Iterable[np.memmap[Any, Any]]) -> None:
         with self._lock:
             state = {
-                "made_from": self.made_from,
+                "made_from": self.fingerprint,
                 "windows": self.windows,
                 "done": sorted(self.done),
                 "sums": {name: values.tolist() for name, values in self.sums.items()},
@@ -126,7 +126,7 @@ class Ledger:
         self._saved = time.monotonic()
 
 
-def take_up(ledger: Ledger, paths: Mapping[str, Path], resume: Resume, *, overwrite: bool) -> list[str]:
+def resume_or_start(ledger: Ledger, paths: Mapping[str, Path], resume: Resume, *, overwrite: bool) -> list[str]:
     """Load what an interrupted pass left, or clear it away; returns the outputs that are still to be made.
 
     An output that got its name before the pass was interrupted has no raw file any more.

@@ -102,7 +102,7 @@ class Values:
 
 
 @dataclass(frozen=True)
-class Mapped:
+class MappedChunks:
     """A file of chunks, as it lies on disk.
 
     shape    (height, width) of the raster
@@ -125,7 +125,7 @@ class Mapped:
         chunk: tuple[int, int, int],
         dtype: str,
         offsets: NDArray[np.int64],
-    ) -> "Mapped":
+    ) -> "MappedChunks":
         """Map the file. Raises InputFileError where it ends before its last chunk: reading on would crash."""
         rows = shape[0] - (offsets.shape[0] - 1) * chunk[0]
         last = min(chunk[0], rows) * chunk[1] * chunk[2]  # a strip at the end may be shorter, a block is not
@@ -159,7 +159,7 @@ class Mapped:
         return bool((self.offsets[rows, cols] >= 0).all())
 
 
-def map_tiff(path: str) -> Mapped | None:
+def mmap_geotiff(path: str) -> MappedChunks | None:
     """The chunks of a GeoTIFF; None where its pixels are not stored as they are, or not all in a local file.
 
     A truncated file is left to GDAL, which tells what can still be read.
@@ -172,7 +172,7 @@ def map_tiff(path: str) -> Mapped | None:
 
 
 @lru_cache(maxsize=MAPPED_FILES)
-def _map_tiff(path: str, modified: int, size: int) -> Mapped | None:
+def _map_tiff(path: str, modified: int, size: int) -> MappedChunks | None:
     with open(path, "rb") as file:
         order = file.read(2)
     if order != (b"II" if sys.byteorder == "little" else b"MM"):
@@ -196,7 +196,7 @@ def _map_tiff(path: str, modified: int, size: int) -> Mapped | None:
         offsets = np.where(stored, found // itemsize, NOT_STORED)
         chunk = (int(height), int(width), int(dataset.count))
         try:
-            return Mapped.open(Path(path), dataset.shape, chunk, dataset.dtypes[0], offsets)
+            return MappedChunks.open(Path(path), dataset.shape, chunk, dataset.dtypes[0], offsets)
         except InputFileError:
             return None
 

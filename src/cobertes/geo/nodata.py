@@ -24,7 +24,7 @@ def holds(dtype: np.dtype[Any], nodata: float | None) -> bool:
     return float(nodata).is_integer() and limits.min <= nodata <= limits.max
 
 
-def valid_pixels(values: NDArray[Any], nodata: float | None) -> NDArray[np.bool_]:
+def valid_mask_chw(values: NDArray[Any], nodata: float | None) -> NDArray[np.bool_]:
     """Where ``values`` (bands, height, width) hold an observation: (height, width) bool."""
     rule = _rule(values.dtype, nodata)
     if rule == ZERO_IN_ALL:
@@ -38,7 +38,7 @@ def valid_pixels(values: NDArray[Any], nodata: float | None) -> NDArray[np.bool_
     return valid
 
 
-def valid_where(pixels: NDArray[Any], nodata: float | None) -> NDArray[np.bool_]:
+def valid_mask_hwc(pixels: NDArray[Any], nodata: float | None) -> NDArray[np.bool_]:
     """Where ``pixels`` (height, width, bands) hold an observation: (height, width) bool."""
     rule, floating = _rule(pixels.dtype, nodata), np.issubdtype(pixels.dtype, np.floating)
     value = pixels.dtype.type(nodata if rule == VALUE_IN_ANY else 0)

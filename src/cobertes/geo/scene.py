@@ -25,8 +25,8 @@ from rasterio.vrt import WarpedVRT
 
 from cobertes.errors import BandMismatchError, GridMismatchError, InputFileError, did_you_mean
 from cobertes.geo.grid import describe, footprint, grid_of, open_raster, resolution, same_grid
-from cobertes.geo.mmap_tiff import Mapped, map_tiff
-from cobertes.geo.nodata import holds, valid_pixels, valid_where
+from cobertes.geo.mmap_tiff import MappedChunks, mmap_geotiff
+from cobertes.geo.nodata import holds, valid_mask_chw, valid_mask_hwc
 from cobertes.geo.windows import Window
 
 log = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ EXACT = 1e-6
 OPEN_FILES = 64
 """Files that a thread keeps open, of all scenes together: a system may allow a process 256."""
 
-Observed = tuple[NDArray[Any], NDArray[np.bool_]]
+Observation = tuple[NDArray[Any], NDArray[np.bool_]]
 """Values and validity of a window: (bands, height, width) or (height, width, bands), and (height, width)."""
 
 WORDS = re.compile(r"[^A-Za-z0-9]+")
@@ -107,11 +107,11 @@ class Scene:
         """``(height, width)`` of the grid."""
         return int(self.grid.height), int(self.grid.width)
 
-    def read(self, window: Window) -> Observed:
+    def read_chw(self, window: Window) -> Observation:
         """Values and validity of a window, which may reach out of the scene.
 
         returns  values (bands, height, width) in ``dtype``, 0 outside the scene;
-                 valid (height, width) bool, False outside and where the pixel is empty (`valid_pixels`)
+                 valid (height, width) bool, False outside and where the pixel is empty (`valid_mask_chw`)
         Raises InputFileError naming file and window where a block can't be read.
         """
         values = np.zeros((len(self.bands), *window.shape), self.dtype)
@@ -119,7 +119,7 @@ class Scene:
         inside = window.clip(self.shape)
         if 0 in inside.shape:
             return values, valid
-        rows, cols = inside.within(window)
+        rows, cols = inside.slices_in(window)
         if (mapped := self.mapped) is not None:
             values[:, rows, cols] = mapped.read(inside, self._channels).transpose(2, 0, 1)
         else:
@@ -127,26 +127,26 @@ class Scene:
                 positions = [i for i, band in enumerate(self.bands) if band.path == path]
                 indexes = [self.bands[i].index for i in positions]
                 values[positions, rows, cols] = self._read_file(path, indexes, inside)
-        valid[rows, cols] = valid_pixels(values[:, rows, cols], self.nodata)
+        valid[rows, cols] = valid_mask_chw(values[:, rows, cols], self.nodata)
         return values, valid
 
-    def read_pixels(self, window: Window) -> Observed:
+    def read_hwc(self, window: Window) -> Observation:
         """The same with each pixel's bands together: values (height, width, bands), valid (height, width)."""
         if (mapped := self.mapped) is None:
-            values, valid = self.read(window)
+            values, valid = self.read_chw(window)
             return np.ascontiguousarray(values.transpose(1, 2, 0)), valid
         inside = window.clip(self.shape)
         if inside == window:
             pixels = mapped.read(window, self._channels)
-            return pixels, valid_where(pixels, self.nodata)
+            return pixels, valid_mask_hwc(pixels, self.nodata)
         pixels = np.zeros((*window.shape, len(self.bands)), self.dtype)
         valid = np.zeros(window.shape, bool)
         if 0 not in inside.shape:
-            pixels[inside.within(window)] = part = mapped.read(inside, self._channels)
-            valid[inside.within(window)] = valid_where(part, self.nodata)
+            pixels[inside.slices_in(window)] = part = mapped.read(inside, self._channels)
+            valid[inside.slices_in(window)] = valid_mask_hwc(part, self.nodata)
         return pixels, valid
 
-    def is_stored(self, window: Window) -> bool:
+    def may_have_data(self, window: Window) -> bool:
         """Whether anything is stored in a window inside the scene: False only where it is empty for certain.
 
         A sparse GeoTIFF leaves out the storage blocks of ground that was not observed; no pixel is read for this.
@@ -170,10 +170,10 @@ class Scene:
         )
 
     @property
-    def mapped(self) -> Mapped | None:
+    def mapped(self) -> MappedChunks | None:
         """The scene's one file as it lies on disk, where that can be read without decoding."""
         own_grid = len(self.files) == 1 and self.resampling == "bilinear"  # a mask may lie on another grid
-        found = map_tiff(self.files[0]) if own_grid else None
+        found = mmap_geotiff(self.files[0]) if own_grid else None
         return found if found is not None and found.dtype == self.dtype else None
 
     @property
@@ -219,7 +219,7 @@ class Scene:
         )
 
 
-def seen_in_any(observed: Mapping[str, Observed]) -> NDArray[np.bool_]:
+def seen_in_any(observed: Mapping[str, Observation]) -> NDArray[np.bool_]:
     """(height, width): where at least one season has an observation."""
     return reduce(np.logical_or, (valid for _, valid in observed.values()))
 

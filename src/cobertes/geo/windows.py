@@ -57,17 +57,17 @@ class Window:
         width = max(0, min(self.col_stop, shape[1]) - col)
         return Window(row, col, height, width)
 
-    def meet(self, other: "Window") -> "Window | None":
+    def intersection(self, other: "Window") -> "Window | None":
         """What two windows share; None where they do not touch."""
         row, col = max(self.row, other.row), max(self.col, other.col)
         height, width = min(self.row_stop, other.row_stop) - row, min(self.col_stop, other.col_stop) - col
         return Window(row, col, height, width) if height > 0 and width > 0 else None
 
-    def grow(self, pixels: int) -> "Window":
+    def pad(self, pixels: int) -> "Window":
         """The same window with a margin on every side."""
         return Window(self.row - pixels, self.col - pixels, self.height + 2 * pixels, self.width + 2 * pixels)
 
-    def within(self, outer: "Window") -> tuple[slice, slice]:
+    def slices_in(self, outer: "Window") -> tuple[slice, slice]:
         """Slices of this window in an array that holds ``outer``."""
         row, col = self.row - outer.row, self.col - outer.col
         return slice(row, row + self.height), slice(col, col + self.width)
@@ -79,7 +79,7 @@ def runs(line: NDArray[np.bool_]) -> list[tuple[int, int]]:
     return [(int(start), int(stop)) for start, stop in ends.reshape(-1, 2)]
 
 
-def starts(length: int, size: int, overlap: int = 0) -> list[int]:
+def window_starts(length: int, size: int, overlap: int = 0) -> list[int]:
     """First pixels of the windows that cover ``length``: length 110, size 64, overlap 32 -> 0, 32, 46.
 
     The last one is shifted inside; where ``length <= size`` there is one window, at 0.
@@ -99,27 +99,27 @@ def interiors(length: int, size: int, overlap: int) -> list[tuple[int, int, int]
     Neighbours meet in the middle of what they share: size 64, length 110, overlap 32 ->
     (0, 0, 48), (32, 48, 71), (46, 71, 110).
     """
-    first = starts(length, size, overlap)
+    first = window_starts(length, size, overlap)
     cuts = [0, *((a + size + b) // 2 for a, b in pairwise(first)), length]
     return [(s, cuts[i], cuts[i + 1]) for i, s in enumerate(first)]
 
 
 def tile_windows(shape: tuple[int, int], size: int, overlap: int = 0) -> Iterator[Window]:
     """Windows of ``size`` that cover ``shape``, row by row; smaller only where the raster itself is."""
-    for row in starts(shape[0], size, overlap):
-        for col in starts(shape[1], size, overlap):
+    for row in window_starts(shape[0], size, overlap):
+        for col in window_starts(shape[1], size, overlap):
             yield Window(row, col, min(size, shape[0]), min(size, shape[1]))
 
 
 @dataclass(frozen=True)
-class PlannedWindow:
+class TiledWindow:
     """One step of a full-scene pass: the ``window`` that is read and its ``interior`` that is kept."""
 
     window: Window
     interior: Window
 
 
-def plan_strips(region: Window, size: int, overlap: int) -> list[list[PlannedWindow]]:
+def plan_strips(region: Window, size: int, overlap: int) -> list[list[TiledWindow]]:
     """The windows over ``region``, strip by strip from the top; their interiors partition it.
 
     Windows have exactly ``size`` x ``size`` pixels and may reach out of a region smaller than that.
@@ -128,7 +128,7 @@ def plan_strips(region: Window, size: int, overlap: int) -> list[list[PlannedWin
     cols = interiors(region.width, size, overlap)
     return [
         [
-            PlannedWindow(
+            TiledWindow(
                 Window(region.row + row, region.col + col, size, size),
                 Window(region.row + top, region.col + left, bottom - top, right - left),
             )

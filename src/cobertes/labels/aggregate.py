@@ -20,17 +20,17 @@ from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 
 from cobertes.errors import LegendError, SettingsError, UnknownCodesError, did_you_mean
-from cobertes.fingerprints import fingerprint, stamp
-from cobertes.geo.cog_writer import RasterKind, new_raster, partial_folder
+from cobertes.fingerprints import fingerprint_of, stamp
+from cobertes.geo.cog_writer import RasterSpec, new_raster, partial_folder
 from cobertes.geo.grid import crs_name, grid_of, open_raster, same_crs
-from cobertes.geo.ledger import LEDGER, Ledger, Resume, discard, take_up
+from cobertes.geo.ledger import LEDGER, Ledger, Resume, discard, resume_or_start
 from cobertes.geo.windows import Window
 from cobertes.labels.kernels import NO_SHARE
-from cobertes.labels.label_pass import METHODS, NEAREST, WEIGHTED, Task, count_codes, make_products
+from cobertes.labels.label_pass import METHODS, NEAREST, WEIGHTED, LabelTask, count_codes, make_products
 from cobertes.labels.legend import CODES, Legend
-from cobertes.labels.memory_plan import Budget, Layout, plan_windows
-from cobertes.labels.reference_map import Placement, place
-from cobertes.labels.vote_weights import Weighting, bell, class_counts, describe_weights, whole
+from cobertes.labels.memory_plan import LabelMemory, Layout, plan_windows
+from cobertes.labels.reference_map import Alignment, align
+from cobertes.labels.vote_weights import VoteWeights, class_counts, describe_weights, gaussian_kernel, whole
 from cobertes.progress import SILENT, Progress
 
 log = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ def make_labels(
     legend: Legend,
     table: NDArray[np.int16],
     method: str = "majority",
-    weighting: Weighting | None = None,
+    weighting: VoteWeights | None = None,
     min_valid: float = 0.5,
     unknown: Literal["error", "nodata"] = "error",
     memory: int = 900,
@@ -85,7 +85,7 @@ def make_labels(
 
     grid       the scene's; the map may have any CRS, resolution and origin, and may cover it partly
     out        uint8 legend codes
-    table      (256,) int16 from `translation`: what each source code becomes, -1 for unknown codes
+    table      (256,) int16 from `recode_table`: what each source code becomes, -1 for unknown codes
     weighting  of the weighted majority; default: inverse square root of frequency, no smoothing
     min_valid  share of a pixel, 0 to 1, that the map must know; below it the label is nodata (nearest looks at
                one map pixel only)
@@ -111,26 +111,26 @@ def make_labels(
         _check_method(name)
     if also and method in also:
         raise SettingsError(f"the labels themselves are by {method}: name other methods beside it")
-    weighting = weighting or Weighting()
+    weighting = weighting or VoteWeights()
     _check_settings([reference, *paths.values()], min_valid, unknown)
     _check_table(legend, table)
     weighting.weights(legend)  # unknown classes are told before anything is read
     with open_raster(reference) as dataset:
-        placement = place(reference, dataset, grid)
-        how = _how(method, placement, grid_of(dataset), grid, weighting)
-        layout = Layout.of(dataset, placement, grid)
-    task = Task(reference, grid, placement, legend, table, method, min_valid)
-    if WEIGHTED in paths and weighting.smoothing and placement.factor > 1:
-        task = replace(task, bell=bell(weighting.smoothing, placement.factor))
-    budget = Budget.of(memory, layout, task, paths)
-    windows = plan_windows(grid, placement, layout, budget.window)
-    made_from = fingerprint(
+        alignment = align(reference, dataset, grid)
+        how = _how(method, alignment, grid_of(dataset), grid, weighting)
+        layout = Layout.of(dataset, alignment, grid)
+    task = LabelTask(reference, grid, alignment, legend, table, method, min_valid)
+    if WEIGHTED in paths and weighting.smoothing and alignment.factor > 1:
+        task = replace(task, gaussian_kernel=gaussian_kernel(weighting.smoothing, alignment.factor))
+    budget = LabelMemory.of(memory, layout, task, paths)
+    windows = plan_windows(grid, alignment, layout, budget.window)
+    fingerprint = fingerprint_of(
         str(reference.resolve()), stamp(reference), list(grid.shape), list(grid.affine), str(grid.crs),
         legend.to_dict(), table.tolist(), str(weighting), min_valid,
         {name: str(path.resolve()) for name, path in paths.items()}, len(windows), windows[0].shape,
     )  # fmt: skip
-    ledger = Ledger(partial_folder(out) / LEDGER, made_from, len(windows), {"seen": CODES, "written": CODES})
-    missing = take_up(ledger, paths, resume, overwrite=overwrite)
+    ledger = Ledger(partial_folder(out) / LEDGER, fingerprint, len(windows), {"seen": CODES, "written": CODES})
+    missing = resume_or_start(ledger, paths, resume, overwrite=overwrite)
     try:
         with ExitStack() as files:
             files.enter_context(rasterio.Env(GDAL_CACHEMAX=budget.cache))  # in bytes
@@ -159,12 +159,17 @@ def make_labels(
     counts = {int(code): int(written[code]) for code in sorted({legend.nodata, *legend.codes.tolist()})}
     source_counts = {int(code): int(seen[code]) for code in np.flatnonzero(seen)}
     return LabelReport(
-        counts, source_counts, unknown_counts, placement.ratio, how, ledger.notes.get("weights", {})
+        counts, source_counts, unknown_counts, alignment.ratio, how, ledger.notes.get("weights", {})
     )
 
 
 def _weights(
-    task: Task, weighting: Weighting, ledger: Ledger, windows: list[Window], workers: int, progress: Progress
+    task: LabelTask,
+    weighting: VoteWeights,
+    ledger: Ledger,
+    windows: list[Window],
+    workers: int,
+    progress: Progress,
 ) -> NDArray[np.int64]:
     """(K,) int64 weights, which the ledger keeps: an interrupted pass need not count again."""
     legend = task.legend
@@ -178,13 +183,13 @@ def _weights(
     return whole(np.array(list(ledger.notes["weights"].values())))
 
 
-def _kind(name: str, legend: Legend) -> RasterKind:
+def _kind(name: str, legend: Legend) -> RasterSpec:
     """What the raster of a method or share holds."""
     if name in METHODS:
-        return RasterKind("uint8", ("class",), legend.nodata, legend.categories())
+        return RasterSpec("uint8", ("class",), legend.nodata, legend.categories())
     bands = tuple(legend.keys) if name == "fractions" else (name,)
     nodata = None if name == "valid" else NO_SHARE
-    return RasterKind("uint8", bands, nodata, tags={"units": "percent"})
+    return RasterSpec("uint8", bands, nodata, tags={"units": "percent"})
 
 
 def _check_method(method: str) -> None:
@@ -219,12 +224,12 @@ def _check_table(legend: Legend, table: NDArray[np.int16]) -> None:
         )
 
 
-def _how(method: str, placement: Placement, theirs: GeoBox, grid: GeoBox, weighting: Weighting) -> str:
-    factor, ratio = placement.factor, placement.ratio
-    if factor == 1 and placement.origin is not None:
+def _how(method: str, alignment: Alignment, theirs: GeoBox, grid: GeoBox, weighting: VoteWeights) -> str:
+    factor, ratio = alignment.factor, alignment.ratio
+    if factor == 1 and alignment.origin is not None:
         return "nearest: the map has the scene's pixels"
     warped = f"map warped from {crs_name(theirs)}" if not same_crs(theirs, grid) else "map off the scene's grid"
-    ending = "aligned" if placement.origin is not None else warped
+    ending = "aligned" if alignment.origin is not None else warped
     if factor == 1:
         why = "coarser than" if ratio < 0.99 else "about as fine as"
         return f"nearest: the map is {why} the scene ({ratio:.2f} map pixels per scene pixel), {ending}"

@@ -27,7 +27,7 @@ STRIDE = 4096
 
 
 @compiled
-def tally(codes: NDArray[np.uint8], counts: NDArray[np.int64]) -> None:
+def histogram(codes: NDArray[np.uint8], counts: NDArray[np.int64]) -> None:
     """Add the number of pixels of each code to ``counts``.
 
     codes   (height, width) uint8
@@ -127,7 +127,7 @@ def count_votes(  # noqa: PLR0912 (one loop nest, read top to bottom)
 
 
 @compiled
-def elect(
+def majority(
     votes: NDArray[np.int32],
     weights: NDArray[np.int64],
     order: NDArray[np.int64],
@@ -159,12 +159,12 @@ def elect(
 
 
 @compiled
-def elect_smooth(  # noqa: PLR0912 (one loop nest, read top to bottom)
+def majority_smooth(  # noqa: PLR0912 (one loop nest, read top to bottom)
     fine: NDArray[np.uint8],
     factor: int,
     index: NDArray[np.uint8],
     votes: NDArray[np.int32],
-    bell: NDArray[np.int64],
+    gaussian_kernel: NDArray[np.int64],
     weights: NDArray[np.int64],
     order: NDArray[np.int64],
     codes: NDArray[np.uint8],
@@ -172,24 +172,26 @@ def elect_smooth(  # noqa: PLR0912 (one loop nest, read top to bottom)
     required: int,
     label: NDArray[np.uint8],
 ) -> None:
-    """`elect`, where a fine pixel's vote fades with its distance from the scene pixel's centre.
+    """`majority`, where a fine pixel's vote fades with its distance from the scene pixel's centre.
 
         fine pixels of three scene pixels   |  .  .  .  |  .  .  .  |  .  .  .  |
-        bell, reach 1, factor 3                1  5 20    57 80 57    20  5  1      (in x; the same in y)
+        kernel, radius 1, factor 3                1  5 20    57 80 57    20  5  1      (in x; the same in y)
 
     Votes of neighbours choose between classes; whether there is a label depends on the pixel itself.
 
     fine   ((H + 2 reach) * factor, (W + 2 reach) * factor) uint8: source codes, ``reach`` more on every side
     votes  (H + 2 reach, W + 2 reach, K + 1) int32 from `count_votes`
-    bell   ((2 reach + 1) * factor,) int64: weight of a fine pixel by its place along one axis
-    label  (H, W) uint8, written; other arguments as in `elect` and `count_votes`
+    gaussian_kernel  ((2 radius + 1) * factor,) int64: weight of a fine pixel by its position along one axis
+    label  (H, W) uint8, written; other arguments as in `majority` and `count_votes`
     """
     height, width = label.shape
-    classes, span, pixels = codes.size, bell.size // factor, factor * factor
+    classes, span, pixels = codes.size, gaussian_kernel.size // factor, factor * factor
     reach = span // 2
-    so_far = np.zeros(bell.size + 1, np.int64)  # the bell up to each place: a run of one class is a difference
-    for x in range(bell.size):
-        so_far[x + 1] = so_far[x] + bell[x]
+    so_far = np.zeros(
+        gaussian_kernel.size + 1, np.int64
+    )  # the bell up to each place: a run of one class is a difference
+    for x in range(gaussian_kernel.size):
+        so_far[x + 1] = so_far[x] + gaussian_kernel[x]
     scores = np.zeros((height, width, classes + 1), np.int64)
     # a block of fine pixels votes for the scene pixel that it lies in and for all that it is a neighbour of
     for block in range(height + 2 * reach):
@@ -218,7 +220,7 @@ def elect_smooth(  # noqa: PLR0912 (one loop nest, read top to bottom)
                     for j in range(left, right):
                         wide = so_far[j * factor + stop] - so_far[j * factor + start]
                         for i in range(above, below):
-                            scores[block - i, col - j, k] += bell[i * factor + r] * wide
+                            scores[block - i, col - j, k] += gaussian_kernel[i * factor + r] * wide
                     start = stop
     for row in range(height):
         for col in range(width):

@@ -26,7 +26,7 @@ from cobertes.geo.pages import release
 from cobertes.geo.windows import Window
 from cobertes.labels import kernels
 from cobertes.labels.legend import CODES, Legend
-from cobertes.labels.reference_map import Placement, ReferenceReader
+from cobertes.labels.reference_map import Alignment, ReferenceReader
 from cobertes.progress import SILENT, Advance, Progress
 
 NEAREST, MAJORITY, WEIGHTED = METHODS = ("nearest", "majority", "weighted-majority")
@@ -36,24 +36,24 @@ SHARES = ("purity", "fractions", "entropy", "valid")
 
 
 @dataclass(frozen=True)
-class Task:
+class LabelTask:
     """What a pass makes of which map.
 
-    table    (256,) int16 from `translation`: legend code of each source code, -1 for unknown ones
+    table    (256,) int16 from `recode_table`: legend code of each source code, -1 for unknown ones
     main     the method whose labels purity describes
     weights  (K,) int64 for the weighted majority
-    bell     ((2 reach + 1) * factor,) int64 from `weights.bell`, empty without smoothing
+    bell     ((2 reach + 1) * factor,) int64 from `weights.gaussian_kernel`, empty without smoothing
     """
 
     reference: Path
     grid: GeoBox
-    placement: Placement
+    alignment: Alignment
     legend: Legend
     table: NDArray[np.int16]
     main: str
     min_valid: float = 0.0
     weights: NDArray[np.int64] = field(default_factory=lambda: np.ones(0, np.int64))
-    bell: NDArray[np.int64] = field(default_factory=lambda: np.ones(0, np.int64))
+    gaussian_kernel: NDArray[np.int64] = field(default_factory=lambda: np.ones(0, np.int64))
 
     @cached_property
     def translate(self) -> NDArray[np.uint8]:
@@ -73,28 +73,30 @@ class Task:
     @property
     def pixels(self) -> int:
         """Fine pixels of a scene pixel."""
-        return self.placement.factor**2
+        return self.alignment.factor**2
 
     @property
     def reach(self) -> int:
         """Neighbouring scene pixels on each side whose votes count."""
-        return self.bell.size // self.placement.factor // 2
+        return self.gaussian_kernel.size // self.alignment.factor // 2
 
     @property
-    def filler(self) -> int:
+    def fill_code(self) -> int:
         """The source code that stands for ground without the map."""
         return int(np.flatnonzero(self.table == self.legend.nodata)[0])
 
 
-def count_codes(task: Task, windows: list[Window], workers: int, progress: Progress = SILENT) -> NDArray[np.int64]:
+def count_codes(
+    task: LabelTask, windows: list[Window], workers: int, progress: Progress = SILENT
+) -> NDArray[np.int64]:
     """(256,) int64: map pixels of each source code, as far as the scene reaches."""
     seen, lock = np.zeros(CODES, np.int64), threading.Lock()
 
     def count(number: int, reader: ReferenceReader) -> int:
         fine, outside = reader.read(windows[number])
         own = np.zeros(CODES, np.int64)
-        kernels.tally(fine, own)
-        own[reader.filler] -= outside
+        kernels.histogram(fine, own)
+        own[reader.fill_code] -= outside
         with lock:
             seen[:] += own
         return fine.size
@@ -104,7 +106,7 @@ def count_codes(task: Task, windows: list[Window], workers: int, progress: Progr
 
 
 def make_products(
-    task: Task,
+    task: LabelTask,
     windows: list[Window],
     outputs: Mapping[str, Any],
     ledger: Ledger,
@@ -125,8 +127,8 @@ def make_products(
             outputs[name][(slice(None), *window.slices)] = values
             release(outputs[name])
         written = np.zeros(CODES, np.int64)
-        kernels.tally(results[task.main], written)
-        ledger.enter(number, {"seen": seen, "written": written})
+        kernels.histogram(results[task.main], written)
+        ledger.mark_done(number, {"seen": seen, "written": written})
         ledger.save_if_due(pages)
         return window.height * window.width * task.pixels
 
@@ -141,12 +143,12 @@ def make_products(
 
 
 def products(
-    task: Task, window: Window, reader: ReferenceReader, names: frozenset[str]
+    task: LabelTask, window: Window, reader: ReferenceReader, names: frozenset[str]
 ) -> tuple[dict[str, NDArray[Any]], NDArray[np.int64]]:
     """What was asked for in one window, and the (256,) source codes in it: outputs by name, (height, width) or
     (K, height, width)."""
-    factor, reach, classes = task.placement.factor, task.reach, len(task.legend)
-    wide, outside = reader.read(window.grow(reach) if reach else window)
+    factor, reach, classes = task.alignment.factor, task.reach, len(task.legend)
+    wide, outside = reader.read(window.pad(reach) if reach else window)
     edge = reach * factor
     fine = wide[edge : wide.shape[0] - edge, edge : wide.shape[1] - edge]
     if reach:
@@ -159,33 +161,33 @@ def products(
     for name in same:
         results[name] = task.translate[fine[middle::factor, middle::factor]]
     if names == same:
-        kernels.tally(fine, seen)
-        seen[reader.filler] -= outside
+        kernels.histogram(fine, seen)
+        seen[reader.fill_code] -= outside
         return results, seen
 
     votes = np.empty((wide.shape[0] // factor, wide.shape[1] // factor, classes + 1), np.int32)
     index = task.class_of[task.translate]
     kernels.count_votes(wide, factor, index, reach, votes, seen)
-    seen[reader.filler] -= outside
+    seen[reader.fill_code] -= outside
     own = votes[reach : votes.shape[0] - reach, reach : votes.shape[1] - reach]
     legend = task.legend
     required = max(1, ceil(task.min_valid * task.pixels - 1e-9))
     vote = (task.order, legend.codes, legend.nodata, required)
     if MAJORITY in methods - same:
         label = results[MAJORITY] = np.empty(window.shape, np.uint8)
-        kernels.elect(own, np.ones(classes, np.int64), *vote, label)
+        kernels.majority(own, np.ones(classes, np.int64), *vote, label)
     if WEIGHTED in methods - same:
         label = results[WEIGHTED] = np.empty(window.shape, np.uint8)
-        if task.bell.size:
-            kernels.elect_smooth(wide, factor, index, votes, task.bell, task.weights, *vote, label)
+        if task.gaussian_kernel.size:
+            kernels.majority_smooth(wide, factor, index, votes, task.gaussian_kernel, task.weights, *vote, label)
         else:
-            kernels.elect(own, task.weights, *vote, label)
+            kernels.majority(own, task.weights, *vote, label)
     results |= _shares(task, own, results[task.main], names)
     return results, seen
 
 
 def _shares(
-    task: Task, votes: NDArray[np.int32], label: NDArray[np.uint8], names: frozenset[str]
+    task: LabelTask, votes: NDArray[np.int32], label: NDArray[np.uint8], names: frozenset[str]
 ) -> dict[str, NDArray[np.uint8]]:
     shape, pixels = label.shape, task.pixels
     results = {name: np.empty(shape, np.uint8) for name in SHARES if name in names}
@@ -206,7 +208,7 @@ def _shares(
 class _Queue:
     """Numbers of windows for threads to take, until one of them stops."""
 
-    def __init__(self, task: Task, numbers: Sequence[int], before: float) -> None:
+    def __init__(self, task: LabelTask, numbers: Sequence[int], before: float) -> None:
         self.task, self.before = task, before
         self.numbers: Iterator[int] = iter(numbers)
         self.lock, self.stop = threading.Lock(), threading.Event()
@@ -228,7 +230,7 @@ def _share_out(
 
     def run(advance: Advance) -> None:
         try:
-            with ReferenceReader(task.reference, task.grid, task.placement, filler=task.filler) as reader:
+            with ReferenceReader(task.reference, task.grid, task.alignment, fill_code=task.fill_code) as reader:
                 while (number := queue.take()) is not None:
                     done = work(number, reader)
                     with queue.lock:

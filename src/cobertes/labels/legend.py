@@ -27,7 +27,7 @@ CODES = 256
 
 
 @dataclass(frozen=True)
-class LandClass:
+class LegendClass:
     """A class: ``code`` in rasters, ``key`` in settings and JSON, ``name`` for people, ``colour`` #rrggbb."""
 
     code: int
@@ -42,7 +42,7 @@ class Legend:
 
     name: str
     nodata: int
-    classes: tuple[LandClass, ...]
+    classes: tuple[LegendClass, ...]
 
     def __post_init__(self) -> None:
         if not self.classes:
@@ -80,7 +80,7 @@ class Legend:
         """Colours in the order of class index."""
         return [c.colour for c in self.classes]
 
-    def find(self, what: int | str) -> LandClass:
+    def find(self, what: int | str) -> LegendClass:
         """The class with this key, name or code. Raises LegendError with the near miss."""
         for c in self.classes:
             if what in (c.key, c.name, c.code) or str(what) == str(c.code):
@@ -122,7 +122,9 @@ class Legend:
         """From what `to_dict` gives, or a TOML file holds. Raises LegendError."""
         try:
             classes = tuple(
-                LandClass(_whole(c["code"]), str(c["key"]), str(c.get("name", c["key"])), str(c["colour"]).lower())
+                LegendClass(
+                    _whole(c["code"]), str(c["key"]), str(c.get("name", c["key"])), str(c["colour"]).lower()
+                )
                 for c in data["class"]
             )
             return cls(str(data["name"]), _whole(data.get("nodata", 0)), classes)
@@ -201,7 +203,7 @@ def _whole(value: Any) -> int:
     return value
 
 
-def translation(
+def recode_table(
     legend: Legend,
     *,
     crosswalk: Crosswalk | None = None,

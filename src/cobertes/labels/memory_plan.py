@@ -19,8 +19,8 @@ from odc.geo.geobox import GeoBox
 
 from cobertes.geo.grid import grid_of, same_crs
 from cobertes.geo.windows import Window
-from cobertes.labels.label_pass import NEAREST, Task
-from cobertes.labels.reference_map import Placement
+from cobertes.labels.label_pass import NEAREST, LabelTask
+from cobertes.labels.reference_map import Alignment
 
 LIBRARIES_MB = 250
 """Peak memory of the process before the first window: interpreter, numpy, GDAL, numba."""
@@ -53,18 +53,18 @@ class Layout:
     in_strips: bool
 
     @classmethod
-    def of(cls, dataset: rasterio.DatasetReader, placement: Placement, grid: GeoBox) -> "Layout":
+    def of(cls, dataset: rasterio.DatasetReader, alignment: Alignment, grid: GeoBox) -> "Layout":
         """The layout of an open map for a scene's grid."""
         block, itemsize = dataset.block_shapes[0], np.dtype(dataset.dtypes[0]).itemsize
         in_strips = block[1] >= dataset.width
-        if placement.origin is not None:
+        if alignment.origin is not None:
             return cls(block, itemsize, dataset.width, in_strips)
         turned = not same_crs(grid_of(dataset), grid) or bool(grid.affine.b or dataset.transform.b)
         return cls((1, 1), itemsize, dataset.width, in_strips and not turned)
 
 
 @dataclass(frozen=True)
-class Budget:
+class LabelMemory:
     """How memory is shared out: ``workers`` threads of ``window`` fine pixels each, ``cache`` bytes for GDAL."""
 
     workers: int
@@ -72,33 +72,33 @@ class Budget:
     cache: int
 
     @classmethod
-    def of(cls, memory: int, layout: Layout, task: Task, products: Iterable[str]) -> "Budget":
+    def of(cls, memory: int, layout: Layout, task: LabelTask, products: Iterable[str]) -> "LabelMemory":
         """For ``memory`` MB in all. Scarce memory costs threads first."""
-        placement, grid = task.placement, task.grid
+        alignment, grid = task.alignment, task.grid
         free = max(memory - LIBRARIES_MB, 40) * 1_000_000
         # GDAL decodes whole blocks: its cache should hold those that a window shares with the next
         block = layout.block[0] * min(layout.block[1], layout.width) * layout.itemsize
-        least = WARP_CACHE_BYTES if placement.origin is None else CACHE_BYTES
+        least = WARP_CACHE_BYTES if alignment.origin is None else CACHE_BYTES
         cache = min(max(least, 4 * block), free // 2)
         pixel_bytes = _bytes_of_a_pixel(layout, task, set(products))
         pixels = int((free - cache) / pixel_bytes)
-        smallest = (grid.width if layout.in_strips else 1) * placement.factor**2
+        smallest = (grid.width if layout.in_strips else 1) * alignment.factor**2
         window = max(smallest, min(WINDOW_PIXELS, int(WINDOW_BYTES / pixel_bytes), pixels))
         return cls(max(1, min(_processors(), pixels // window)), window, cache)
 
 
-def _bytes_of_a_pixel(layout: Layout, task: Task, products: set[str]) -> float:
+def _bytes_of_a_pixel(layout: Layout, task: LabelTask, products: set[str]) -> float:
     """Memory of a fine pixel and its part of what is made, in bytes."""
     classes = len(task.legend)
     read: float = 2 * layout.itemsize  # as read, and a padded or converted copy
-    if task.placement.origin is None:  # a part of the map, and the fine pixels taken from it
-        read = 1 + 2 * read * (task.placement.ratio / task.placement.factor) ** 2
+    if task.alignment.origin is None:  # a part of the map, and the fine pixels taken from it
+        read = 1 + 2 * read * (task.alignment.ratio / task.alignment.factor) ** 2
     made = len(products) + classes * ("fractions" in products)
     if products != {NEAREST}:
         made += 4 * (classes + 1)  # votes
     if task.reach:
         read, made = 2 * read, 2 * made + 8 * (classes + 1)  # neighbours around a window, and scores
-    return read + made / task.placement.factor**2
+    return read + made / task.alignment.factor**2
 
 
 def strip_cache(memory: int, layout: Layout) -> int:
@@ -113,14 +113,14 @@ def _processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def plan_windows(grid: GeoBox, placement: Placement, layout: Layout, pixels: int) -> list[Window]:
+def plan_windows(grid: GeoBox, alignment: Alignment, layout: Layout, pixels: int) -> list[Window]:
     """Windows of about ``pixels`` fine pixels at most, which partition the scene.
 
     They end where storage blocks end, as far as scene pixels allow: with factor 10, blocks of 960 give steps
     of 96 scene pixels, blocks of 1024 steps of 512.
     """
-    factor = placement.factor
-    row, col = placement.origin or (0, 0)
+    factor = alignment.factor
+    row, col = alignment.origin or (0, 0)
     if layout.in_strips:
         height = max(1, pixels // (grid.width * factor**2))
         cols = [0, grid.width]

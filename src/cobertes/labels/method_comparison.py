@@ -25,12 +25,12 @@ from cobertes.geo.grid import open_raster, pixel_hectares
 from cobertes.geo.windows import Window
 from cobertes.labels.aggregate import make_labels
 from cobertes.labels.connected_objects import ObjectCounter, ObjectCounts
-from cobertes.labels.kernels import tally
-from cobertes.labels.label_pass import METHODS, Task
+from cobertes.labels.kernels import histogram
+from cobertes.labels.label_pass import METHODS, LabelTask
 from cobertes.labels.legend import CODES, Legend
 from cobertes.labels.memory_plan import Layout, strip_cache
-from cobertes.labels.reference_map import ReferenceReader, place
-from cobertes.labels.vote_weights import Weighting
+from cobertes.labels.reference_map import ReferenceReader, align
+from cobertes.labels.vote_weights import VoteWeights
 from cobertes.numba_cache import compiled
 from cobertes.progress import SILENT, Progress
 
@@ -98,7 +98,7 @@ def compare_labels(
     *,
     legend: Legend,
     table: NDArray[np.int16],
-    weighting: Weighting | None = None,
+    weighting: VoteWeights | None = None,
     min_valid: float = 0.5,
     unknown: Literal["error", "nodata"] = "error",
     memory: int = 900,
@@ -119,9 +119,9 @@ def compare_labels(
         overwrite=overwrite, progress=progress,
     )  # fmt: skip
     with open_raster(reference) as dataset:
-        placement = place(reference, dataset, grid)
-        cache = strip_cache(memory, Layout.of(dataset, placement, grid))
-    task = Task(reference, grid, placement, legend, table, first)
+        alignment = align(reference, dataset, grid)
+        cache = strip_cache(memory, Layout.of(dataset, alignment, grid))
+    task = LabelTask(reference, grid, alignment, legend, table, first)
     with rasterio.Env(GDAL_CACHEMAX=cache):
         comparison = _measure(task, list(files.values()), progress)
     comparison = replace(comparison, weights=made.weights)
@@ -130,8 +130,8 @@ def compare_labels(
     return comparison
 
 
-def _measure(task: Task, files: list[Path], progress: Progress) -> Comparison:
-    grid, legend, factor = task.grid, task.legend, task.placement.factor
+def _measure(task: LabelTask, files: list[Path], progress: Progress) -> Comparison:
+    grid, legend, factor = task.grid, task.legend, task.alignment.factor
     classes = len(legend)
     counter = ObjectCounter(grid.width, factor, classes, len(files), tuple(n * factor**2 for n in SMALL))
     index = legend.index_table()
@@ -145,7 +145,7 @@ def _measure(task: Task, files: list[Path], progress: Progress) -> Comparison:
         for fine, labels in _strips(task, files, index):
             counter.add(fine, labels)
             for i, codes in enumerate((*labels, fine)):
-                tally(codes, counts[i])
+                histogram(codes, counts[i])
                 _count_edges(codes, above[i], classes, edges[i])
                 above[i] = codes[-1].copy()
             _count_agreement(labels, classes, same)
@@ -162,15 +162,17 @@ def _measure(task: Task, files: list[Path], progress: Progress) -> Comparison:
 
 
 def _strips(
-    task: Task, files: list[Path], index: NDArray[np.uint8]
+    task: LabelTask, files: list[Path], index: NDArray[np.uint8]
 ) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
     """Class indexes of the fine map and of the labels over it, strip by strip; the next one is read meanwhile."""
-    grid, factor = task.grid, task.placement.factor
+    grid, factor = task.grid, task.alignment.factor
     height = max(1, STRIP_PIXELS // (grid.width * factor**2))
     tops = [*range(0, grid.height, height), grid.height]
     of_source = index[task.translate]
     with ExitStack() as stack:
-        reader = stack.enter_context(ReferenceReader(task.reference, grid, task.placement, filler=task.filler))
+        reader = stack.enter_context(
+            ReferenceReader(task.reference, grid, task.alignment, fill_code=task.fill_code)
+        )
         opened = [stack.enter_context(open_raster(file)) for file in files]
         pool = stack.enter_context(ThreadPoolExecutor(1))
 

@@ -42,7 +42,7 @@ MARGIN = 2
 
 
 @dataclass(frozen=True)
-class Placement:
+class Alignment:
     """How a reference map lies on a scene's grid.
 
     ``factor`` fine pixels along a scene pixel; ``ratio`` scene pixel / map pixel; ``origin`` (row, col) of the
@@ -57,12 +57,12 @@ class Placement:
 
 
 def reference_nodata(path: Path) -> float | None:
-    """The nodata value that a reference map's file declares, for `translation`."""
+    """The nodata value that a reference map's file declares, for `recode_table`."""
     with open_raster(path) as dataset:
         return None if dataset.nodata is None else float(dataset.nodata)
 
 
-def place(reference: Path, dataset: rasterio.DatasetReader, grid: GeoBox) -> Placement:
+def align(reference: Path, dataset: rasterio.DatasetReader, grid: GeoBox) -> Alignment:
     """Find how an open reference map lies on a scene's grid, without reading a pixel.
 
     Raises GridMismatchError where the two do not meet, or nothing says whether they do; InputFileError where
@@ -70,26 +70,26 @@ def place(reference: Path, dataset: rasterio.DatasetReader, grid: GeoBox) -> Pla
     """
     _require_codes(reference, dataset)
     theirs = grid_of(dataset)
-    placement = _nested(theirs, grid)
-    if placement is None and (theirs.crs is None) != (grid.crs is None):
-        placement = _laid_on(reference, theirs, grid)
-    if placement is None and theirs.crs is None and theirs.affine.is_identity and grid.affine.is_identity:
+    alignment = _nested(theirs, grid)
+    if alignment is None and (theirs.crs is None) != (grid.crs is None):
+        alignment = _laid_on(reference, theirs, grid)
+    if alignment is None and theirs.crs is None and theirs.affine.is_identity and grid.affine.is_identity:
         raise GridMismatchError(
             f"{reference} is {theirs.width} x {theirs.height} px and the scene {grid.width} x {grid.height} px; "
             f"neither has coordinates, so the map's size must be the scene's or a whole multiple of it. "
             f"Give both a CRS and a transform (gdal_translate -a_srs, -a_ullr)."
         )
-    if placement is None:
-        placement = _warped(theirs, grid)
-    if placement is None or not placement.covered:
+    if alignment is None:
+        alignment = _warped(theirs, grid)
+    if alignment is None or not alignment.covered:
         raise GridMismatchError(
             f"{reference} does not touch the scene: the map is {describe(theirs)}, the scene {describe(grid)}. "
             f"Choose a map of the same ground, or correct the CRS of the one that is wrong (gdal_edit.py -a_srs)."
         )
-    if placement.covered < 1 - 1e-6:
-        share = min(max(100 * placement.covered, 0.1), 99.9)
+    if alignment.covered < 1 - 1e-6:
+        share = min(max(100 * alignment.covered, 0.1), 99.9)
         log.info("%s covers %.1f %% of the scene; the rest is nodata", reference, share)
-    return placement
+    return alignment
 
 
 def _require_codes(reference: Path, dataset: rasterio.DatasetReader) -> None:
@@ -106,7 +106,7 @@ def _require_codes(reference: Path, dataset: rasterio.DatasetReader) -> None:
         )
 
 
-def _nested(theirs: GeoBox, grid: GeoBox) -> Placement | None:
+def _nested(theirs: GeoBox, grid: GeoBox) -> Alignment | None:
     """Placement of a map whose pixels tile the scene's pixels exactly, to 1 % of a map pixel; else None."""
     if not same_crs(theirs, grid):
         return None
@@ -123,20 +123,20 @@ def _nested(theirs: GeoBox, grid: GeoBox) -> Placement | None:
         return None
     inside = Window(row, col, grid.height * factor, grid.width * factor).clip(tuple(theirs.shape))
     covered = inside.height * inside.width / (grid.height * grid.width * factor**2)
-    return Placement(factor, float(factor), (row, col), covered)
+    return Alignment(factor, float(factor), (row, col), covered)
 
 
-def _multiple(theirs: GeoBox, grid: GeoBox) -> Placement | None:
+def _multiple(theirs: GeoBox, grid: GeoBox) -> Alignment | None:
     """Placement of a map with whole times as many pixels as the scene along both sides; else None."""
     factor = theirs.width // grid.width
     if factor < 1 or (theirs.width, theirs.height) != (grid.width * factor, grid.height * factor):
         return None
-    return Placement(factor, float(factor), (0, 0), 1.0)
+    return Alignment(factor, float(factor), (0, 0), 1.0)
 
 
-def _laid_on(reference: Path, theirs: GeoBox, grid: GeoBox) -> Placement:
-    placement = _multiple(theirs, grid)
-    if placement is None:
+def _laid_on(reference: Path, theirs: GeoBox, grid: GeoBox) -> Alignment:
+    alignment = _multiple(theirs, grid)
+    if alignment is None:
         raise GridMismatchError(
             f"{reference} is {describe(theirs)}, but the scene is {describe(grid)}. Where one of them has no CRS, "
             f"the map's size must be the scene's or a whole multiple of it. Assign the CRS (gdal_edit.py -a_srs)."
@@ -144,10 +144,10 @@ def _laid_on(reference: Path, theirs: GeoBox, grid: GeoBox) -> Placement:
     log.warning(
         "only one of %s and its scene has a CRS: their pixels are laid on each other, corner to corner", reference
     )
-    return placement
+    return alignment
 
 
-def _warped(theirs: GeoBox, grid: GeoBox) -> Placement | None:
+def _warped(theirs: GeoBox, grid: GeoBox) -> Alignment | None:
     ours, map_outline = footprint(grid, theirs.crs), footprint(theirs)
     if not map_outline.is_valid or not ours.is_valid or not ours.intersects(map_outline):
         return None
@@ -155,7 +155,7 @@ def _warped(theirs: GeoBox, grid: GeoBox) -> Placement | None:
     if ratio is None:
         return None
     covered = float(ours.intersection(map_outline).area / ours.area)
-    return Placement(min(max(1, floor(ratio + 0.5)), LARGEST_FACTOR), ratio, None, covered)
+    return Alignment(min(max(1, floor(ratio + 0.5)), LARGEST_FACTOR), ratio, None, covered)
 
 
 def _ratio(theirs: GeoBox, grid: GeoBox) -> float | None:
@@ -176,16 +176,16 @@ class ReferenceReader:
     filler  the source code that stands for ground without the map; it must mean nodata
     """
 
-    def __init__(self, reference: Path, grid: GeoBox, placement: Placement, *, filler: int) -> None:
-        self.path, self.placement, self.filler = reference, placement, filler
+    def __init__(self, reference: Path, grid: GeoBox, alignment: Alignment, *, fill_code: int) -> None:
+        self.path, self.alignment, self.fill_code = reference, alignment, fill_code
         self.files = ExitStack()
         source = self.files.enter_context(open_raster(reference))
         self.is_bytes = source.dtypes[0] == "uint8"
         declared = source.nodata
-        self.empty = filler if declared is None or 0 <= declared < CODES else int(declared)
+        self.empty = fill_code if declared is None or 0 <= declared < CODES else int(declared)
         self.dataset = source
         # how the fine pixels lie in the map, where they are not its own
-        self.lattice = None if placement.origin else Lattice(grid_of(source), grid, placement.factor)
+        self.lattice = None if alignment.origin else Lattice(grid_of(source), grid, alignment.factor)
 
     def __enter__(self) -> Self:
         return self
@@ -208,9 +208,9 @@ class ReferenceReader:
         inside = fine.clip(self.dataset.shape)
         if inside == fine:
             return self._codes(fine), 0
-        codes = np.full(fine.shape, self.filler, np.uint8)
+        codes = np.full(fine.shape, self.fill_code, np.uint8)
         if 0 not in inside.shape:
-            codes[inside.within(fine)] = self._codes(inside)
+            codes[inside.slices_in(fine)] = self._codes(inside)
         return codes, codes.size - inside.height * inside.width
 
     def outside(self, window: Window) -> int:
@@ -222,22 +222,22 @@ class ReferenceReader:
         return fine.height * fine.width - inside.height * inside.width
 
     def _fine(self, window: Window) -> Window:
-        factor, (row, col) = self.placement.factor, self.placement.origin or (0, 0)
+        factor, (row, col) = self.alignment.factor, self.alignment.origin or (0, 0)
         return Window(
             row + window.row * factor, col + window.col * factor, window.height * factor, window.width * factor
         )
 
     def _warp(self, window: Window, lattice: Lattice) -> NDArray[np.uint8]:
         """The map pixel under the centre of each fine pixel."""
-        factor, cell = self.placement.factor, lattice.cell
-        codes = np.full((window.height * factor, window.width * factor), self.filler, np.uint8)
+        factor, cell = self.alignment.factor, lattice.cell
+        codes = np.full((window.height * factor, window.width * factor), self.fill_code, np.uint8)
         cols, rows, cells = lattice.nodes(window)
         smooth = smooth_cells(cols, rows)
         near = [_bounds(cols[node], rows[node]) for node in _nodes_of(smooth)]
         first = (window.row - cells.row * cell) * factor, (window.col - cells.col * cell) * factor
         odd = []
         for i, j in np.argwhere(~smooth):  # few, at the end of a projection's world: place by place
-            part = Window((cells.row + i) * cell, (cells.col + j) * cell, cell, cell).meet(window)
+            part = Window((cells.row + i) * cell, (cells.col + j) * cell, cell, cell).intersection(window)
             if part:
                 places = lattice.places(
                     *np.meshgrid(
@@ -274,7 +274,7 @@ class ReferenceReader:
             ) from error
         if self.is_bytes:
             return values
-        values = np.where(values == self.empty, self.filler, values)
+        values = np.where(values == self.empty, self.fill_code, values)
         if values.min() < 0 or values.max() >= CODES:
             strange = values[(values < 0) | (values >= CODES)][0]
             raise InputFileError(

@@ -31,7 +31,7 @@ TOP_BELL = 2**10
 
 
 @dataclass(frozen=True)
-class Weighting:
+class VoteWeights:
     """How a weighted majority weighs.
 
     classes    a name of `BY_FREQUENCY`, or a weight by class (code, key or name); classes left out weigh 1
@@ -90,7 +90,7 @@ def whole(weights: NDArray[np.float64]) -> NDArray[np.int64]:
     return np.maximum(np.rint(weights / weights.max() * TOP_WEIGHT), 1).astype(np.int64)
 
 
-def bell(smoothing: float, factor: int) -> NDArray[np.int64]:
+def gaussian_kernel(smoothing: float, factor: int) -> NDArray[np.int64]:
     """((2 reach + 1) * factor,) int64: weight of fine pixels along one axis, to three standard deviations."""
     reach = ceil(3 * smoothing - 0.5)
     size = (2 * reach + 1) * factor
@@ -104,7 +104,7 @@ def describe_weights(legend: Legend, weights: NDArray[np.float64]) -> str:
 
 
 def class_counts(legend: Legend, table: NDArray[np.int16], seen: NDArray[np.int64]) -> NDArray[np.int64]:
-    """(K,) int64: pixels of each class from (256,) pixels of each source code; see `translation` for the table."""
+    """(K,) int64: pixels of each class from (256,) pixels of each source code, by the table of `recode_table`."""
     counts = np.zeros(len(legend), np.int64)
     for k, code in enumerate(legend.codes):
         counts[k] = seen[table == code].sum()

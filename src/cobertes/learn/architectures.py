@@ -16,7 +16,7 @@ OTHERS = {"unet++": "UnetPlusPlus", "deeplabv3+": "DeepLabV3Plus", "segformer": 
 ARCHITECTURES = ("unet", *OTHERS)
 
 
-class OtherNetwork(nn.Module):
+class SmpNetwork(nn.Module):
     """A network of segmentation-models-pytorch on a timm backbone, for any window size."""
 
     stride = 32
@@ -53,7 +53,7 @@ class OtherNetwork(nn.Module):
         return logits[..., :height, :width]
 
 
-Network = UNet | OtherNetwork
+Network = UNet | SmpNetwork
 
 
 def build_network(settings: UNetSettings) -> Network:
@@ -73,12 +73,12 @@ def build_network(settings: UNetSettings) -> Network:
         raise SettingsError(
             f'{settings.architecture} sees seasons stacked or separate, not model.seasons = "shared"'
         )
-    return OtherNetwork(settings)
+    return SmpNetwork(settings)
 
 
 def backbone_of(network: Network) -> nn.Module | None:
     """The timm backbone of a network; None where its encoder is our own."""
-    if isinstance(network, OtherNetwork):
+    if isinstance(network, SmpNetwork):
         return network.backbone
     backbone: nn.Module | None = getattr(network.encoder, "backbone", None)
     return backbone

@@ -15,20 +15,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cobertes.geo.scene import Observed
+from cobertes.geo.scene import Observation
 from cobertes.numba_cache import compiled
-from cobertes.settings import AugmentationSettings, Chance
+from cobertes.settings import Augmentation, AugmentationSettings
 
 
 @dataclass(frozen=True)
 class SeasonVariation:
-    """Of one season: ``gain``, ``offset`` (bands,); whether it is ``seen``; a ``hole`` (row, col, side) in it."""
+    """Variation of one season: ``gain``, ``offset`` (bands,); ``seen`` or not; a ``cutout`` (row, col, side)."""
 
     gain: NDArray[np.float32]
     offset: NDArray[np.float32]
     noise: float
     seen: bool
-    hole: tuple[int, int, int] | None
+    cutout: tuple[int, int, int] | None
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Variation:
     @property
     def hides(self) -> bool:
         """Whether something that was observed is not shown."""
-        return any(not season.seen or season.hole is not None for season in self.seasons)
+        return any(not season.seen or season.cutout is not None for season in self.seasons)
 
 
 def draw_variation(
@@ -75,23 +75,23 @@ def _draw_season(
         kept = rng.random(bands) >= settings.band_dropout.strength
         gain, offset = gain * kept, offset * kept
     noise = settings.noise.strength if _happens(rng, settings.noise) else 0.0
-    hole = None
+    cutout = None
     if cut:
         side = max(1, round(settings.cut_out.strength * size))
         row, col = (int(v) for v in rng.integers(0, size - side + 1, 2))
-        hole = (row, col, side)
-    return SeasonVariation(gain.astype(np.float32), offset.astype(np.float32), noise, not lost, hole)
+        cutout = (row, col, side)
+    return SeasonVariation(gain.astype(np.float32), offset.astype(np.float32), noise, not lost, cutout)
 
 
-def _happens(rng: np.random.Generator, chance: Chance) -> bool:
+def _happens(rng: np.random.Generator, chance: Augmentation) -> bool:
     return chance.strength > 0 and chance.probability > 0 and rng.random() < chance.probability
 
 
 def zoomed(
-    observed: Mapping[str, Observed], labels: NDArray[np.uint8], size: int
-) -> tuple[dict[str, Observed], NDArray[np.uint8]]:
+    observed: Mapping[str, Observation], labels: NDArray[np.uint8], size: int
+) -> tuple[dict[str, Observation], NDArray[np.uint8]]:
     """A window brought to ``size`` pixels a side: values bilinear among observed pixels, the rest by nearest."""
-    found: dict[str, Observed] = {}
+    found: dict[str, Observation] = {}
     for season, (pixels, valid) in observed.items():
         out = np.empty((size, size, pixels.shape[2]), np.float32)
         _resample(pixels, valid, out)

@@ -19,8 +19,8 @@ from torch import nn
 
 from cobertes.errors import SettingsError
 from cobertes.learn.architectures import Network
-from cobertes.learn.devices import choose_precision, fits_in_memory, is_cuda, layout, start
-from cobertes.learn.ema import Averaged
+from cobertes.learn.devices import choose_precision, fits_in_memory, is_cuda, make_fabric, memory_format
+from cobertes.learn.ema import EMA
 from cobertes.learn.losses import Loss
 from cobertes.learn.sampler import count_batches
 from cobertes.settings import BATCH_SIZE, TrainSettings, default_batch
@@ -97,9 +97,9 @@ def _choose_batch(
             return True  # it can't step; the next one tried takes more
 
         def steps() -> None:
-            fabric = start(train.device, precision)
+            fabric = make_fabric(train.device, precision)
             model = copy.deepcopy(network).train()
-            averaged = Averaged(model, train.averaging)
+            averaged = EMA(model, train.averaging)
             averaged.model.to(fabric.device)
             step = training_step(fabric, model, train, loss, batch, side)
             for _ in range(TRIED_STEPS):
@@ -159,7 +159,7 @@ def largest_batch(try_step: Callable[[int], bool], most: int) -> int:
 
 def set_up(fabric: Fabric, network: Network, train: TrainSettings) -> tuple[nn.Module, torch.optim.Optimizer]:
     """The network on the device, in its layout, and its optimizer."""
-    network = network.to(memory_format=layout(fabric.device))
+    network = network.to(memory_format=memory_format(fabric.device))
     kind = torch.optim.AdamW if train.optimizer == "adamw" else torch.optim.Adam
     model, optimizer = fabric.setup(network, kind(network.parameters(), lr=train.rate))
     return model, optimizer
@@ -172,7 +172,7 @@ def training_step(
     model, optimizer = set_up(fabric, network, train)
     classes, channels = network.settings.classes, network.settings.channels
     shape = (batch, channels, side, side)
-    x = torch.empty(shape, device=fabric.device, memory_format=layout(fabric.device)).normal_()
+    x = torch.empty(shape, device=fabric.device, memory_format=memory_format(fabric.device)).normal_()
     y = torch.randint(classes, (batch, side, side), device=fabric.device)
     if train.targets == "fractions":
         y = torch.rand(batch, classes, side, side, device=fabric.device)

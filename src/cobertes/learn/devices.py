@@ -39,7 +39,7 @@ PATIENCE = timedelta(days=1)
 FABRIC_PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed"}
 
 
-def start(device: str, precision: str) -> "Fabric":
+def make_fabric(device: str, precision: str) -> "Fabric":
     """A Fabric on ``auto``, ``cpu``, ``cuda`` or ``mps``, with ``fp32`` or ``bf16``.
 
     Raises SettingsError where the device is not there.
@@ -54,7 +54,7 @@ def start_together(device: str, precision: str, *, some_idle: bool = False) -> "
     """
     world, local = (int(os.environ.get(name, "1")) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
     if world == 1:
-        return start(device, precision)
+        return make_fabric(device, precision)
     from lightning_fabric.strategies import DDPStrategy
 
     strategy = DDPStrategy(timeout=PATIENCE, find_unused_parameters=some_idle)
@@ -66,11 +66,11 @@ def start_together(device: str, precision: str, *, some_idle: bool = False) -> "
 def device_kind(device: str) -> str:
     """What ``device`` is: cpu, cuda or mps. Raises SettingsError where it is not there."""
     none = not (torch.cuda.is_available() or torch.backends.mps.is_available())
-    return "cpu" if device == "cpu" or (device == "auto" and none) else start(device, "fp32").device.type
+    return "cpu" if device == "cpu" or (device == "auto" and none) else make_fabric(device, "fp32").device.type
 
 
 @contextmanager
-def leader_first(device: str) -> Iterator[None]:
+def rank_zero_first(device: str) -> Iterator[None]:
     """Where several processes train together, the first does what is inside before the others."""
     fabric = start_together(device, "fp32")
     if fabric.global_rank:
@@ -86,7 +86,7 @@ def part() -> None:
         torch.distributed.destroy_process_group()
 
 
-def add_up(fabric: "Fabric", values: Tensor) -> Tensor:
+def all_reduce_sum(fabric: "Fabric", values: Tensor) -> Tensor:
     """The sum of ``values`` over all processes."""
     if fabric.world_size == 1:
         return values
@@ -113,7 +113,7 @@ def _fabric(device: str, precision: str, **options: Any) -> "Fabric":
         raise SettingsError(f'can\'t use device \'{device}\': {error}. Use device "auto" or "cpu".') from error
 
 
-def layout(device: torch.device) -> torch.memory_format:
+def memory_format(device: torch.device) -> torch.memory_format:
     """The layout that convolutions are fastest in: channels last, on CPUs with bf16 units and on CUDA alike.
 
     Not on MPS, where the gradient of batch norm is wrong in it (pytorch #175189).
@@ -140,7 +140,7 @@ def is_out_of_memory(error: RuntimeError) -> bool:
 
 def is_cuda(device: str) -> bool:
     """Whether ``device`` is a GPU of CUDA here, which says what memory it has."""
-    return start(device, "fp32").device.type == "cuda"
+    return make_fabric(device, "fp32").device.type == "cuda"
 
 
 def fits_in_memory(work: Callable[[], None]) -> bool:
@@ -188,23 +188,23 @@ def choose_precision(
 
 def _time_steps(model: nn.Module, device: str, precision: str, shape: tuple[int, int, int, int]) -> float:
     """Fastest of a few steps, in seconds, after one to warm up."""
-    fabric = start(device, precision)
-    model = fabric.setup_module(model.train().to(memory_format=layout(fabric.device)))
+    fabric = make_fabric(device, precision)
+    model = fabric.setup_module(model.train().to(memory_format=memory_format(fabric.device)))
     count, channels, height, width = shape
     if fabric.device.type == "cpu":
         height, width = min(height, 256), min(width, 256)
         count = min(count, max(1, CPU_TRIAL_PIXELS // (height * width)))
-    x = torch.randn(count, channels, height, width).to(fabric.device, memory_format=layout(fabric.device))
+    x = torch.randn(count, channels, height, width).to(fabric.device, memory_format=memory_format(fabric.device))
     times = []
     for _ in range(TRIAL_STEPS + 1):
         begin = time.perf_counter()
         fabric.backward(model(x).float().square().mean())
-        wait_for(fabric.device.type)
+        synchronize(fabric.device.type)
         times.append(time.perf_counter() - begin)
     return min(times[1:])
 
 
-def wait_for(kind: str) -> None:
+def synchronize(kind: str) -> None:
     """Until the device has done what it was given."""
     if kind == "cuda":
         torch.cuda.synchronize()

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 
-class Averaged:
+class EMA:
     """Exponential moving average of weights and batch-norm statistics (Tarvainen & Valpola 2017, NeurIPS 30).
 
     After update t the average keeps ``min(decay, t / (t + 9))`` of itself, so that the first, random weights

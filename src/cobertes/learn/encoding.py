@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cobertes.errors import BandMismatchError, SettingsError, did_you_mean
-from cobertes.geo.scene import Observed, Scene, seen_in_any
+from cobertes.geo.scene import Observation, Scene, seen_in_any
 from cobertes.geo.windows import Window
 from cobertes.numba_cache import compiled
 from cobertes.tiles.band_statistics import Statistics
@@ -122,7 +122,7 @@ class Inputs:
         """Number of channels of the network."""
         return len(self.bands) * (1 if self.mode == "separate" else len(self.seasons))
 
-    def encode(self, observed: Mapping[str, Observed]) -> NDArray[np.float32]:
+    def encode(self, observed: Mapping[str, Observation]) -> NDArray[np.float32]:
         """Channels (seasons * bands, height, width) float32 of all seasons, channels last in memory.
 
         A season that is not among them was not observed.
@@ -142,7 +142,7 @@ class Inputs:
         x: NDArray[np.float32],
         season: int,
         first: int,
-        observed: Observed,
+        observed: Observation,
         *,
         turn: int = STRAIGHT,
         gain: NDArray[np.float32] | None = None,
@@ -164,7 +164,7 @@ class Inputs:
 
     def read(self, scenes: Mapping[str, Scene], window: Window) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """Channels of a window, and where at least one season was observed (height, width) bool."""
-        observed = {season: scenes[season].read_pixels(window) for season in self.seasons if season in scenes}
+        observed = {season: scenes[season].read_hwc(window) for season in self.seasons if season in scenes}
         return self.encode(observed), seen_in_any(observed)
 
     def check(self, scenes: Mapping[str, Scene], *, drops_seasons: bool = False) -> None:

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cobertes.accuracy.confusion import ConfusionMatrix
-from cobertes.geo.windows import PlannedWindow, plan_strips
+from cobertes.geo.windows import TiledWindow, plan_strips
 from cobertes.labels.legend import IGNORE_INDEX
 from cobertes.learn.encoding import Inputs
 from cobertes.learn.losses import CROSS_ENTROPY
-from cobertes.tiles.dataset import Ground
+from cobertes.tiles.dataset import LabelledDataset
 
 READ_THREADS = max(2, min(8, (os.cpu_count() or 2) // 2))
 BATCHES_AHEAD = 3
@@ -52,11 +52,11 @@ def read_groups_ahead(
         pool.shutdown(cancel_futures=True)
 
 
-HeldOut = tuple[str, PlannedWindow]
+HeldOut = tuple[str, TiledWindow]
 """An area's name and a planned window of it whose interior is held-out ground."""
 
 
-def plan_blocks(ground: Ground, letter: str, size: int, overlap: int) -> list[HeldOut]:
+def plan_blocks(ground: LabelledDataset, letter: str, size: int, overlap: int) -> list[HeldOut]:
     """Windows laid out over the held-out ground alone: little computation, for every epoch's validation."""
     return [
         (name, planned)
@@ -92,7 +92,7 @@ def each_season(forward: Forward, inputs: Inputs) -> Forward:
 def judge(
     forward: Forward,
     inputs: Inputs,
-    ground: Ground,
+    ground: LabelledDataset,
     plan: Sequence[HeldOut],
     batch_size: int,
     advance: Callable[[float], None] = lambda amount: None,
@@ -102,14 +102,14 @@ def judge(
     matrix, loss, weight = ConfusionMatrix.empty(classes), 0.0, 0.0
 
     def read(item: HeldOut) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-        observed, labels = ground.read_pixels(item[0], item[1].window)
+        observed, labels = ground.read_hwc(item[0], item[1].window)
         return inputs.encode(observed), labels
 
     for batch in read_ahead(plan, read, batch_size):
         x = torch.from_numpy(np.stack([x for _, (x, _) in batch]))
         y = np.full((len(batch), *x.shape[-2:]), IGNORE_INDEX, np.uint8)
         for i, ((_, planned), (_, labels)) in enumerate(batch):
-            inside = planned.interior.within(planned.window)
+            inside = planned.interior.slices_in(planned.window)
             y[i][inside] = labels[inside]
         logits = forward(x)
         total, count = CROSS_ENTROPY(logits, torch.from_numpy(y).to(logits.device).long())

@@ -39,7 +39,7 @@ def _longest(history: Sequence[Epoch], settings: TrainSettings) -> float:
     return max(b - a for a, b in pairwise(ends[-settings.validate_every - 1 :]))
 
 
-def stands_still(history: Sequence[Epoch], settings: TrainSettings) -> bool:
+def should_stop_early(history: Sequence[Epoch], settings: TrainSettings) -> bool:
     """Whether as many epochs as were allowed have passed from the best one to the last that was validated."""
     scored = [record["epoch"] for record in history if not math.isnan(record["miou"])]
     if settings.stop_after is None or not scored:

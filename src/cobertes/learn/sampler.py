@@ -16,14 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cobertes.errors import NoTilesError
-from cobertes.geo.scene import Observed
+from cobertes.geo.scene import Observation
 from cobertes.geo.windows import Window
 from cobertes.labels.legend import IGNORE_INDEX
 from cobertes.learn.augment import Variation, draw_variation, nearest, zoomed
 from cobertes.learn.encoding import Inputs, turned
 from cobertes.learn.inference import read_groups_ahead
 from cobertes.settings import AugmentationSettings, TrainSettings
-from cobertes.tiles.dataset import Ground
+from cobertes.tiles.dataset import LabelledDataset
 from cobertes.tiles.filters import BETWEEN, GUARD, POOR
 from cobertes.tiles.label_counts import count_bands
 from cobertes.tiles.split import TRAIN
@@ -51,7 +51,7 @@ class Batch(NamedTuple):
 
 
 @dataclass(frozen=True)
-class PoorGround:
+class ExcludedGround:
     """Ground of tiles left out for what they show, that no other shares: ``bad`` (rows, cols) between edges."""
 
     row_edges: NDArray[np.int64]
@@ -59,19 +59,19 @@ class PoorGround:
     bad: NDArray[np.bool_]
 
     @staticmethod
-    def in_(frame: Any) -> bool:
+    def in_(index: Any) -> bool:
         """Whether an area has such tiles."""
-        return bool(frame["reason"].isin(POOR).any())
+        return bool(index["reason"].isin(POOR).any())
 
     @classmethod
-    def of(cls, frame: Any) -> "PoorGround":
+    def of(cls, index: Any) -> "ExcludedGround":
         """From the tiles of one area."""
-        sides = frame[["row", "col", "height", "width"]].to_numpy(np.int64)
+        sides = index[["row", "col", "height", "width"]].to_numpy(np.int64)
         tops, lefts = sides[:, 0], sides[:, 1]
         bottoms, rights = tops + sides[:, 2], lefts + sides[:, 3]
         rows, cols = np.unique([tops, bottoms]), np.unique([lefts, rights])
         bad = np.zeros((len(rows) - 1, len(cols) - 1), bool)
-        poor = frame["reason"].isin(POOR).to_numpy()
+        poor = index["reason"].isin(POOR).to_numpy()
         for chosen, value in ((poor, True), (~poor, False)):  # what a good tile shares is good
             for top, bottom, left, right in zip(
                 *(np.searchsorted(edges, ends[chosen]) for edges, ends in (
@@ -98,7 +98,7 @@ class Sampler:
     classes that samples bring along.
     """
 
-    ground: Ground
+    ground: LabelledDataset
     area: list[str]
     tiles: NDArray[np.int64]
     fits: NDArray[np.int64]
@@ -106,28 +106,30 @@ class Sampler:
     settings: TrainSettings
     augmentation: AugmentationSettings
     windows: tuple[int, ...]
-    poor: Mapping[str, PoorGround]
+    poor: Mapping[str, ExcludedGround]
     kept: int
     shares: int = 0
 
     @classmethod
     def of(
         cls,
-        frame: Any,
-        ground: Ground,
+        index: Any,
+        ground: LabelledDataset,
         settings: TrainSettings,
         windows: tuple[int, ...],
         augmentation: AugmentationSettings | None = None,
     ) -> "Sampler":
         """From the index: training tiles that are kept; for random crops also those partly in guard bands."""
-        kept = frame["keep"] & (frame["split"] == "train")
-        edge = frame["reason"].isin([GUARD, BETWEEN]) if settings.crops else ~kept & kept
-        rows = frame[kept | edge]
-        poor = {str(name): PoorGround.of(part) for name, part in frame.groupby("area") if PoorGround.in_(part)}
+        kept = index["keep"] & (index["split"] == "train")
+        edge = index["reason"].isin([GUARD, BETWEEN]) if settings.crops else ~kept & kept
+        rows = index[kept | edge]
+        poor = {
+            str(name): ExcludedGround.of(part) for name, part in index.groupby("area") if ExcludedGround.in_(part)
+        }
         tiles, area = rows[["row", "col", "height", "width"]].to_numpy(np.int64), rows["area"].tolist()
         counts = np.array(rows["counts"].to_list(), float).reshape(len(rows), len(ground.legend))
         counts[edge[rows.index]] = 0  # part of what they count is held out
-        n, pixels = len(rows), int((frame["height"] * frame["width"])[kept].sum())
+        n, pixels = len(rows), int((index["height"] * index["width"])[kept].sum())
         sampler = cls(
             ground, area, tiles, np.zeros((n, 2), np.int64), np.full(n, 1 / max(n, 1)), settings,
             augmentation or AugmentationSettings(), windows, poor, pixels,
@@ -168,7 +170,7 @@ class Sampler:
         windows: dict[str, list[Window]] = {}
         margin = -(-self.reach // 2)
         for name, (row, col, height, width) in zip(self.area, self.tiles.tolist(), strict=True):
-            around = Window(row, col, height, width).grow(margin)
+            around = Window(row, col, height, width).pad(margin)
             windows.setdefault(name, []).extend(self.ground.split.areas[name].parts(around, TRAIN))
         return windows
 
@@ -224,7 +226,7 @@ class Sampler:
         variation = draw_variation(
             rng, self.augmentation, inputs.channels // len(inputs.bands), len(inputs.bands), size
         )
-        observed, labels = self.ground.read_pixels(self.area[tile], window, season)
+        observed, labels = self.ground.read_hwc(self.area[tile], window, season)
         shares = None if q is None else self.ground.read_shares(self.area[tile], window)
         if window.height != size:
             observed, labels = zoomed(observed, labels, size)
@@ -331,7 +333,7 @@ def by_class_weights(weights: NDArray[np.float64], counts: NDArray[np.float64]) 
 def _apply(
     variation: Variation,
     inputs: Inputs,
-    observed: Mapping[str, Observed],
+    observed: Mapping[str, Observation],
     labels: NDArray[np.uint8],
     rng: np.random.Generator,
     x: NDArray[np.float32],
@@ -354,12 +356,12 @@ def _apply(
             noise = rng.standard_normal((*y.shape, bands), np.float32)
             noise *= np.float32(change.noise) * turned(valid, variation.turn)[..., None] * (change.gain != 0)
             x[..., part] += noise
-        if change.hole is not None:
-            row, col, side = change.hole
+        if change.cutout is not None:
+            row, col, side = change.cutout
             x[row : row + side, col : col + side, part] = 0
         if variation.hides:
             shown = turned(valid, variation.turn).copy()
-            if change.hole is not None:
+            if change.cutout is not None:
                 shown[row : row + side, col : col + side] = False
             left.append(shown)
     if left:  # what no season shows any more is not asked for

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from torch.utils.tensorboard import SummaryWriter
 
 from cobertes.accuracy.confusion import ConfusionMatrix
-from cobertes.geo.bands import natural_colours
+from cobertes.geo.bands import default_rgb
 from cobertes.labels.legend import IGNORE_INDEX, Legend
 from cobertes.learn.encoding import Inputs
 from cobertes.learn.inference import Forward, HeldOut
-from cobertes.tiles.dataset import Ground
+from cobertes.tiles.dataset import LabelledDataset
 
 PLACES = 3
 """Held-out windows that are shown: scene, labels and what the model says, side by side."""
@@ -25,13 +25,13 @@ STRETCH = 2.5
 UNKNOWN = (128, 128, 128)
 
 
-class Board:
+class TensorBoardLogger:
     """Writes TensorBoard's files; ``purge`` is the first epoch that an interrupted training does again."""
 
     def __init__(self, folder: Path, purge: int) -> None:
         self.writer = SummaryWriter(str(folder), purge_step=purge)
 
-    def __enter__(self) -> "Board":
+    def __enter__(self) -> "TensorBoardLogger":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -52,12 +52,12 @@ class Board:
         self.writer.add_text("classes", "\n".join(lines), epoch)
 
     def places(
-        self, forward: Forward, inputs: Inputs, ground: Ground, held_out: Sequence[HeldOut], epoch: int
+        self, forward: Forward, inputs: Inputs, ground: LabelledDataset, held_out: Sequence[HeldOut], epoch: int
     ) -> None:
         """Pictures of some held-out windows."""
         step = max(1, len(held_out) // PLACES)
         for number, (area, planned) in enumerate(held_out[step // 2 :: step][:PLACES]):
-            observed, labels = ground.read_pixels(area, planned.window)
+            observed, labels = ground.read_hwc(area, planned.window)
             x = inputs.encode(observed)
             predicted = forward(torch.from_numpy(x[None])).argmax(dim=1)[0].cpu().numpy().astype(np.uint8)
             parts = [scene_colours(x, inputs), *(class_colours(y, ground.legend) for y in (labels, predicted))]
@@ -67,7 +67,7 @@ class Board:
 def scene_colours(x: NDArray[np.float32], inputs: Inputs) -> NDArray[np.uint8]:
     """(H, W, 3) of the channels (C, H, W) of the last season in natural colours."""
     first = x.shape[0] - len(inputs.bands)
-    bands = [first + inputs.bands.index(name) for name in natural_colours(inputs.bands)]
+    bands = [first + inputs.bands.index(name) for name in default_rgb(inputs.bands)]
     shown = (x[bands].transpose(1, 2, 0) / STRETCH + 1) / 2
     return np.asarray(shown.clip(0, 1) * 255, np.uint8)
 

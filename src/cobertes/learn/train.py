@@ -21,8 +21,8 @@ from cobertes.geo.grid import resolution
 from cobertes.learn.architectures import Network, build_network, count_parameters, freeze, hold_batch_norm
 from cobertes.learn.batch_size import StepChoice, choose_step, set_up
 from cobertes.learn.checkpoints import BEST, load_checkpoint, save_batch, save_checkpoint
-from cobertes.learn.devices import add_up, as_the_leader, is_out_of_memory, layout, start_together
-from cobertes.learn.ema import Averaged
+from cobertes.learn.devices import all_reduce_sum, as_the_leader, is_out_of_memory, memory_format, start_together
+from cobertes.learn.ema import EMA
 from cobertes.learn.inference import Forward, HeldOut, each_season, judge
 from cobertes.learn.lr_schedule import Schedule
 from cobertes.learn.metrics_log import (
@@ -30,14 +30,14 @@ from cobertes.learn.metrics_log import (
     best_epoch,
     finite,
     next_is_last,
-    stands_still,
+    should_stop_early,
     time_is_up,
     write_history,
 )
 from cobertes.learn.model_file import MODEL_FILE, ModelHeader, read_header, save_model
 from cobertes.learn.pretrained import RANDOM, load_pretrained
 from cobertes.learn.sampler import Batch, batches, count_batches
-from cobertes.learn.tensorboard_log import Board
+from cobertes.learn.tensorboard_log import TensorBoardLogger
 from cobertes.learn.training_setup import TrainingPlan
 from cobertes.progress import SILENT, Progress
 from cobertes.settings import LAST_PART, TrainSettings
@@ -63,13 +63,15 @@ def train_model(
     settings, history, held_out = plan.settings, loop.history, plan.held_out()
     with (
         _enough_memory(loop),
-        Board(out / "tensorboard", purge=len(history) + 1) if loop.leads else nullcontext() as board,
+        TensorBoardLogger(out / "tensorboard", purge=len(history) + 1)
+        if loop.is_rank_zero
+        else nullcontext() as board,
     ):
-        if loop.leads:
+        if loop.is_rank_zero:
             write_history(out / "metrics.jsonl", history)
         last = loop.agree(time_is_up(history, settings, loop.elapsed()))
         for epoch in range(len(history) + 1, settings.epochs + 1):
-            if last or stands_still(history, settings):
+            if last or should_stop_early(history, settings):
                 break
             record = _train_epoch(loop, epoch) | UNKNOWN
             matrix = None
@@ -96,7 +98,7 @@ def train_model(
                 board.places(loop.forward, plan.inputs, plan.ground, held_out, epoch)
             report(record)
     header = _header(loop, finished=True)
-    if loop.leads:
+    if loop.is_rank_zero:
         header = _finish(out, header)
     loop.fabric.barrier()
     return header
@@ -138,8 +140,8 @@ def _begin(plan: TrainingPlan, checkpoints: Path, progress: Progress) -> "_Loop"
         f" ({'as before' if 'batch_size' in kept else chosen.why_batch})" if settings.batch_size == "auto" else "",
     )  # fmt: skip
 
-    averaged = Averaged(network, settings.averaging)
-    averaged.model.to(fabric.device).to(memory_format=layout(fabric.device))
+    averaged = EMA(network, settings.averaging)
+    averaged.model.to(fabric.device).to(memory_format=memory_format(fabric.device))
     if settings.compile:
         network.compile()
     model, optimizer = set_up(fabric, network, settings)
@@ -182,7 +184,7 @@ class _Loop:
     network: Network
     model: nn.Module
     optimizer: torch.optim.Optimizer
-    averaged: Averaged
+    averaged: EMA
     schedule: Schedule
     batch_size: int
     checkpoints: Path
@@ -222,7 +224,7 @@ class _Loop:
         return (ends and epoch > 1) or self.share_over(epoch - 1) >= 1 - LAST_PART
 
     @property
-    def leads(self) -> bool:
+    def is_rank_zero(self) -> bool:
         """Whether this process is the one, of those that train together, that writes."""
         return self.fabric.is_global_zero
 
@@ -238,7 +240,7 @@ class _Loop:
 
         def logits(x: Tensor) -> Tensor:
             with torch.inference_mode(), self.fabric.autocast():
-                found: Tensor = self.averaged.model(x.to(device, memory_format=layout(device)))
+                found: Tensor = self.averaged.model(x.to(device, memory_format=memory_format(device)))
                 return found
 
         return each_season(logits, self.plan.inputs)
@@ -286,7 +288,7 @@ def _train_epoch(loop: _Loop, epoch: int) -> Epoch:
                 asked = time.monotonic()
                 batch = next(feed)
                 waited += time.monotonic() - asked
-                x = torch.from_numpy(batch.x).to(fabric.device, memory_format=layout(fabric.device))
+                x = torch.from_numpy(batch.x).to(fabric.device, memory_format=memory_format(fabric.device))
                 y, importance = _targets(batch, settings, fabric.device)
                 loss, pixels = plan.loss(model(x), y, importance)
                 fabric.backward(loss / unit)
@@ -295,7 +297,7 @@ def _train_epoch(loop: _Loop, epoch: int) -> Epoch:
                     kept = save_batch(loop.checkpoints, x, y, rank)
                 sums += torch.tensor([value, float(pixels), kept is not None])
                 advance(len(x) * processes / plan.sampler.instead(x.shape[-1]))
-            found, pixels_of_all, bad = add_up(fabric, sums).tolist()
+            found, pixels_of_all, bad = all_reduce_sum(fabric, sums).tolist()
             if bad:
                 raise _not_finite(plan, epoch, kept)
             if pixels_of_all:
@@ -363,8 +365,8 @@ def _validate(loop: _Loop, held_out: Sequence[HeldOut]) -> tuple[ConfusionMatrix
         size = max(1, loop.batch_size // fabric.world_size)
         matrix, loss = judge(loop.forward, plan.inputs, plan.ground, mine, size, advance)
     pixels = int(matrix.counts.sum())
-    whole = ConfusionMatrix(add_up(fabric, torch.from_numpy(matrix.counts)).numpy())
-    total = float(add_up(fabric, torch.tensor(loss * pixels if pixels else 0.0, dtype=torch.float64)))
+    whole = ConfusionMatrix(all_reduce_sum(fabric, torch.from_numpy(matrix.counts)).numpy())
+    total = float(all_reduce_sum(fabric, torch.tensor(loss * pixels if pixels else 0.0, dtype=torch.float64)))
     return whole, total / int(whole.counts.sum()) if whole.counts.any() else math.nan
 
 

@@ -9,7 +9,7 @@ import torch
 
 from cobertes.learn.architectures import build_network, count_parameters
 from cobertes.learn.batch_size import choose_step, training_step
-from cobertes.learn.devices import layout, peak_memory, start, wait_for
+from cobertes.learn.devices import make_fabric, memory_format, peak_memory, synchronize
 from cobertes.learn.training_setup import loss_of
 from cobertes.learn.unet import UNetSettings
 from cobertes.settings import TrainSettings
@@ -22,7 +22,7 @@ STATES = 4
 
 
 @dataclass(frozen=True)
-class Estimate:
+class TrainingCost:
     """Of a training: measured on this machine, but for ``windows``, ``held_out`` and ``validations`` per epoch.
 
     ``windows`` per epoch in ``steps`` of ``batch``, of a side of ``window`` px; ``held_out`` windows per
@@ -86,7 +86,7 @@ class Estimate:
 
 def estimate_training(
     network: UNetSettings, train: TrainSettings, *, window: int, windows: int, held_out: int, passes: int = 1
-) -> Estimate:
+) -> TrainingCost:
     """Make some steps of a training on random input, and say what all of it will take.
 
     window             side of the largest training window in pixels
@@ -96,10 +96,10 @@ def estimate_training(
     torch.manual_seed(train.seed)
     model, loss = build_network(network), loss_of(train)
     chosen = choose_step(train, model, loss, sides=[window], samples=windows)
-    fabric, batch = start(train.device, chosen.precision), chosen.batch
+    fabric, batch = make_fabric(train.device, chosen.precision), chosen.batch
     step = training_step(fabric, model, train, loss, batch, window)
     x = torch.randn(batch, network.channels, window, window, device=fabric.device)
-    x = x.to(memory_format=layout(fabric.device))
+    x = x.to(memory_format=memory_format(fabric.device))
 
     def validate() -> None:
         with torch.inference_mode(), fabric.autocast():
@@ -109,7 +109,7 @@ def estimate_training(
     model.eval()
     validation_seconds = _fastest(validate, fabric.device)
     parameters = count_parameters(model)
-    return Estimate(
+    return TrainingCost(
         network.architecture, network.encoder, parameters, fabric.device.type, chosen.precision,
         chosen.why_precision, window, batch, chosen.why_batch, windows, -(-windows // batch), held_out,
         passes / train.validate_every, train.epochs, train.minutes,
@@ -123,7 +123,7 @@ def _fastest(work: Callable[[], None], device: torch.device) -> float:
     for _ in range(STEPS + 1):
         begin = time.perf_counter()
         work()
-        wait_for(device.type)
+        synchronize(device.type)
         times.append(time.perf_counter() - begin)
     return min(times[1:])
 

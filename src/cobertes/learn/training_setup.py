@@ -19,9 +19,9 @@ from cobertes.learn.losses import Loss, class_weights
 from cobertes.learn.pretrained import RANDOM
 from cobertes.learn.sampler import Sampler
 from cobertes.learn.unet import UNetSettings
-from cobertes.settings import AugmentationSettings, ModelSettings, TrainSettings, fill_in
+from cobertes.settings import AugmentationSettings, ModelSettings, TrainSettings, with_defaults
 from cobertes.tiles.band_statistics import Statistics
-from cobertes.tiles.dataset import Ground
+from cobertes.tiles.dataset import LabelledDataset
 from cobertes.tiles.split import VALIDATION
 from cobertes.tiles.store import Store
 
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 class TrainingPlan:
     """What is trained on what: network, ground, how, and the fingerprint of all of it."""
 
-    ground: Ground
+    ground: LabelledDataset
     sampler: Sampler
     inputs: Inputs
     network: UNetSettings
@@ -75,8 +75,8 @@ def network_settings(
 
 
 def plan_training(
-    frame: Any,
-    ground: Ground,
+    index: Any,
+    ground: LabelledDataset,
     statistics: Statistics,
     *,
     model: ModelSettings,
@@ -92,13 +92,14 @@ def plan_training(
     """
     if (train.targets == "fractions" or train.purity_weight) and not ground.shares:
         raise SettingsError(
-            'train.targets = "fractions" and train.purity-weight need files of shares: Ground(..., shares=...)'
+            'train.targets = "fractions" and train.purity-weight need files of shares: '
+            "LabelledDataset(..., shares=...)"
         )
-    train = fill_in(train, model.encoder, tile_size)
+    train = with_defaults(train, model.encoder, tile_size)
     inputs = Inputs.of(statistics, model.seasons)
     network = network_settings(model, inputs.bands, inputs.seasons, len(ground.legend))
-    sampler = Sampler.of(frame, ground, train, train.windows, augmentation)
-    tiles = frame[frame["keep"] & (frame["split"] == "train")]
+    sampler = Sampler.of(index, ground, train, train.windows, augmentation)
+    tiles = index[index["keep"] & (index["split"] == "train")]
     loss = _loss(train, ground.legend, statistics, np.array(tiles["counts"].to_list(), np.int64))
     return TrainingPlan(ground, sampler, inputs, network, train, loss, fingerprint, model.weights)
 

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cobertes.errors import SettingsError, did_you_mean
-from cobertes.learn.devices import layout
+from cobertes.learn.devices import memory_format
 from cobertes.settings import SCRATCH
 
 BACKBONE_DECODER = (256, 128, 64, 32, 16)
@@ -92,7 +92,7 @@ class UNet(nn.Module):
         batch, count = x.shape[0], self.settings.seasons  # len(x) would be a constant in an exported network
         apart = x.reshape(batch, count, -1, *x.shape[-2:])  # (B, seasons, bands, H, W)
         seen = (apart != 0).any(dim=2).to(x.dtype)  # what was not observed is 0 in all bands
-        features = self.encoder(apart.flatten(0, 1).contiguous(memory_format=layout(x.device)))
+        features = self.encoder(apart.flatten(0, 1).contiguous(memory_format=memory_format(x.device)))
         fused = []
         for level, y in enumerate(features):
             there = F.max_pool2d(seen, 2**level).unsqueeze(2)  # (B, seasons, 1, h, w)

@@ -5,7 +5,7 @@ from collections.abc import Collection
 import numpy as np
 from numpy.typing import NDArray
 
-from cobertes.geo.cog_writer import RasterKind
+from cobertes.geo.cog_writer import RasterSpec
 from cobertes.labels.legend import CODES, Legend
 from cobertes.numba_cache import compiled
 
@@ -21,7 +21,7 @@ NO_CONFIDENCE = 255
 """Nodata of all that is in percent."""
 
 
-def kind_of(product: str, legend: Legend) -> RasterKind:
+def kind_of(product: str, legend: Legend) -> RasterSpec:
     """What the raster of a product holds.
 
     map, second   legend codes: of the most and the second most probable class
@@ -30,9 +30,9 @@ def kind_of(product: str, legend: Legend) -> RasterKind:
     probabilities percent, a band per class key
     """
     if product in (MAP, SECOND):
-        return RasterKind("uint8", ("class",), legend.nodata, legend.categories())
+        return RasterSpec("uint8", ("class",), legend.nodata, legend.categories())
     bands = tuple(legend.keys) if product == PROBABILITIES else (product,)
-    return RasterKind("uint8", bands, NO_CONFIDENCE, tags={"units": "percent"})
+    return RasterSpec("uint8", bands, NO_CONFIDENCE, tags={"units": "percent"})
 
 
 @compiled
@@ -174,7 +174,7 @@ Made = dict[str, NDArray[np.uint8]]
 """(bands, height, width) by product."""
 
 
-def describe_pixels(
+def layers_from_logits(
     logits: NDArray[np.float32],
     valid: NDArray[np.bool_],
     products: Collection[str],

@@ -36,7 +36,7 @@ POLL_SECONDS = 0.1
 
 
 @dataclass(frozen=True)
-class Block:
+class MapBlock:
     """What a window finishes: ``logits`` (height, width, K), None where nothing is to be seen; ``valid``."""
 
     place: Place
@@ -144,7 +144,7 @@ def blocks(
     batch_size: int,
     threads: int,
     windows_ahead: int,
-) -> Iterator[Block]:
+) -> Iterator[MapBlock]:
     """The finished block of every place, in order, blended.
 
     forward  channels (B, C, H, W) -> logits (B, K, H, W), on whatever device
@@ -166,11 +166,11 @@ def blocks(
             number = 0
             for (row, col), valid in batch:
                 if valid is None or values is None:
-                    yield Block((row, col), None, None)
+                    yield MapBlock((row, col), None, None)
                     continue
                 y, x = plan.rows[row], plan.cols[col]
                 inside = valid[y.first - y.start : y.last - y.start, x.first - x.start : x.last - x.start]
-                yield Block((row, col), blender.add(row, col, values[number]), inside)
+                yield MapBlock((row, col), blender.add(row, col, values[number]), inside)
                 number += 1
 
 

@@ -22,19 +22,19 @@ from odc.geo.geobox import GeoBox
 
 from cobertes.engines.engine import Engine
 from cobertes.errors import CobertesError, SettingsError
-from cobertes.fingerprints import fingerprint, stamp
+from cobertes.fingerprints import fingerprint_of, stamp
 from cobertes.geo.area import ONLY_SEASON
 from cobertes.geo.blending import INTERIOR, WindowPlan
-from cobertes.geo.clip import Clip, open_clip
+from cobertes.geo.clip import AreaOfInterest, open_clip
 from cobertes.geo.cog_writer import check_not_input, check_writable, new_raster, partial_folder
 from cobertes.geo.grid import bounds_window, crop, describe, pixel_hectares, require_same_grid, source_files, whole
-from cobertes.geo.ledger import LEDGER, Ledger, Resume, discard, take_up
+from cobertes.geo.ledger import LEDGER, Ledger, Resume, discard, resume_or_start
 from cobertes.geo.pages import release
 from cobertes.geo.scene import Scene
 from cobertes.geo.windows import Window
 from cobertes.labels.legend import CODES, Legend
 from cobertes.predict.map_layers import MAP, PRODUCTS, kind_of
-from cobertes.predict.prediction_job import Compute, Finished, Work, compute_here
+from cobertes.predict.prediction_job import Executor, PredictedBlock, PredictionJob, run_locally
 from cobertes.predict.stac import write_item
 from cobertes.progress import SILENT, Progress
 
@@ -113,7 +113,7 @@ def predict_map(
     resume: Resume = "no",
     overwrite: bool = False,
     progress: Progress = SILENT,
-    compute: Compute = compute_here,
+    executor: Executor = run_locally,
 ) -> MapReport:
     """Map a scene: a COG of legend codes with palette, names and areas, and whatever else is asked for.
 
@@ -132,7 +132,7 @@ def predict_map(
     clip           polygons, or a raster that is not nodata there: map that part only
     resume         go on from what an interrupted pass left: "yes" raises SettingsError where inputs or settings
                    were others, "if-same" starts anew then. The result is the same to the byte.
-    compute        who computes the blocks, `compute_here` or `scale.prediction`: no byte depends on it
+    compute        who computes the blocks, `run_locally` or `scale.prediction`: no byte depends on it
     Raises SettingsError, GridMismatchError, BandMismatchError, ModelFileError, InputFileError,
     OutputExistsError, StorageError, DeviceMemoryError; whatever happens, ``out`` is the old file or the whole
     new one.
@@ -151,7 +151,7 @@ def predict_map(
     overlap = default_overlap(size) if overlap is None else overlap
     plan = WindowPlan.of((grid.height, grid.width), size, overlap, blend)
     batch = min(batch_size, plan.count)
-    made_from = fingerprint(
+    fingerprint = fingerprint_of(
         engine.how, engine.identity, engine.temperature, describe(grid),
         {season: [stamp(file) for path in scene.files for file in source_files(path)]
          for season, scene in scenes.items()},
@@ -161,9 +161,9 @@ def predict_map(
         {name: str(path.resolve()) for name, path in paths.items()},
     )  # fmt: skip
     sums = {"written": CODES, "windows": 2}
-    ledger = Ledger(partial_folder(out) / LEDGER, made_from, plan.count, sums, "inputs, settings or engine")
+    ledger = Ledger(partial_folder(out) / LEDGER, fingerprint, plan.count, sums, "inputs, settings or engine")
     begin = time.monotonic()
-    missing = take_up(ledger, paths, resume, overwrite=overwrite)
+    missing = resume_or_start(ledger, paths, resume, overwrite=overwrite)
     before = int(ledger.sums["written"].sum())
     part, legend = crop(grid, region), engine.header.legend
     kinds = {name: kind_of(name, legend) for name in missing}
@@ -179,8 +179,10 @@ def predict_map(
                 for name in missing
             }
             if rasters:
-                work = Work(scenes, region, clipped, plan, tuple(rasters), legend, engine.temperature, batch)
-                _write(work, rasters, ledger, lambda wanted: compute(engine, work, wanted, memory), progress)
+                work = PredictionJob(
+                    scenes, region, clipped, plan, tuple(rasters), legend, engine.temperature, batch
+                )
+                _write(work, rasters, ledger, lambda wanted: executor(engine, work, wanted, memory), progress)
             counts = _per_code(legend, ledger.sums["written"])
             hectares = _hectares(counts, pixel_hectares(grid))
             if MAP in kinds:
@@ -214,7 +216,7 @@ def _check_files(written: Sequence[Path], read: Sequence[Path | str]) -> None:
 
 def _wanted(
     grid: GeoBox, bounds: tuple[float, float, float, float] | None, clip: Path | None
-) -> tuple[Window, Clip | None]:
+) -> tuple[Window, AreaOfInterest | None]:
     """The rectangle to be mapped, and what of it."""
     if bounds is not None and clip is not None:
         raise SettingsError("--bounds and --clip exclude each other: give one of them")
@@ -233,10 +235,10 @@ def _hectares(counts: Mapping[int, int], pixel: float | None) -> dict[int, float
 
 
 def _write(
-    work: Work,
+    work: PredictionJob,
     rasters: Mapping[str, Any],
     ledger: Ledger,
-    compute: Callable[[NDArray[np.bool_]], Generator[Finished, None, None]],
+    executor: Callable[[NDArray[np.bool_]], Generator[PredictedBlock, None, None]],
     progress: Progress,
 ) -> None:
     """Write all blocks that the ledger lacks, as they come; ``rasters`` (bands, height, width) by product."""
@@ -247,7 +249,7 @@ def _write(
     wanted.flat[list(ledger.done)] = False
     total, left = work.region.height * work.region.width, work.pixels(wanted)
     try:
-        with progress.bar("map", total / 1e6, "Mpx") as advance, closing(compute(wanted)) as found:
+        with progress.bar("map", total / 1e6, "Mpx") as advance, closing(executor(wanted)) as found:
             if left < total:
                 advance((total - left) / 1e6)
             row = -1
@@ -260,7 +262,7 @@ def _write(
                 for name, raster in rasters.items():
                     raster[:, block.rows, block.cols] = nodata[name] if block.made is None else block.made[name]
                 windows = np.array([block.computed, not block.computed], np.int64)
-                ledger.enter(block.number, {"written": block.written, "windows": windows})
+                ledger.mark_done(block.number, {"written": block.written, "windows": windows})
                 advance(int(block.written.sum()) / 1e6)
     except BaseException as error:
         _keep(ledger, pages, error)

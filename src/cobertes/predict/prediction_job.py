@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 
 from cobertes.engines.engine import Engine
 from cobertes.geo.blending import WindowPlan
-from cobertes.geo.clip import Clip
+from cobertes.geo.clip import AreaOfInterest
 from cobertes.geo.scene import Scene
 from cobertes.geo.windows import Window
 from cobertes.labels.legend import CODES, Legend
 from cobertes.learn.inference import READ_THREADS
-from cobertes.predict.map_layers import Made, describe_pixels
+from cobertes.predict.map_layers import Made, layers_from_logits
 from cobertes.predict.pipeline import Place, Seen, blocks
 
 log = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ LEAST_CARRIED_MB = 32
 
 
 @dataclass(frozen=True)
-class Budget:
+class PredictionMemory:
     """What the memory is used for: GDAL's ``cache`` in bytes, ``ahead`` windows, ``groups`` of columns."""
 
     cache: int
@@ -51,7 +51,7 @@ class Budget:
     groups: int
 
     @classmethod
-    def of(cls, memory: int, plan: WindowPlan, batch: int, engine: Engine) -> "Budget":
+    def of(cls, memory: int, plan: WindowPlan, batch: int, engine: Engine) -> "PredictionMemory":
         """Of the whole process, after libraries, forward passes, and the batches under way; ``memory`` in MB."""
         pixels, classes = batch * plan.size**2, len(engine.header.legend)
         models = [one.inputs for one in engine.members or (engine.header,)]
@@ -65,14 +65,14 @@ class Budget:
                 "windows of %d px in batches of %d take about %d MB, more than the %d MB of --memory",
                 plan.size, batch, memory - room + CACHE_MB[0], memory,
             )  # fmt: skip
-        carried = 4 * classes * plan.carried() / 2**20
+        carried = 4 * classes * plan.carry_over() / 2**20
         groups = int(np.ceil(carried / max(room / 2, LEAST_CARRIED_MB)))
         cache = min(max((room - carried) / 2, CACHE_MB[0]), CACHE_MB[1])
         return cls(int(cache * 2**20), 2 * batch, max(groups, 1))
 
 
 @dataclass(frozen=True)
-class Finished:
+class PredictedBlock:
     """A block of the map.
 
     number   in the window plan
@@ -91,7 +91,7 @@ class Finished:
 
 
 @dataclass(frozen=True)
-class Work:
+class PredictionJob:
     """What is to be computed of a map: of which pixels, from what, in which windows. It can be pickled.
 
     products  names, of `products.PRODUCTS`
@@ -100,7 +100,7 @@ class Work:
 
     scenes: Mapping[str, Scene]
     region: Window
-    clip: Clip | None
+    clip: AreaOfInterest | None
     plan: WindowPlan
     products: tuple[str, ...]
     legend: Legend
@@ -111,17 +111,17 @@ class Work:
         """(rows, cols) of the plan: blocks without a pixel in the region."""
         out = np.zeros((len(self.plan.rows), len(self.plan.cols)), bool)
         for row, col in np.ndindex(*out.shape):
-            out[row, col] = self.plan.block(row, col).meet(self.region) is None
+            out[row, col] = self.plan.block(row, col).intersection(self.region) is None
         return out
 
     def pixels(self, wanted: NDArray[np.bool_]) -> int:
         """Of the region, in the blocks that are ``wanted``."""
-        parts = (self.plan.block(row, col).meet(self.region) for row, col in np.argwhere(wanted))
+        parts = (self.plan.block(row, col).intersection(self.region) for row, col in np.argwhere(wanted))
         return sum(part.height * part.width for part in parts if part is not None)
 
     def finished(
-        self, engine: Engine, wanted: NDArray[np.bool_], budget: Budget
-    ) -> Generator[Finished, None, None]:
+        self, engine: Engine, wanted: NDArray[np.bool_], budget: PredictionMemory
+    ) -> Generator[PredictedBlock, None, None]:
         """The blocks that are ``wanted`` (rows, cols), each once."""
         waiting = wanted.copy()
         done = blocks(
@@ -146,7 +146,7 @@ class Work:
         for first, stop in pairwise(edges):
             for row in range(rows):
                 for col in range(max(first - 1, 0), stop):
-                    fed = self.plan.feeds(row, col)
+                    fed = self.plan.contributes_to(row, col)
                     if any(wanted[i, j] for i, j in fed if first <= j < stop):
                         yield row, col
 
@@ -156,42 +156,42 @@ class Work:
         inside = None
         if self.clip is not None:
             inside = self.clip.inside(window)
-            if not inside[reach.within(window)].any():
+            if not inside[reach.slices_in(window)].any():
                 return None
-        if not any(scene.is_stored(window.clip(scene.shape)) for scene in self.scenes.values()):
+        if not any(scene.may_have_data(window.clip(scene.shape)) for scene in self.scenes.values()):
             return None
         x, valid = engine.read(self.scenes, window)
         if inside is not None:
             valid &= inside
-        return (x, valid) if valid[reach.within(window)].any() else None
+        return (x, valid) if valid[reach.slices_in(window)].any() else None
 
     def _finish(
         self, row: int, col: int, logits: NDArray[np.float32] | None, valid: NDArray[np.bool_] | None
-    ) -> Finished:
+    ) -> PredictedBlock:
         """A block as far as it lies in the region, which it does."""
         block = self.plan.block(row, col)
-        part = block.meet(self.region) or Window(0, 0, 0, 0)
-        inside, (rows, cols) = part.within(block), part.within(self.region)
+        part = block.intersection(self.region) or Window(0, 0, 0, 0)
+        inside, (rows, cols) = part.slices_in(block), part.slices_in(self.region)
         number = self.plan.number(row, col)
         if logits is None or valid is None:
             written = np.zeros(CODES, np.int64)
             written[self.legend.nodata] = part.height * part.width
-            return Finished(number, rows, cols, None, written, computed=False)
-        made, written = describe_pixels(
+            return PredictedBlock(number, rows, cols, None, written, computed=False)
+        made, written = layers_from_logits(
             logits[inside], valid[inside], self.products, self.legend, self.temperature
         )
-        return Finished(number, rows, cols, made, written, computed=True)
+        return PredictedBlock(number, rows, cols, made, written, computed=True)
 
 
-Compute = Callable[[Engine, Work, NDArray[np.bool_], int], Generator[Finished, None, None]]
+Executor = Callable[[Engine, PredictionJob, NDArray[np.bool_], int], Generator[PredictedBlock, None, None]]
 """How the wanted blocks (rows, cols) of a work are computed with an engine, in a memory of so many MB a process:
 in any order, each block once."""
 
 
-def compute_here(
-    engine: Engine, work: Work, wanted: NDArray[np.bool_], memory: int
-) -> Generator[Finished, None, None]:
+def run_locally(
+    engine: Engine, work: PredictionJob, wanted: NDArray[np.bool_], memory: int
+) -> Generator[PredictedBlock, None, None]:
     """In this process, strip by strip."""
-    budget = Budget.of(memory, work.plan, work.batch, engine)
+    budget = PredictionMemory.of(memory, work.plan, work.batch, engine)
     with rasterio.Env(GDAL_CACHEMAX=budget.cache):
         yield from work.finished(engine, wanted, budget)

@@ -12,7 +12,7 @@ import matplotlib
 import numpy as np
 from matplotlib.colors import to_hex
 
-from cobertes.labels.legend import LandClass, Legend
+from cobertes.labels.legend import Legend, LegendClass
 from cobertes.report.html import known, known_range
 
 ENOUGH_PIXELS = 1000
@@ -74,7 +74,7 @@ def _averaged(assessment: Mapping[str, Any]) -> set[str]:
     return {key for key, scores in assessment["model"]["classes"].items() if scores["support"] >= ENOUGH_PIXELS}
 
 
-def _taken_for(matrix: Sequence[Sequence[int]], legend: Legend, land: LandClass) -> tuple[str, float] | None:
+def _taken_for(matrix: Sequence[Sequence[int]], legend: Legend, land: LegendClass) -> tuple[str, float] | None:
     """The class that most pixels of ``land`` are mapped as instead, and their share of the reference."""
     index = legend.index(land.key)
     row = np.array(matrix[index], float)

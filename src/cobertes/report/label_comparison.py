@@ -14,10 +14,10 @@ from odc.geo.geobox import GeoBox
 from cobertes.atomic_io import replacing
 from cobertes.geo.grid import open_raster
 from cobertes.geo.windows import Window, tile_windows
-from cobertes.labels.label_pass import METHODS, Task
+from cobertes.labels.label_pass import METHODS, LabelTask
 from cobertes.labels.legend import Legend
 from cobertes.labels.method_comparison import Comparison
-from cobertes.labels.reference_map import ReferenceReader, place
+from cobertes.labels.reference_map import ReferenceReader, align
 
 SHOWN = 48
 """Side of the place that is shown, in scene pixels."""
@@ -67,7 +67,7 @@ def write_comparison_picture(
 ) -> None:
     """Draw the most varied place by every method, and every class's bias, as a PNG.
 
-    folder  where `compare_labels` wrote METHOD.tif;  table  (256,) int16 from `translation`
+    folder  where `compare_labels` wrote METHOD.tif;  table  (256,) int16 from `recode_table`
     """
     place_of = _most_varied(folder / f"{METHODS[1]}.tif", grid)
     figure = Figure(figsize=(14, 4.2 + 0.34 * len(comparison.legend)), dpi=110, layout="constrained")
@@ -92,9 +92,9 @@ def _fine(
 ) -> NDArray[np.uint8]:
     """Legend codes of the fine map under a window of the scene."""
     with open_raster(reference) as dataset:
-        placement = place(reference, dataset, grid)
-    task = Task(reference, grid, placement, legend, table, METHODS[0])
-    with ReferenceReader(reference, grid, placement, filler=task.filler) as reader:
+        alignment = align(reference, dataset, grid)
+    task = LabelTask(reference, grid, alignment, legend, table, METHODS[0])
+    with ReferenceReader(reference, grid, alignment, fill_code=task.fill_code) as reader:
         codes, _ = reader.read(window)
     return task.translate[codes]
 

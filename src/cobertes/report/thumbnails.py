@@ -26,7 +26,7 @@ from rasterio.enums import Resampling
 
 from cobertes.errors import BandMismatchError, did_you_mean
 from cobertes.geo.grid import open_raster
-from cobertes.geo.nodata import valid_pixels
+from cobertes.geo.nodata import valid_mask_chw
 from cobertes.geo.scene import Scene
 from cobertes.geo.windows import Window
 from cobertes.labels.legend import IGNORE_INDEX, Legend
@@ -86,7 +86,7 @@ def scene_cells(scene: Scene, cell: int) -> NDArray[np.float32]:
             return _cells_from_overviews(scene, cell)
         sums, counts = [], []
         for window in _strips(scene.shape, cell):
-            values, valid = scene.read(window)
+            values, valid = scene.read_chw(window)
             values[:, ~valid] = 0
             sums.append(_sum_cells(values, cell))
             counts.append(_sum_cells(valid, cell))
@@ -97,7 +97,7 @@ def scene_cells(scene: Scene, cell: int) -> NDArray[np.float32]:
 
 def window_picture(scene: Scene, rgb: Sequence[str], window: Window) -> Picture:
     """A window of a scene pixel by pixel, stretched by itself; arguments as in `scene_pictures`."""
-    values, valid = _only(scene, rgb).read(window)
+    values, valid = _only(scene, rgb).read_chw(window)
     cells = np.where(valid, values, np.nan).astype(np.float32)
     known = cells[:, valid]
     low, high = np.percentile(known, (2, 98), axis=1) if known.size else (np.zeros(len(rgb)), np.ones(len(rgb)))
@@ -124,7 +124,7 @@ def _cells_from_overviews(scene: Scene, cell: int) -> NDArray[np.float32]:
     for i, band in enumerate(scene.bands):
         with open_raster(band.path) as dataset:
             values[i] = dataset.read(band.index, out_shape=shape, resampling=Resampling.average)
-    valid = valid_pixels(values, scene.nodata)
+    valid = valid_mask_chw(values, scene.nodata)
     return np.where(valid, values, np.nan).astype(np.float32)
 
 

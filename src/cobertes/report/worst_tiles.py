@@ -73,7 +73,7 @@ def _tile(
             return None
     if max(window.shape) > SIDE:
         top, left = window.row + (window.height - SIDE) // 2, window.col + (window.width - SIDE) // 2
-        window = Window(max(top, window.row), max(left, window.col), SIDE, SIDE).meet(window) or window
+        window = Window(max(top, window.row), max(left, window.col), SIDE, SIDE).intersection(window) or window
     shown = {}
     for season, scene in area.scenes.items():
         picture = thumbnails.window_picture(scene, rgb, window)
@@ -87,8 +87,8 @@ def _tile(
         shown["confidence"] = thumbnails.shares_picture(percent / 100, thumbnails.CONFIDENCE)
     held_out = np.zeros(window.shape, bool)  # the square may reach into training ground, which is not judged
     for block in judged:
-        if part := window.meet(block):
-            held_out[part.within(window)] = True
+        if part := window.intersection(block):
+            held_out[part.slices_in(window)] = True
     return _mistake(legend, theirs, ours, held_out), shown
 
 

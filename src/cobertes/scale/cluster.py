@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from cobertes.engines.runtimes import need
 from cobertes.errors import ClusterError, SettingsError
+from cobertes.extras import require_extra
 
 LOCAL, AUTO = "local", "auto"
 
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 def require_cluster(address: str) -> None:
     """Raise as `connected` does, and hold nothing: for work that comes hours later."""
     if address == LOCAL:
-        need("ray", "scale")
+        require_extra("ray", "scale")
         return
     with connected(address):
         pass
@@ -53,7 +53,7 @@ def connected(address: str, threads: int = 1) -> Iterator[Any]:
         raise SettingsError(f"'{address}' is no address of a Ray cluster. Give local, auto or HOST:PORT.")
     for name, value in VARIABLES.items():
         os.environ.setdefault(name, value)
-    ray = need("ray", "scale")
+    ray = require_extra("ray", "scale")
     if ray.is_initialized():
         yield ray
         return

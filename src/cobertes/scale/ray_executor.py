@@ -25,13 +25,13 @@ import rasterio
 import torch
 from numpy.typing import NDArray
 
-from cobertes.engines.engine import CALIBRATION, Engine, Recipe, open_recipes
+from cobertes.engines.engine import CALIBRATION, Engine, EngineSpec, open_recipes
 from cobertes.engines.runtimes import quantized_path
 from cobertes.errors import ClusterError, SettingsError
-from cobertes.fingerprints import fingerprint
+from cobertes.fingerprints import fingerprint_of
 from cobertes.geo.scene import Scene
 from cobertes.predict.map_layers import PROBABILITIES
-from cobertes.predict.prediction_job import Budget, Compute, Finished, Work
+from cobertes.predict.prediction_job import Executor, PredictedBlock, PredictionJob, PredictionMemory
 from cobertes.scale.cluster import RETRIES, connected, require_room, result_of, slots
 from cobertes.workflow.scene_paths import is_remote
 
@@ -57,20 +57,20 @@ Numbers = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Task:
+class PredictionTask:
     """What all pieces of a map share.
 
     models  what the recipes' files hold (`contents`)
     """
 
-    recipes: tuple[Recipe, ...]
+    recipes: tuple[EngineSpec, ...]
     models: str
-    work: Work
-    budget: Budget
+    work: PredictionJob
+    budget: PredictionMemory
 
 
 @contextmanager
-def on_ray(address: str, threads: int | None = None, stop: Event | None = None) -> Iterator[Compute]:
+def ray_executor(address: str, threads: int | None = None, stop: Event | None = None) -> Iterator[Executor]:
     """What `predict_map` takes to compute a map on a Ray cluster; see `cluster.connected` for the address.
 
     threads  processors of a task; by default as many as PyTorch takes in this process. A map is that of
@@ -81,13 +81,13 @@ def on_ray(address: str, threads: int | None = None, stop: Event | None = None) 
     each, stop = threads or torch.get_num_threads(), stop or Event()
     with connected(address, each) as ray:
 
-        def compute(
-            engine: Engine, work: Work, wanted: NDArray[np.bool_], memory: int
-        ) -> Generator[Finished, None, None]:
+        def executor(
+            engine: Engine, work: PredictionJob, wanted: NDArray[np.bool_], memory: int
+        ) -> Generator[PredictedBlock, None, None]:
             recipes = tuple(replace(one, path=one.path.resolve(), threads=each) for one in engine.recipes)
             if not recipes:
                 raise SettingsError("an engine made by hand can't be opened on other machines: use open_engine")
-            budget = Budget.of(memory, work.plan, work.batch, engine)
+            budget = PredictionMemory.of(memory, work.plan, work.batch, engine)
             gpus = float(any(one.device == "cuda" for one in recipes))
             needs = {"CPU": float(each), "GPU": gpus, "memory": memory * 2.0**20}
             require_room(ray, needs, "Give fewer --threads or less --memory")
@@ -95,7 +95,7 @@ def on_ray(address: str, threads: int | None = None, stop: Event | None = None) 
                 num_cpus=each, num_gpus=gpus, memory=memory * 2**20, max_retries=RETRIES
             )
             elsewhere = replace(work, scenes={name: _absolute(scene) for name, scene in work.scenes.items()})
-            shared = ray.put(Task(recipes, contents(recipes), elsewhere, budget))
+            shared = ray.put(PredictionTask(recipes, contents(recipes), elsewhere, budget))
             todo = iter(divide(work, wanted, max(slots(ray, needs), 1)))
             running: list[Any] = []
             try:
@@ -114,10 +114,10 @@ def on_ray(address: str, threads: int | None = None, stop: Event | None = None) 
                 for reference in running:
                     ray.cancel(reference, force=True)
 
-        yield compute
+        yield executor
 
 
-def divide(work: Work, wanted: NDArray[np.bool_], workers: int) -> Iterator[Numbers]:
+def divide(work: PredictionJob, wanted: NDArray[np.bool_], workers: int) -> Iterator[Numbers]:
     """The wanted blocks in pieces: numbers of blocks in the plan, each in one piece.
 
     Without zones between windows, whole batches in row-major order. With zones, squares: windows along their
@@ -143,7 +143,7 @@ def divide(work: Work, wanted: NDArray[np.bool_], workers: int) -> Iterator[Numb
                 yield np.flatnonzero(piece)
 
 
-def contents(recipes: Sequence[Recipe]) -> str:
+def contents(recipes: Sequence[EngineSpec]) -> str:
     """Changes with what the files of the models hold, not with their dates: a node may have copies."""
     digests = []
     for one in recipes:
@@ -151,10 +151,10 @@ def contents(recipes: Sequence[Recipe]) -> str:
         more = [int8, int8.with_suffix(".bin")] if one.precision == "int8" else []
         for path in (one.path, one.path.parent / CALIBRATION, *more):
             digests.append(sha256(path.read_bytes()).hexdigest() if path.exists() else None)
-    return fingerprint(digests)
+    return fingerprint_of(digests)
 
 
-def _compute_piece(shared: Task, piece: Numbers) -> list[Finished]:
+def _compute_piece(shared: PredictionTask, piece: Numbers) -> list[PredictedBlock]:
     """What runs on a worker."""
     plan = shared.work.plan
     wanted = np.zeros((len(plan.rows), len(plan.cols)), bool)
@@ -164,7 +164,7 @@ def _compute_piece(shared: Task, piece: Numbers) -> list[Finished]:
 
 
 @lru_cache(maxsize=1)
-def _engine(recipes: tuple[Recipe, ...], models: str) -> Engine:
+def _engine(recipes: tuple[EngineSpec, ...], models: str) -> Engine:
     """Of this worker: it outlives the piece, and the map. Raises ClusterError where its files are others."""
     engine = open_recipes(recipes)
     if contents(recipes) != models:

@@ -53,7 +53,7 @@ LOST_NODES = 5
 RAY = "ray"
 """Folder of what Ray Tune keeps of the search itself."""
 
-Tell = Callable[[str, str], None]
+OnMessage = Callable[[str, str], None]
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def tune(
     *,
     address: str = "local",
     progress: Progress = SILENT,
-    tell: Tell = lambda what, text: None,
+    on_message: OnMessage = lambda what, text: None,
 ) -> Search:
     """Search as the project's ``[tune]`` says, or go on where an interrupted search stopped.
 
@@ -86,7 +86,7 @@ def tune(
     settings = project.settings
     require_space(settings)
     _require_same_search(project, folder / "search.json")
-    shared = Run(project, shared_folder(folder), progress=progress, tell=tell)
+    shared = Run(project, shared_folder(folder), progress=progress, on_message=on_message)
     for stage in ("labels", "tiles"):
         shared.run(only=stage)
     project, files = stages.open_run(shared.files.path)
@@ -96,7 +96,7 @@ def tune(
     stages.store(plan, project, files, progress)
     if not read_json(folder / "search.json").get("over"):
         with connected(address, ceil(settings.tune.cpus)) as ray:
-            _search(ray, project, folder, tell)
+            _search(ray, project, folder, on_message)
         write_json(folder / "search.json", read_json(folder / "search.json") | {"over": True})
     trials = read_trials(folder, settings)
     best = best_trial(trials)
@@ -121,7 +121,7 @@ def _require_same_search(project: Project, note: Path) -> None:
     write_json(note, {"settings": now})
 
 
-def _search(ray: Any, project: Project, folder: Path, tell: Tell) -> None:
+def _search(ray: Any, project: Project, folder: Path, on_message: OnMessage) -> None:
     """Run all trials, or those that an interrupted search has left."""
     # Ray would write logs and tables of its own, take an interrupt for a wish to end with code 0, and stop all for
     # one trial that fails before it has a score
@@ -145,7 +145,9 @@ def _search(ray: Any, project: Project, folder: Path, tell: Tell) -> None:
     kept, space = (folder / RAY / "search").resolve(), param_space(asked.search)
 
     def hear(trial: str) -> None:
-        tell("trial", next((in_words(one) for one in read_trials(folder, settings) if one.id == trial), "lost"))
+        on_message(
+            "trial", next((in_words(one) for one in read_trials(folder, settings) if one.id == trial), "lost")
+        )
 
     def lose(trial: str) -> None:
         for one in read_trials(folder, settings):
@@ -158,7 +160,7 @@ def _search(ray: Any, project: Project, folder: Path, tell: Tell) -> None:
         warnings.simplefilter("ignore")  # of interfaces that change in coming versions of Ray and Optuna
         # an interruption in the first second leaves the search without its state
         if tune.Tuner.can_restore(str(kept)) and any(kept.glob("experiment_state-*.json")):
-            tell("tune", "going on with an interrupted search")
+            on_message("tune", "going on with an interrupted search")
             tuner = tune.Tuner.restore(str(kept), trainable=trainable, param_space=space, resume_unfinished=True)
         else:
             for begun in (folder / "trials", folder / RAY):

@@ -28,7 +28,7 @@ from cobertes.survey.estimators import (
 )
 from cobertes.survey.sample_file import CANNOT_TELL, Sample, read_sample, write_sample
 from cobertes.survey.stratified_sampling import (
-    CodedMap,
+    ClassRaster,
     count_both,
     count_codes,
     draw_pixels,
@@ -121,7 +121,7 @@ def draw_sample(
 
 
 def _count(
-    coded: CodedMap, strata: CodedMap | None, progress: Progress
+    coded: ClassRaster, strata: ClassRaster | None, progress: Progress
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """(256,) pixels of every stratum, and of every class of the map among them; 0 for nodata."""
     if strata is None:
@@ -146,7 +146,7 @@ def _count(
     return both.sum(axis=0), np.where(none, 0, both.sum(axis=1))
 
 
-def _middles(coded: CodedMap, places: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _middles(coded: ClassRaster, places: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     x, y = coded.grid.affine * (places[:, 1] + 0.5, places[:, 0] + 0.5)
     return np.asarray(x), np.asarray(y)
 
@@ -303,7 +303,7 @@ def _counted(sample: Sample) -> dict[int, float] | None:
 
 
 def _same_ground(
-    coded: CodedMap, counts: NDArray[np.int64], pixels: int, hectares: float | None
+    coded: ClassRaster, counts: NDArray[np.int64], pixels: int, hectares: float | None
 ) -> dict[int, float] | None:
     """Ground by class of another map, in pixels of the sample; None where it maps more or less ground.
 
@@ -322,7 +322,7 @@ def _same_ground(
     return {code: float(n * scale) for code, n in enumerate(counts.tolist()) if n}
 
 
-def _require_classes(coded: CodedMap, classes: Mapping[int, str], sample_file: Path) -> None:
+def _require_classes(coded: ClassRaster, classes: Mapping[int, str], sample_file: Path) -> None:
     """Raise LegendError where a code of the map means another class than in the sample."""
     for code in sorted({*coded.names} & {*classes}):
         ours, theirs = classes[code], coded.names[code]

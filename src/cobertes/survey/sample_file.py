@@ -22,7 +22,7 @@ from shapely.geometry import Polygon
 
 from cobertes.errors import InputFileError, LegendError, did_you_mean
 from cobertes.geo.vector import write_layers
-from cobertes.survey.stratified_sampling import CodedMap
+from cobertes.survey.stratified_sampling import ClassRaster
 
 LAYER = "sample"
 CANNOT_TELL = -1
@@ -48,7 +48,7 @@ class Sample:
 
 def write_sample(
     path: Path,
-    coded: CodedMap,
+    coded: ClassRaster,
     places: NDArray[np.int64],
     stratum: NDArray[np.int64],
     mapped: NDArray[np.int64],
@@ -92,7 +92,7 @@ def write_sample(
     write_layers(path, {LAYER: frame, **tables}, {LAYER: style})
 
 
-def _square(coded: CodedMap, row: int, col: int) -> Polygon:
+def _square(coded: ClassRaster, row: int, col: int) -> Polygon:
     corners = [(col, row), (col + 1, row), (col + 1, row + 1), (col, row + 1)]
     return Polygon([coded.grid.affine * (float(x), float(y)) for x, y in corners])
 

@@ -16,7 +16,7 @@ from rasterio.errors import RasterioError
 
 from cobertes.errors import GridMismatchError, InputFileError, SettingsError
 from cobertes.geo.grid import describe, grid_of, open_raster, same_grid
-from cobertes.labels.kernels import tally
+from cobertes.labels.kernels import histogram
 from cobertes.numba_cache import compiled
 from cobertes.progress import SILENT, Progress
 
@@ -27,7 +27,7 @@ CACHE_BYTES = 128 << 20
 
 
 @dataclass(frozen=True)
-class CodedMap:
+class ClassRaster:
     """A raster of codes: its grid, nodata, and the names and colours that its file gives its codes."""
 
     path: Path
@@ -41,7 +41,7 @@ class CodedMap:
         return self.names.get(code) or f"code {code}"
 
 
-def open_map(path: Path) -> CodedMap:
+def open_map(path: Path) -> ClassRaster:
     """What a map of uint8 codes says of itself. Raises InputFileError where it holds something else."""
     with open_raster(path) as file:
         if file.dtypes[0] != "uint8" or file.count != 1:
@@ -56,7 +56,7 @@ def open_map(path: Path) -> CodedMap:
             palette = {}
         colours = {code: "#{:02x}{:02x}{:02x}".format(*rgb[:3]) for code, rgb in palette.items()}
         nodata = None if file.nodata is None else int(file.nodata)
-        return CodedMap(path, grid_of(file), nodata, names, colours)
+        return ClassRaster(path, grid_of(file), nodata, names, colours)
 
 
 def strips(path: Path, progress: Progress = SILENT, name: str = "map") -> Iterator[tuple[int, NDArray[np.uint8]]]:
@@ -75,17 +75,17 @@ def strips(path: Path, progress: Progress = SILENT, name: str = "map") -> Iterat
                 advance(height * file.width / 1e6)
 
 
-def count_codes(coded: CodedMap, progress: Progress = SILENT) -> NDArray[np.int64]:
+def count_codes(coded: ClassRaster, progress: Progress = SILENT) -> NDArray[np.int64]:
     """(256,) pixels of every code; 0 for nodata."""
     counts = np.zeros(256, np.int64)
     for _, codes in strips(coded.path, progress, "counting"):
-        tally(codes, counts)
+        histogram(codes, counts)
     if coded.nodata is not None and 0 <= coded.nodata < 256:
         counts[coded.nodata] = 0
     return counts
 
 
-def count_both(coded: CodedMap, strata: CodedMap, progress: Progress = SILENT) -> NDArray[np.int64]:
+def count_both(coded: ClassRaster, strata: ClassRaster, progress: Progress = SILENT) -> NDArray[np.int64]:
     """(256, 256) pixels of every code of a map (rows) under every code of strata on its grid (columns)."""
     counts = np.zeros(256 * 256, np.int64)
     with open_raster(strata.path) as file:
@@ -125,7 +125,7 @@ def _find(
 
 
 def draw_pixels(
-    coded: CodedMap,
+    coded: ClassRaster,
     counts: NDArray[np.int64],
     wanted: dict[int, int],
     *,
@@ -168,7 +168,7 @@ def _ranks(rng: np.random.Generator, population: int, number: int) -> NDArray[np
     return chosen.astype(np.int64)
 
 
-def values_at(coded: CodedMap, x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.int64]:
+def values_at(coded: ClassRaster, x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.int64]:
     """Codes (n,) of a map under places in its CRS; nodata, or -1 where the map has no such code, outside."""
     col, row = ~coded.grid.affine * (np.asarray(x), np.asarray(y))
     rows, cols = np.floor(row).astype(int), np.floor(col).astype(int)
@@ -181,7 +181,7 @@ def values_at(coded: CodedMap, x: NDArray[np.float64], y: NDArray[np.float64]) -
     return found
 
 
-def require_grid_of(strata: CodedMap, coded: CodedMap) -> None:
+def require_grid_of(strata: ClassRaster, coded: ClassRaster) -> None:
     """Raise GridMismatchError where strata do not lie on the map's pixels."""
     if not same_grid(strata.grid, coded.grid):
         raise GridMismatchError(

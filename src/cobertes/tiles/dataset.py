@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from cobertes.errors import InputFileError
 from cobertes.geo.area import Area
-from cobertes.geo.nodata import valid_where
-from cobertes.geo.scene import Observed, Scene, seen_in_any
+from cobertes.geo.nodata import valid_mask_hwc
+from cobertes.geo.scene import Observation, Scene, seen_in_any
 from cobertes.geo.windows import Window
 from cobertes.labels.legend import IGNORE_INDEX, Legend
 from cobertes.numba_cache import compiled
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Ground:
+class LabelledDataset:
     """The areas by name, their labels on the scenes' grid, legend and split, and a store of both.
 
     ``shares`` are files by area with the share of each class, or with the purity, where they are learnt from;
@@ -40,53 +40,53 @@ class Ground:
     unreadable: Literal["error", "skip"] = "error"
     shares: Mapping[str, Path] = field(default_factory=dict)
 
-    def read(self, area: str, window: Window) -> tuple[dict[str, Observed], NDArray[np.uint8]]:
+    def read_chw(self, area: str, window: Window) -> tuple[dict[str, Observation], NDArray[np.uint8]]:
         """What was observed in each season, by band, and the class indices (height, width) uint8.
 
         The window may reach out of the area. IGNORE_INDEX stands outside, where nothing is labelled, and where
         no season was observed, whatever the label.
         """
-        observed: dict[str, Observed] = {}
+        observed: dict[str, Observation] = {}
         for season, scene in self.areas[area].scenes.items():
             try:
-                observed[season] = scene.read(window)
+                observed[season] = scene.read_chw(window)
             except InputFileError as error:
                 self._skip(error)
                 observed[season] = _nothing((len(scene.bands), *window.shape), window, scene)
         return observed, self._labels(area, window, observed)
 
-    def read_pixels(
+    def read_hwc(
         self, area: str, window: Window, seasons: Sequence[str] | None = None
-    ) -> tuple[dict[str, Observed], NDArray[np.uint8]]:
+    ) -> tuple[dict[str, Observation], NDArray[np.uint8]]:
         """The same with each pixel's bands together, of some seasons or all; from the store where it holds it."""
         scenes = self.areas[area].scenes
         observed = {season: self._pixels(area, season, window) for season in seasons or scenes}
         return observed, self._labels(area, window, observed)
 
-    def _pixels(self, area: str, season: str, window: Window) -> Observed:
+    def _pixels(self, area: str, season: str, window: Window) -> Observation:
         scene = self.areas[area].scenes[season]
         inside = window.clip(scene.shape)
         stored = self._stored(area, SCENE, season, inside)
         if stored is not None:
-            valid = valid_where(stored, scene.nodata)
+            valid = valid_mask_hwc(stored, scene.nodata)
             if inside == window:
                 return stored, valid
             pixels, seen = _nothing((*window.shape, len(scene.bands)), window, scene)
-            pixels[inside.within(window)], seen[inside.within(window)] = stored, valid
+            pixels[inside.slices_in(window)], seen[inside.slices_in(window)] = stored, valid
             return pixels, seen
         try:
-            return scene.read_pixels(window)
+            return scene.read_hwc(window)
         except InputFileError as error:
             self._skip(error)
             return _nothing((*window.shape, len(scene.bands)), window, scene)
 
-    def _labels(self, area: str, window: Window, observed: Mapping[str, Observed]) -> NDArray[np.uint8]:
+    def _labels(self, area: str, window: Window, observed: Mapping[str, Observation]) -> NDArray[np.uint8]:
         y = np.full(window.shape, IGNORE_INDEX, np.uint8)
         inside = window.clip(self.areas[area].shape)
         if 0 not in inside.shape:
             stored = self._stored(area, LABELS, "", inside)
             codes = read_labels(self.labels[area], inside) if stored is None else stored[..., 0]
-            part = inside.within(window)
+            part = inside.slices_in(window)
             _look_up(codes, seen_in_any(observed)[part], self.legend.index_table(), y[part])
         return y
 
@@ -100,7 +100,7 @@ class Ground:
         if inside == window:
             return known
         shares = np.zeros((*window.shape, known.shape[2]), np.uint8)
-        shares[inside.within(window)] = known
+        shares[inside.slices_in(window)] = known
         return shares
 
     def _stored(self, area: str, kind: str, season: str, inside: Window) -> NDArray[Any] | None:
@@ -125,6 +125,6 @@ def _look_up(
                 out[row, col] = table[codes[row, col]]
 
 
-def _nothing(shape: tuple[int, ...], window: Window, scene: Scene) -> Observed:
+def _nothing(shape: tuple[int, ...], window: Window, scene: Scene) -> Observation:
     """What a window shows where nothing was observed."""
     return np.zeros(shape, scene.dtype), np.zeros(window.shape, bool)

@@ -21,7 +21,7 @@ from cobertes.geo.grid import crop
 from cobertes.geo.nodata import holds
 from cobertes.labels.legend import IGNORE_INDEX
 from cobertes.progress import SILENT, Progress
-from cobertes.tiles.dataset import Ground
+from cobertes.tiles.dataset import LabelledDataset
 from cobertes.tiles.index import window_of
 
 TILES, LEGEND = "tiles.csv", "legend.csv"
@@ -30,7 +30,7 @@ WRITE_THREADS = 2
 
 
 def export_tiles(
-    frame: Any, ground: Ground, out: Path, *, overwrite: bool = False, progress: Progress = SILENT
+    index: Any, ground: LabelledDataset, out: Path, *, overwrite: bool = False, progress: Progress = SILENT
 ) -> dict[str, int]:
     """Write every kept tile of the index; returns how many by split.
 
@@ -45,7 +45,7 @@ def export_tiles(
         if others or not (out / TILES).is_file():
             what = ", ".join(sorted(path.name for path in others)[:3]) or f"no {TILES}"
             raise OutputExistsError(f"{out} is no folder of exported tiles ({what}): name another folder.")
-    rows = frame[frame["keep"]]
+    rows = index[index["keep"]]
     partial = out.parent / f".{out.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     try:
@@ -80,9 +80,9 @@ def tile_name(row: Any) -> str:
     return f"{row.area}_{row.row:05d}_{row.col:05d}"
 
 
-def _export(row: Any, ground: Ground, folder: Path) -> None:
+def _export(row: Any, ground: LabelledDataset, folder: Path) -> None:
     window = window_of(row)
-    observed, y = ground.read(row.area, window)
+    observed, y = ground.read_chw(row.area, window)
     area = ground.areas[row.area]
     grid = crop(area.grid, window)
     legend = ground.legend
@@ -119,7 +119,7 @@ def _export(row: Any, ground: Ground, folder: Path) -> None:
         file.update_tags(**{f"class_{land.code}": land.name for land in legend.classes})
 
 
-def _write_tables(rows: Any, ground: Ground, folder: Path) -> None:
+def _write_tables(rows: Any, ground: LabelledDataset, folder: Path) -> None:
     with (folder / LEGEND).open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["code", "key", "name", "colour"])

@@ -18,7 +18,7 @@ from cobertes.geo.windows import Window
 from cobertes.labels.legend import Legend
 from cobertes.settings import TileSettings
 from cobertes.tiles.split import EMPTY, LEFT_OUT, SPLIT_NAMES, TRAIN, AreaSplit
-from cobertes.tiles.tile_measurements import Observations
+from cobertes.tiles.tile_measurements import TileMeasurements
 
 CLOUDY, SNOWY = "cloudy", "snowy"
 GUARD, BETWEEN = "guard band", "between splits"
@@ -46,7 +46,7 @@ def judge_labels(counts: NDArray[np.int64], settings: TileSettings, legend: Lege
     return reasons
 
 
-def judge_observations(seen: Observations, sizes: NDArray[np.int64], settings: TileSettings) -> Reasons:
+def judge_observations(seen: TileMeasurements, sizes: NDArray[np.int64], settings: TileSettings) -> Reasons:
     """What was seen rules out. ``sizes`` (n,) pixels of each tile; tiles that were not read have no reason."""
     labelled = seen.counts.sum(axis=1)
     rules = [

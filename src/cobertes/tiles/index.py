@@ -41,10 +41,10 @@ from cobertes.tiles.filters import (
     judge_observations,
     judge_place,
 )
-from cobertes.tiles.label_counts import Census, square_side, take_census
+from cobertes.tiles.label_counts import LabelCounts, square_side, take_census
 from cobertes.tiles.polygon_split import read_polygons
 from cobertes.tiles.split import SPLIT_NAMES, TEST, TRAIN, VALIDATION, Split, block_edges
-from cobertes.tiles.tile_measurements import Observations, Observer, Place, observe
+from cobertes.tiles.tile_measurements import Place, TileMeasurements, TileReader, observe
 from cobertes.tiles.variogram import RangeMeter
 
 log = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ HELD_OUT = {"validation": VALIDATION, "test": TEST}
 class TileIndex:
     """What the tiles stage finds: the table, the split and the statistics of the training tiles.
 
-    ``frame`` has the columns area, row, col, height, width, block, split, keep, reason, labelled (share of
+    ``table`` has the columns area, row, col, height, width, block, split, keep, reason, labelled (share of
     pixels with a label); per season valid_SEASON (share with an observation), cloud_SEASON and snow_SEASON
     (shares of the observed pixels; all NaN where the scenes were not read, the last two also where nothing
     tells); counts (labelled pixels per class index; observed ones only, where the scenes were read), dominant
@@ -68,7 +68,7 @@ class TileIndex:
     ``reach`` is how far labels resemble each other in pixels, None where it was not asked or not found.
     """
 
-    frame: gpd.GeoDataFrame
+    table: gpd.GeoDataFrame
     split: Split
     statistics: Statistics
     reach: float | None = None
@@ -82,15 +82,15 @@ def build_index(
     tiles: TileSettings,
     split: SplitSettings,
     polygons: Path | None = None,
-    kept: Path | None = None,
-    made_from: str = "",
+    cache: Path | None = None,
+    fingerprint: str = "",
     progress: Progress = SILENT,
 ) -> TileIndex:
     """Index the tiles of all areas, draw the split, and measure the training ground.
 
     labels     area name -> labels on the area's grid
     polygons   a user's own split (``split.by = "polygons"``)
-    kept       where observations are kept for the next time, and found again where ``made_from``, the
+    cache      where observations are kept for the next time, and found again where ``fingerprint``, the
                fingerprint of scenes, labels and tiles, is the same
     Raises NoTilesError where nothing is left to learn from, SplitError where the ground can't be split,
     SettingsError where a tile's overlap is not smaller than its size.
@@ -128,15 +128,15 @@ def build_index(
     )  # fmt: skip
     by_labels = judge_labels(counts, tiles, legend)
     scene = next(iter(areas[0].scenes.values()))
-    seen = (Observations.load(kept, made_from) if kept else None) or Observations.empty(
+    seen = (TileMeasurements.load(cache, fingerprint) if cache else None) or TileMeasurements.empty(
         counts, own, len(areas[0].scenes), len(scene.bands)
     )
     observe(
-        Observer.of(areas, labels, legend, tiles),
+        TileReader.of(areas, labels, legend, tiles),
         places,
         by_labels == "",
         seen,
-        save=lambda: seen.save(kept, made_from) if kept else None,
+        save=lambda: seen.save(cache, fingerprint) if cache else None,
         progress=progress,
     )
     sizes = np.array([place.window.height * place.window.width for place in places])
@@ -144,15 +144,15 @@ def build_index(
     reasons = first_reasons(
         by_labels, judge_observations(seen, sizes, tiles), [situation.reason for situation in situations]
     )
-    frame = _frame(areas, places, situations, reasons, seen, counts, legend)
-    _require_training_tiles(frame, tiles, block)
-    return TileIndex(frame, drawn, _statistics(areas[0], frame, seen), reach)
+    index = _frame(areas, places, situations, reasons, seen, counts, legend)
+    _require_training_tiles(index, tiles, block)
+    return TileIndex(index, drawn, _statistics(areas[0], index, seen), reach)
 
 
-def save_index(frame: gpd.GeoDataFrame, path: Path) -> None:
+def save_index(index: gpd.GeoDataFrame, path: Path) -> None:
     """Write the index as GeoParquet."""
     with replacing(path) as temporary:
-        frame.to_parquet(temporary)
+        index.to_parquet(temporary)
 
 
 def load_index(path: Path) -> gpd.GeoDataFrame:
@@ -213,7 +213,7 @@ def _cuts(area: Area, tiles: TileSettings) -> tuple[list[int], list[int]]:
 def _block_counts(
     area: Area,
     labels: Path,
-    census: Census,
+    census: LabelCounts,
     edges: tuple[NDArray[np.int64], NDArray[np.int64]],
     legend: Legend,
 ) -> NDArray[np.int64]:
@@ -230,7 +230,7 @@ def _take_censuses(
     tiles: TileSettings,
     split: SplitSettings,
     advance: Advance,
-) -> tuple[dict[str, Census], float | None]:
+) -> tuple[dict[str, LabelCounts], float | None]:
     """Every area's census; and how far labels resemble each other, where the size of the blocks depends on it."""
     wanted = split.by == "block" and split.block is None and split.method == "block"
     looked_at = {area.name for area in areas[:: -(-len(areas) // RANGE_AREAS)]} if wanted else set()
@@ -269,7 +269,7 @@ def _frame(
     places: Sequence[Place],
     situations: Sequence[Situation],
     reasons: NDArray[np.object_],
-    seen: Observations,
+    seen: TileMeasurements,
     counts: NDArray[np.int64],
     legend: Legend,
 ) -> gpd.GeoDataFrame:
@@ -317,15 +317,15 @@ def _geometries(areas: Sequence[Area], places: Sequence[Place]) -> tuple[list[Po
     return outlines, None
 
 
-def _require_training_tiles(frame: gpd.GeoDataFrame, tiles: TileSettings, block: int) -> None:
-    kept = frame[frame["keep"]]
+def _require_training_tiles(index: gpd.GeoDataFrame, tiles: TileSettings, block: int) -> None:
+    kept = index[index["keep"]]
     for letter in (TRAIN, VALIDATION):
         if (kept["split"] == SPLIT_NAMES[letter]).any():
             continue
-        reasons = frame.loc[~frame["keep"], "reason"].value_counts()
+        reasons = index.loc[~index["keep"], "reason"].value_counts()
         why = ", ".join(f"{reason} {count}" for reason, count in reasons.items()) or "none"
         raise NoTilesError(
-            f"no {SPLIT_NAMES[letter]} tile is left of {len(frame)} (left out: {why}). "
+            f"no {SPLIT_NAMES[letter]} tile is left of {len(index)} (left out: {why}). "
             + _way_out(reasons, tiles, block)
         )
 
@@ -353,8 +353,8 @@ def _way_out(reasons: Any, tiles: TileSettings, block: int) -> str:
     return "Check the reference map's place, its codes and tiles.drop-only."
 
 
-def _statistics(area: Area, frame: gpd.GeoDataFrame, seen: Observations) -> Statistics:
-    training = (frame["keep"] & (frame["split"] == SPLIT_NAMES[TRAIN])).to_numpy()
+def _statistics(area: Area, index: gpd.GeoDataFrame, seen: TileMeasurements) -> Statistics:
+    training = (index["keep"] & (index["split"] == SPLIT_NAMES[TRAIN])).to_numpy()
     seasons = tuple(area.scenes)
     total = Moments.total(
         np.repeat(seen.pixels[training][:, :, None], seen.mean.shape[2], axis=2),

@@ -87,7 +87,7 @@ def _count(
 
 
 @dataclass(frozen=True)
-class Census:
+class LabelCounts:
     """The classes of an area's labels.
 
     row_cuts, col_cuts  borders that windows may have
@@ -130,7 +130,7 @@ def take_census(
     advance: Advance = lambda amount, note="": None,
     *,
     squares: bool = False,
-) -> Census:
+) -> LabelCounts:
     """Count the labels of an area, strip by strip. ``advance`` gets the share of it that was read."""
     index = legend.index_table()
     rows, cols = (np.unique([0, length, *cuts]) for length, cuts in zip(shape, (row_cuts, col_cuts), strict=True))
@@ -154,7 +154,7 @@ def take_census(
                 advance((bottom - top) / shape[0])
     table = np.zeros((len(rows), len(cols), len(legend)), np.int64)
     np.cumsum(np.cumsum(cells, axis=0), axis=1, out=table[1:, 1:])
-    return Census(rows, cols, table, np.moveaxis(in_squares, 2, 0), side)
+    return LabelCounts(rows, cols, table, np.moveaxis(in_squares, 2, 0), side)
 
 
 def _borders(length: int, step: int) -> NDArray[np.int64]:

@@ -53,7 +53,7 @@ class AreaSplit:
             self.block(rows.start + int(r), cols.start + int(c))
             for r, c in np.argwhere(self.letters[rows, cols] == letter)
         ]
-        return [part for block in blocks if (part := window.meet(block))]
+        return [part for block in blocks if (part := window.intersection(block))]
 
     def _under(self, window: Window) -> tuple[slice, slice]:
         """Rows and columns of the blocks that a window touches."""
@@ -66,7 +66,7 @@ class AreaSplit:
         """Whether a training window may lie here: its guard band included it touches no other split."""
         if not {VALIDATION, TEST, LEFT_OUT}.isdisjoint(self.touched(window).ravel().tolist()):
             return False
-        near = self.touched(window.grow(guard)).ravel().tolist() if guard else []
+        near = self.touched(window.pad(guard)).ravel().tolist() if guard else []
         return {VALIDATION, TEST}.isdisjoint(near)
 
     def windows(self, letter: str) -> list[Window]:

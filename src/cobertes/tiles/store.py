@@ -24,10 +24,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cobertes.errors import InputFileError, SettingsError, StorageError
-from cobertes.fingerprints import fingerprint
+from cobertes.fingerprints import fingerprint_of
 from cobertes.geo.area import Area
 from cobertes.geo.ledger import Ledger
-from cobertes.geo.mmap_tiff import NOT_STORED, Mapped, Values
+from cobertes.geo.mmap_tiff import NOT_STORED, MappedChunks, Values
 from cobertes.geo.windows import Window, runs
 from cobertes.progress import SILENT, Progress
 from cobertes.tiles.label_counts import count_bands, read_labels, read_shares
@@ -52,7 +52,7 @@ Key = tuple[str, str, str]
 class Store:
     """What is stored of each area: its seasons, its labels, and shares of classes where they are learnt from."""
 
-    held: Mapping[Key, Mapped]
+    held: Mapping[Key, MappedChunks]
 
     def read(self, area: str, kind: str, season: str, window: Window) -> NDArray[Any] | None:
         """Values (height, width, bands) of a window inside the area; None where not all of it is stored."""
@@ -100,7 +100,7 @@ def make_store(
     windows: Mapping[str, Sequence[Window]],
     *,
     shares: Mapping[str, Path] | None = None,
-    made_from: str,
+    fingerprint: str,
     every_scene: bool = False,
     budget: float = 20.0,
     unreadable: Literal["error", "skip"] = "error",
@@ -109,7 +109,7 @@ def make_store(
     """Copy the ground under ``windows`` (by area), or take up what is there; None where it is over the budget.
 
     shares       shares of classes by area, as `census.read_shares` reads them, to be copied too
-    made_from    fingerprint of scenes and labels: a store of others is made anew
+    fingerprint  that of scenes and labels: a store of others is made anew
     every_scene  also scenes that can be read as they are
     budget       disk in GB, at most
     unreadable   "skip" leaves out, with a warning, what a scene can't give
@@ -129,7 +129,7 @@ def make_store(
     path = folder / "pixels.bin"
     tasks = [(segment, run) for segment in segments for run in segment.runs()]
     plan = [[*segment.key, segment.chunk, segment.dtype, segment.wanted.tobytes().hex()] for segment in segments]
-    ledger = Ledger(folder / "ledger.json", fingerprint(made_from, plan), len(tasks), {})
+    ledger = Ledger(folder / "ledger.json", fingerprint_of(fingerprint, plan), len(tasks), {})
     if ledger.path.exists() and path.exists() and path.stat().st_size == size:
         try:
             ledger.load()
@@ -223,7 +223,7 @@ def _copy(
             values[: inside.height, : inside.width] = read_shares(maps[kind][name], inside)
         else:
             try:
-                values[: inside.height, : inside.width] = segment.area.scenes[season].read_pixels(inside)[0]
+                values[: inside.height, : inside.width] = segment.area.scenes[season].read_hwc(inside)[0]
             except InputFileError as error:
                 if unreadable == "error":
                     raise
@@ -234,7 +234,7 @@ def _copy(
             chunk = np.ascontiguousarray(values[:, (col - first) * width : (col - first + 1) * width])
             begin = int(offsets[row, col]) * itemsize
             raw[begin : begin + chunk.nbytes] = chunk.view(np.uint8).ravel()
-        ledger.enter(number, {})
+        ledger.mark_done(number, {})
         ledger.save_if_due([raw])
 
     held = len(ledger.done)
@@ -253,7 +253,7 @@ def _copy(
 
 def _open(
     path: Path, segments: Sequence[_Segment], missing: Sequence[tuple[_Segment, tuple[int, int, int]]]
-) -> dict[Key, Mapped]:
+) -> dict[Key, MappedChunks]:
     """One mapping of the file for each type of value; ``missing`` runs of chunks were not copied."""
     values: dict[str, Values] = {}
     held = {}
@@ -266,7 +266,7 @@ def _open(
         for owner, (row, first, stop) in missing:
             if owner is segment:
                 offsets[row, first:stop] = NOT_STORED
-        held[segment.key] = Mapped(
+        held[segment.key] = MappedChunks(
             path, segment.area.shape, segment.chunk, segment.dtype, offsets, values[segment.dtype]
         )
     return held

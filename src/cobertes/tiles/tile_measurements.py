@@ -1,7 +1,7 @@
 """What the scenes show in each tile: measured once and kept, so that rules and split can change without reading.
 
 Only tiles that the labels alone do not rule out are read: the open sea and what lies outside the mapped land never
-are. `Observations` hold everything that rules, split and statistics ask for; a later run with the same scenes,
+are. `TileMeasurements` hold everything that rules, split and statistics ask for; a later run with the same scenes,
 labels and tiles takes them from the file and reads no more than the tiles it lacks.
 """
 
@@ -48,7 +48,7 @@ class Place:
 
 
 @dataclass
-class Observations:
+class TileMeasurements:
     """Measured per tile (n), season (S), band (B) and class (K).
 
     read, unreadable  (n,) bool: whether the tile's scenes were read; whether one of them could not be
@@ -74,7 +74,7 @@ class Observations:
     @classmethod
     def empty(
         cls, counts: NDArray[np.int64], own_counts: NDArray[np.int64], seasons: int, bands: int
-    ) -> "Observations":
+    ) -> "TileMeasurements":
         """Of tiles that nothing has been read of; ``counts`` and ``own_counts`` are those of the labels."""
         n = len(counts)
         drawn = max(16, min(1024, SAMPLED_PIXELS // max(n, 1)))
@@ -93,19 +93,19 @@ class Observations:
             sample=np.full((n, drawn, seasons, bands), np.nan, np.float32),
         )
 
-    def save(self, path: Path, made_from: str) -> None:
-        """Write all arrays; ``made_from`` is the fingerprint of what was measured."""
+    def save(self, path: Path, fingerprint: str) -> None:
+        """Write all arrays; ``fingerprint`` is that of scenes, masks, labels and how they are measured."""
         with replacing(path) as temporary, temporary.open("wb") as file:
-            np.savez(file, made_from=np.array(made_from), **vars(self))
+            np.savez(file, made_from=np.array(fingerprint), **vars(self))
 
     @classmethod
-    def load(cls, path: Path, made_from: str) -> "Observations | None":
+    def load(cls, path: Path, fingerprint: str) -> "TileMeasurements | None":
         """What an earlier run measured of the same; None where there is nothing, or it can't be read."""
         if not path.exists():
             return None
         try:
             with np.load(path, allow_pickle=False) as file:
-                if str(file["made_from"]) != made_from:
+                if str(file["made_from"]) != fingerprint:
                     return None
                 found = cls(**{name: file[name] for name in cls.__dataclass_fields__})
                 found.read &= ~found.unreadable  # they are tried again
@@ -140,7 +140,7 @@ def _add_up(
 
 
 @dataclass(frozen=True)
-class Observer:
+class TileReader:
     """Reads the scenes of tiles, with the masks of clouds and snow where an area has some."""
 
     areas: Mapping[str, Area]
@@ -153,7 +153,7 @@ class Observer:
     @classmethod
     def of(
         cls, areas: Sequence[Area], labels: Mapping[str, Path], legend: Legend, settings: TileSettings
-    ) -> "Observer":
+    ) -> "TileReader":
         """Open the masks. Raises InputFileError, GridMismatchError."""
         masks = {
             area.name: {season: open_mask(str(path), area.grid) for season, path in area.masks.items()}
@@ -164,7 +164,7 @@ class Observer:
             {area.name: area for area in areas}, labels, legend, settings, masks, BandTests.of(bands, settings)
         )
 
-    def measure(self, place: Place, number: int, into: Observations) -> None:
+    def measure(self, place: Place, number: int, into: TileMeasurements) -> None:
         """Fill row ``number``. Raises InputFileError, unless the settings say to skip what can't be read."""
         try:
             self._measure(place, number, into)
@@ -175,13 +175,13 @@ class Observer:
             into.unreadable[number] = True
         into.read[number] = True
 
-    def _measure(self, place: Place, number: int, into: Observations) -> None:
-        window, inside = place.window, place.interior.within(place.window)
+    def _measure(self, place: Place, number: int, into: TileMeasurements) -> None:
+        window, inside = place.window, place.interior.slices_in(place.window)
         part = (inside[0].start, inside[0].stop, inside[1].start, inside[1].stop)
         seen = np.zeros(window.shape, bool)
         drawn = self._draw(place, into.sample.shape[1])
         for s, (season, scene) in enumerate(self.areas[place.area].scenes.items()):
-            pixels, valid = scene.read_pixels(window)
+            pixels, valid = scene.read_hwc(window)
             seen |= valid
             into.valid[number, s] = valid.mean()
             cover = self._cover(place, season, pixels)
@@ -207,14 +207,14 @@ class Observer:
     def _draw(self, place: Place, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Rows and columns, in the window, of pixels of the interior: the same ones every time."""
         rng = np.random.default_rng((place.window.row, place.window.col))
-        rows, cols = place.interior.within(place.window)
+        rows, cols = place.interior.slices_in(place.window)
         count = min(count, (rows.stop - rows.start) * (cols.stop - cols.start))
         return rng.integers(rows.start, rows.stop, count), rng.integers(cols.start, cols.stop, count)
 
     def _cover(self, place: Place, season: str, pixels: NDArray[Any]) -> NDArray[np.uint8] | None:
         mask = self.masks[place.area].get(season)
         if mask is not None:
-            return cover_of_codes(mask.read(place.window)[0][0], self.settings)
+            return cover_of_codes(mask.read_chw(place.window)[0][0], self.settings)
         return self.tests.cover(pixels) if self.tests is not None else None
 
 
@@ -223,10 +223,10 @@ def _class_counts(index: NDArray[np.uint8], classes: int) -> NDArray[np.int64]:
 
 
 def observe(
-    observer: Observer,
+    observer: TileReader,
     places: Sequence[Place],
     wanted: NDArray[np.bool_],
-    into: Observations,
+    into: TileMeasurements,
     *,
     save: Callable[[], None] = lambda: None,
     progress: Progress = SILENT,

@@ -29,11 +29,11 @@ OTHER_REASON = "#74c476"
 LAYER = "tiles"
 
 
-def _shown(frame: gpd.GeoDataFrame) -> list[str]:
+def _shown(index: gpd.GeoDataFrame) -> list[str]:
     """What a tile is: its split where it is kept, else the reason why not."""
     return [
         split if keep else reason
-        for split, keep, reason in zip(frame["split"], frame["keep"], frame["reason"], strict=True)
+        for split, keep, reason in zip(index["split"], index["keep"], index["reason"], strict=True)
     ]
 
 
@@ -41,28 +41,28 @@ def _colour(what: str) -> str:
     return SPLIT_COLOURS.get(what) or REASON_COLOURS.get(what, OTHER_REASON)
 
 
-def summarise(frame: gpd.GeoDataFrame, keys: Sequence[str]) -> dict[str, Any]:
+def summarise(index: gpd.GeoDataFrame, keys: Sequence[str]) -> dict[str, Any]:
     """Numbers of the index, as JSON can hold them; ``keys`` name the classes.
 
     tiles; kept: tiles by split; reasons: tiles left out by reason; classes: share of each class among the labelled
     pixels of the kept tiles, by split and in all; seasons: mean valid, cloud and snow share of the tiles read.
     """
-    kept = frame[frame["keep"]]
-    counts = np.array(frame["counts"].to_list(), float).reshape(len(frame), len(keys))
-    groups = {split: ((frame["split"] == split) & frame["keep"]).to_numpy() for split in kept["split"].unique()}
+    kept = index[index["keep"]]
+    counts = np.array(index["counts"].to_list(), float).reshape(len(index), len(keys))
+    groups = {split: ((index["split"] == split) & index["keep"]).to_numpy() for split in kept["split"].unique()}
     groups = {split: groups[split] for split in SPLIT_COLOURS if split in groups}
     shares = {
-        name: _shares(counts[chosen]) for name, chosen in (groups | {"all": np.ones(len(frame), bool)}).items()
+        name: _shares(counts[chosen]) for name, chosen in (groups | {"all": np.ones(len(index), bool)}).items()
     }
-    seasons = [column.removeprefix("valid_") for column in frame.columns if column.startswith("valid_")]
+    seasons = [column.removeprefix("valid_") for column in index.columns if column.startswith("valid_")]
     return {
-        "tiles": len(frame),
-        "areas": int(frame["area"].nunique()),
+        "tiles": len(index),
+        "areas": int(index["area"].nunique()),
         "kept": {split: int(chosen.sum()) for split, chosen in groups.items()},
-        "reasons": {str(k): int(v) for k, v in frame.loc[~frame["keep"], "reason"].value_counts().items()},
+        "reasons": {str(k): int(v) for k, v in index.loc[~index["keep"], "reason"].value_counts().items()},
         "classes": {key: {name: float(share[i]) for name, share in shares.items()} for i, key in enumerate(keys)},
         "seasons": {
-            season: {what: _mean(frame[f"{what}_{season}"]) for what in ("valid", "cloud", "snow")}
+            season: {what: _mean(index[f"{what}_{season}"]) for what in ("valid", "cloud", "snow")}
             for season in seasons
         },
     }
@@ -94,22 +94,22 @@ def describe_summary(summary: Mapping[str, Any], block: int, guard: int) -> str:
     return "\n".join(lines)
 
 
-def draw_tiles(frame: gpd.GeoDataFrame, path: Path, title: str = "") -> None:
+def draw_tiles(index: gpd.GeoDataFrame, path: Path, title: str = "") -> None:
     """Write a PNG: every tile in the colour of its split, or of the reason why it is left out.
 
     Areas are drawn in pixels, the way they lie in their scenes; several areas side by side.
     """
-    names = list(dict.fromkeys(frame["area"]))
-    ends = frame.assign(bottom=frame["row"] + frame["height"], right=frame["col"] + frame["width"])
+    names = list(dict.fromkeys(index["area"]))
+    ends = index.assign(bottom=index["row"] + index["height"], right=index["col"] + index["width"])
     sides = ends.groupby("area")[["bottom", "right"]].max()
     step = sides.max() * 1.04
     columns = ceil(sqrt(len(names) * step["bottom"] / step["right"]))
     place = {name: (i // columns * step["bottom"], i % columns * step["right"]) for i, name in enumerate(names)}
-    shown = _shown(frame)
-    gap = 0.02 * float(frame["width"].median())
+    shown = _shown(index)
+    gap = 0.02 * float(index["width"].median())
     squares, colours = [], []
     for (area, row, col, height, width), what in zip(
-        frame[["area", "row", "col", "height", "width"]].itertuples(index=False), shown, strict=True
+        index[["area", "row", "col", "height", "width"]].itertuples(index=False), shown, strict=True
     ):
         top, left = row + place[area][0], col + place[area][1]
         bottom, right = top + height - gap, left + width - gap
@@ -134,15 +134,15 @@ def draw_tiles(frame: gpd.GeoDataFrame, path: Path, title: str = "") -> None:
         figure.savefig(temporary, format="png", dpi=120)
 
 
-def write_tiles(frame: gpd.GeoDataFrame, keys: Sequence[str], path: Path) -> None:
+def write_tiles(index: gpd.GeoDataFrame, keys: Sequence[str], path: Path) -> None:
     """Write the index for QGIS: a column for the share of each class, and a style by split and reason.
 
     Raises StorageError where it can't be written.
     """
-    counts = np.array(frame["counts"].to_list(), float).reshape(len(frame), len(keys))
+    counts = np.array(index["counts"].to_list(), float).reshape(len(index), len(keys))
     shares = counts / np.maximum(counts.sum(axis=1), 1)[:, None]
-    flat = frame.drop(columns="counts").assign(
-        shown=_shown(frame), **{f"share_{key}": shares[:, i] for i, key in enumerate(keys)}
+    flat = index.drop(columns="counts").assign(
+        shown=_shown(index), **{f"share_{key}": shares[:, i] for i, key in enumerate(keys)}
     )
     write_layers(path, {LAYER: flat}, {LAYER: _style(sorted(set(flat["shown"])))})
 

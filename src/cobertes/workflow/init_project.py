@@ -14,12 +14,12 @@ from rasterio.errors import RasterioError
 from cobertes.atomic_io import write_text
 from cobertes.errors import InputFileError
 from cobertes.geo.area import ONLY_SEASON
-from cobertes.geo.bands import natural_colours
+from cobertes.geo.bands import default_rgb
 from cobertes.geo.cog_writer import check_not_input, check_writable
 from cobertes.geo.grid import describe, grid_of, open_raster, require_same_grid
 from cobertes.geo.scene import Scene
 from cobertes.labels.legend import CODES, Legend, legend_names, load_legend
-from cobertes.labels.reference_map import place
+from cobertes.labels.reference_map import align
 from cobertes.settings import SplitSettings
 from cobertes.tiles.block_split import choose_block
 from cobertes.workflow.scene_paths import open_scenes
@@ -36,7 +36,7 @@ LISTED_CODES = 20
 
 
 @dataclass(frozen=True)
-class Codes:
+class CodeScan:
     """What a look at a map found: ``counts`` (256,) of the pixels looked at, and whether these are ``all``.
 
     ``nodata`` is the value that the file declares, which need not be a code; pixels that have it and are no
@@ -74,8 +74,8 @@ def write_project(scenes: Sequence[str], reference: Path, out: Path, *, overwrit
     grids = [(scene.files[0], scene.grid) for scene in opened.values()]
     require_same_grid(grids)
     with open_raster(reference) as dataset:
-        place(reference, dataset, grids[0][1])
-    codes = look_at_codes(reference)
+        align(reference, dataset, grids[0][1])
+    codes = scan_codes(reference)
     if not set(codes.found) - {codes.legend_nodata}:
         raise InputFileError(f"{reference} holds no class codes: every pixel looked at is nodata")
     legend = propose_legend(codes)
@@ -87,7 +87,7 @@ def write_project(scenes: Sequence[str], reference: Path, out: Path, *, overwrit
     return _facts(opened, reference, out, codes, legend)
 
 
-def look_at_codes(reference: Path) -> Codes:
+def scan_codes(reference: Path) -> CodeScan:
     """Count the codes of a map: all pixels where there are few, else storage blocks drawn over all of it."""
     counts = np.zeros(CODES, np.int64)
     with open_raster(reference) as dataset:
@@ -108,7 +108,7 @@ def look_at_codes(reference: Path) -> Codes:
                     f"file may be truncated: fetch it again."
                 ) from error
             counts += _count(part, declared, reference)
-    return Codes(counts, declared, everything)
+    return CodeScan(counts, declared, everything)
 
 
 def _count(part: NDArray[np.integer], declared: float | None, reference: Path) -> NDArray[np.int64]:
@@ -123,7 +123,7 @@ def _count(part: NDArray[np.integer], declared: float | None, reference: Path) -
     return np.bincount(codes, minlength=CODES)
 
 
-def propose_legend(codes: Codes) -> Legend | None:
+def propose_legend(codes: CodeScan) -> Legend | None:
     """The packaged legend whose classes are nearest to the codes found; None where none is near."""
     found = set(codes.found)
     total = sum(int(codes.counts[code]) for code in found)
@@ -169,7 +169,7 @@ def _relative(file: str | Path, out: Path) -> str:
 
 
 def _project_text(
-    scenes: Mapping[str, Scene], reference: Path, out: Path, codes: Codes, legend: Legend | None
+    scenes: Mapping[str, Scene], reference: Path, out: Path, codes: CodeScan, legend: Legend | None
 ) -> str:
     scene = next(iter(scenes.values()))
     size, block = _tiling(scene)
@@ -185,7 +185,7 @@ def _project_text(
 name = {_toml(_project_name(out))}
 legend = {_toml(named)}    # {doubt}
 bands = {_toml(scene.band_names)}
-rgb = {_toml(natural_colours(scene.band_names))}    # shown as red, green, blue
+rgb = {_toml(default_rgb(scene.band_names))}    # shown as red, green, blue
 
 # {describe(scene.grid)}
 [[area]]
@@ -249,7 +249,7 @@ def _listed(codes: Sequence[int]) -> str:
     return ", ".join(map(str, codes[:LISTED_CODES])) + (f" and {more} more" if more > 0 else "")
 
 
-def _codes_text(codes: Codes, legend: Legend | None) -> str:
+def _codes_text(codes: CodeScan, legend: Legend | None) -> str:
     unknown = _unknown(codes, legend)
     if not unknown:
         return '# codes = { 19 = "bare-soil", 41 = "nodata" }    # single codes that the legend lacks'
@@ -257,11 +257,11 @@ def _codes_text(codes: Codes, legend: Legend | None) -> str:
     return f"# Codes outside the legend: say which classes they are, and take the # away.\n# codes = {{ {stray} }}"
 
 
-def _unknown(codes: Codes, legend: Legend | None) -> list[int]:
+def _unknown(codes: CodeScan, legend: Legend | None) -> list[int]:
     return [] if legend is None else [c for c in codes.found if c not in (legend.nodata, *legend.codes.tolist())]
 
 
-def _own_legend(reference: Path, codes: Codes) -> str:
+def _own_legend(reference: Path, codes: CodeScan) -> str:
     """A legend with a class per code found, in the map's own colours where it has a palette."""
     with open_raster(reference) as dataset:
         palette = dataset.colormap(1) if dataset.colorinterp[0].name == "palette" else {}
@@ -277,7 +277,7 @@ def _own_legend(reference: Path, codes: Codes) -> str:
     return "\n".join(lines)
 
 
-def _facts(scenes: Mapping[str, Scene], reference: Path, out: Path, codes: Codes, legend: Legend | None) -> str:
+def _facts(scenes: Mapping[str, Scene], reference: Path, out: Path, codes: CodeScan, legend: Legend | None) -> str:
     scene = next(iter(scenes.values()))
     with open_raster(reference) as dataset:
         map_grid = describe(grid_of(dataset))
@@ -299,7 +299,7 @@ def _facts(scenes: Mapping[str, Scene], reference: Path, out: Path, codes: Codes
     )
 
 
-def _code_rows(codes: Codes, legend: Legend | None, total: int) -> list[str]:
+def _code_rows(codes: CodeScan, legend: Legend | None, total: int) -> list[str]:
     names = {c.code: c.name for c in legend.classes} if legend else {}
     unknown = _unknown(codes, legend)
     rows = []

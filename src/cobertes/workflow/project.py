@@ -18,12 +18,12 @@ from pydantic import BaseModel, ValidationError
 
 from cobertes.errors import BandMismatchError, InputFileError, SettingsError, did_you_mean
 from cobertes.geo.area import Area
-from cobertes.geo.bands import natural_colours
+from cobertes.geo.bands import default_rgb
 from cobertes.geo.grid import warn_without_crs
 from cobertes.geo.scene import Scene, open_scene
-from cobertes.labels.legend import Legend, load_crosswalk, load_legend, translation
+from cobertes.labels.legend import Legend, load_crosswalk, load_legend, recode_table
 from cobertes.labels.reference_map import reference_nodata
-from cobertes.settings import SCRATCH, WEIGHTS, AreaSettings, Settings, fill_in
+from cobertes.settings import SCRATCH, WEIGHTS, AreaSettings, Settings, with_defaults
 from cobertes.tiles.split import read_groups, require_known_groups
 from cobertes.workflow.scene_paths import file_name, find_areas, resolve
 
@@ -88,15 +88,15 @@ class Project:
     @property
     def rgb(self) -> list[str]:
         """The bands shown as red, green and blue."""
-        return self.settings.rgb or natural_colours(self.bands)
+        return self.settings.rgb or default_rgb(self.bands)
 
     def table(self, area: Area) -> NDArray[np.int16]:
-        """(256,) int16 from `translation`: what each code of the area's reference map becomes."""
+        """(256,) int16 from `recode_table`: what each code of the area's reference map becomes."""
         if self.source_legend is None or area.reference is None:
             raise SettingsError(f"area '{area.name}' has no reference map")
         labels = self.settings.labels
         crosswalk = load_crosswalk(area.crosswalk, self.folder) if area.crosswalk else None
-        return translation(
+        return recode_table(
             self.source_legend,
             crosswalk=crosswalk,
             codes=labels.codes,
@@ -273,7 +273,7 @@ def _require_same_seasons(areas: Sequence[Area]) -> None:
 
 def _require_overlaps(settings: Settings, path: Path) -> None:
     """Refuse at once what prediction would refuse after hours of training."""
-    trained = fill_in(settings.train, settings.model.encoder, settings.tiles.size)
+    trained = with_defaults(settings.train, settings.model.encoder, settings.tiles.size)
     window = settings.predict.window or max(trained.windows)
     for key, overlap, size in (
         ("tiles.overlap", settings.tiles.overlap, settings.tiles.size),

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 
 from cobertes.atomic_io import write_text
 from cobertes.errors import ModelFileError, SettingsError, did_you_mean
-from cobertes.fingerprints import changed_keys, fingerprint, stamp
+from cobertes.fingerprints import changed_keys, fingerprint_of, stamp
 from cobertes.geo.grid import describe
 from cobertes.geo.ledger import discard
 from cobertes.progress import SILENT, Progress
@@ -45,7 +45,7 @@ from cobertes.workflow.stage_fingerprints import (
 from cobertes.workflow.stages import HEAD
 
 if TYPE_CHECKING:
-    from cobertes.workflow.stages import Computing
+    from cobertes.workflow.stages import OpenExecutor
 
 STAGES = ("labels", "tiles", "train", "evaluate", "predict", "report")
 
@@ -68,8 +68,8 @@ class Step:
 class Run:
     """A project in its run folder.
 
-    ``tell`` gets (stage, text) when a stage has finished, ``on_epoch`` the record of each epoch; ``computing``
-    opens who computes maps when their turn has come, by default this process.
+    ``on_message`` gets (stage, text) when a stage has finished, ``on_epoch`` the record of each epoch.
+    ``executor`` opens what computes the maps, by default this process.
     """
 
     def __init__(
@@ -78,17 +78,17 @@ class Run:
         folder: Path,
         *,
         progress: Progress = SILENT,
-        tell: Callable[[str, str], None] = lambda stage, text: None,
+        on_message: Callable[[str, str], None] = lambda stage, text: None,
         on_epoch: Callable[[dict[str, float]], None] = lambda record: None,
-        computing: "Computing | None" = None,
+        executor: "OpenExecutor | None" = None,
     ) -> None:
         self.project, self.files = project, RunFolder(folder)
-        self.progress, self.tell, self.on_epoch, self.computing = progress, tell, on_epoch, computing
+        self.progress, self.on_message, self.on_epoch, self.executor = progress, on_message, on_epoch, executor
         # torchrun starts several processes that train together: the first one tells and writes
         self.processes, rank = (int(os.environ.get(name, d)) for name, d in (("WORLD_SIZE", "1"), ("RANK", "0")))
-        self.leads = rank == 0
-        if not self.leads:
-            self.progress, self.tell = SILENT, lambda stage, text: None
+        self.is_rank_zero = rank == 0
+        if not self.is_rank_zero:
+            self.progress, self.on_message = SILENT, lambda stage, text: None
         self.learning = learning_settings(project)
 
     # --- which stages run
@@ -126,7 +126,7 @@ class Run:
                 f"{self.processes} processes can train together, but not do the stages before. Run those by one "
                 f"process: --only labels, --only tiles; then torchrun ... --only train (or --from train)."
             )
-        if not self.leads:  # what comes after training is the first process's alone
+        if not self.is_rank_zero:  # what comes after training is the first process's alone
             selected = selected[:1]
         retrain = start is not None and "train" in selected
         if not retrain and {"labels", "tiles", "train", "evaluate"} & set(selected):
@@ -134,23 +134,25 @@ class Run:
         if selected[0] == "train":
             self._require_fresh(("labels", "tiles"))
         self._require_own_folder()
-        if self.leads:
+        if self.is_rank_zero:
             write_text(self.files.project, self._resolved())
         ran = []
         for stage in selected:
             if start is None and self._state(stage)[0]:
-                self.tell(stage, "up to date")
+                self.on_message(stage, "up to date")
                 continue
-            if start is not None and self.leads:  # what is kept from an earlier time is not trusted either
+            if start is not None and self.is_rank_zero:  # what is kept from an earlier time is not trusted either
                 self._forget(stage)
-            with self._old_model_kept(retrain) if stage == "train" and self.leads else nullcontext():
-                made_from = self._fingerprint(stage)  # before: what changes meanwhile is not in what is made
-                if self.leads and stage in read_notes(self.files):  # half done, it is not up to date any more
+            with self._old_model_kept(retrain) if stage == "train" and self.is_rank_zero else nullcontext():
+                fingerprint = self._fingerprint(stage)  # before: what changes meanwhile is not in what is made
+                if self.is_rank_zero and stage in read_notes(
+                    self.files
+                ):  # half done, it is not up to date any more
                     write_note(self.files, stage, fingerprint=None)
                 made = self._make(stage)
-            if self.leads:
-                self._note(stage, made_from)
-            self.tell(stage, made)
+            if self.is_rank_zero:
+                self._note(stage, fingerprint)
+            self.on_message(stage, made)
             ran.append(stage)
         return ran
 
@@ -211,13 +213,15 @@ class Run:
                 legend = self.project.legend.to_dict()
                 tables = [self.project.table(area).tolist() for area in areas]
                 maps = [stamps(str(area.reference)) for area in areas]
-                return fingerprint(grids, maps, legend, tables, learning["labels"], learning["train"]["targets"])
+                return fingerprint_of(
+                    grids, maps, legend, tables, learning["labels"], learning["train"]["targets"]
+                )
             case "tiles":
                 groups = [area.group for area in areas]
                 polygons = self.project.polygons
                 # the columns of a shapefile are in another file of the same name
                 drawn = sorted(polygons.parent.glob(f"{polygons.stem}.*")) if polygons else []
-                return fingerprint(
+                return fingerprint_of(
                     observed_fingerprint(self.project, files),
                     groups,
                     [stamp(path) for path in drawn],
@@ -226,12 +230,12 @@ class Run:
             case "train":
                 return training_fingerprint(self.project, files) if files.tiles.exists() else ""
             case "evaluate":
-                return fingerprint(stamp(files.model), stamp(files.tiles), labels, how)
+                return fingerprint_of(stamp(files.model), stamp(files.tiles), labels, how)
             case "predict":
-                return fingerprint(stages.mapped_from(self.project, files))
+                return fingerprint_of(stages.mapped_from(self.project, files))
             case _:
                 inputs = [files.assessment, files.metrics, *self._outputs("predict")]
-                return fingerprint(settings, self.project.rgb, labels, [stamp(path) for path in inputs])
+                return fingerprint_of(settings, self.project.rgb, labels, [stamp(path) for path in inputs])
 
     def _make(self, stage: str) -> str:
         """Run one stage; returns its line for people."""
@@ -246,13 +250,13 @@ class Run:
             case "evaluate":
                 return stages.evaluate(*todo)
             case "predict":
-                return stages.predict(*todo, self.computing)
+                return stages.predict(*todo, self.executor)
             case _:
                 return stages.report(*todo)
 
-    def _note(self, stage: str, made_from: str) -> None:
+    def _note(self, stage: str, fingerprint: str) -> None:
         settings = {"settings": self.learning} if stage == "train" else {}
-        write_note(self.files, stage, fingerprint=made_from, **settings)
+        write_note(self.files, stage, fingerprint=fingerprint, **settings)
 
     # --- the trained model is never replaced
 
@@ -292,7 +296,7 @@ class Run:
         self.files.model.rename(kept)
         for path in self.files.checkpoints:
             path.unlink(missing_ok=True)
-        self.tell("train", f"the old model is kept as {kept.name}")
+        self.on_message("train", f"the old model is kept as {kept.name}")
         try:
             yield
         finally:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from cobertes.atomic_io import read_json, write_json
-from cobertes.fingerprints import fingerprint, stamp
+from cobertes.fingerprints import fingerprint_of, stamp
 from cobertes.geo.area import Area
 from cobertes.geo.grid import describe, source_files
 from cobertes.settings import WEIGHTS
@@ -62,7 +62,7 @@ def scene_stamps(area: Area) -> list[Any]:
 def observed_fingerprint(project: Project, files: RunFolder) -> str:
     """Of the scenes, masks and labels of the tiles, and of how they are measured."""
     settings = learning_settings(project)
-    return fingerprint(
+    return fingerprint_of(
         [(area.name, list(area.scenes), describe(area.grid)) for area in project.areas],
         [scene_stamps(area) for area in project.areas],
         [{season: stamp(path) for season, path in area.masks.items()} for area in project.areas],
@@ -76,15 +76,15 @@ def observed_fingerprint(project: Project, files: RunFolder) -> str:
 
 def training_fingerprint(project: Project, files: RunFolder) -> str:
     """Of the content of index, split and statistics: labels made again to the same end change nothing."""
-    frame = load_index(files.tiles)
+    index = load_index(files.tiles)
     columns = ["area", "row", "col", "height", "width", "split", "keep", "reason"]
-    rows = frame[columns].to_dict("list") | {"counts": [list(map(int, c)) for c in frame["counts"]]}
+    rows = index[columns].to_dict("list") | {"counts": [list(map(int, c)) for c in index["counts"]]}
     learning = learning_settings(project)
     learnt = [learning[section] for section in ("bands", "model", "train", "augmentation")]
     learnt.append([(land.code, land.key) for land in project.legend.classes])
     if project.weights not in WEIGHTS:
         learnt.append([stamp(project.weights)])
-    return fingerprint(rows, read_json(files.statistics), read_json(files.split), learnt)
+    return fingerprint_of(rows, read_json(files.statistics), read_json(files.split), learnt)
 
 
 def mapped_fingerprints(project: Project, model: Path, temperature: float | None) -> dict[str, str]:
@@ -94,7 +94,7 @@ def mapped_fingerprints(project: Project, model: Path, temperature: float | None
     learning = learning_settings(project)
     common = stamp(model), temperature, learning["bands"], learning["scene-nodata"], how
     return {
-        area.name: fingerprint(common, list(area.scenes), describe(area.grid), scene_stamps(area))
+        area.name: fingerprint_of(common, list(area.scenes), describe(area.grid), scene_stamps(area))
         for area in project.areas
     }
 

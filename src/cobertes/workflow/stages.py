@@ -20,11 +20,11 @@ from cobertes.errors import InputFileError, SettingsError
 from cobertes.fingerprints import stamp
 from cobertes.geo.area import Area
 from cobertes.labels.aggregate import make_labels
-from cobertes.labels.vote_weights import Weighting
-from cobertes.progress import SILENT, Joined, Progress
-from cobertes.settings import fill_in
+from cobertes.labels.vote_weights import VoteWeights
+from cobertes.progress import SILENT, Progress, SharedBar
+from cobertes.settings import with_defaults
 from cobertes.tiles.band_statistics import Statistics
-from cobertes.tiles.dataset import Ground
+from cobertes.tiles.dataset import LabelledDataset
 from cobertes.tiles.index import build_index, load_index, save_index
 from cobertes.tiles.split import Split
 from cobertes.tiles.store import Store, make_store
@@ -42,11 +42,11 @@ from cobertes.workflow.stage_fingerprints import (
 
 if TYPE_CHECKING:
     from cobertes.accuracy.disagreement import AuditedArea
-    from cobertes.learn.training_cost import Estimate
+    from cobertes.learn.training_cost import TrainingCost
     from cobertes.learn.training_setup import TrainingPlan
-    from cobertes.predict.prediction_job import Compute
+    from cobertes.predict.prediction_job import Executor
 
-    Computing = Callable[[Event], AbstractContextManager[Compute]]
+    OpenExecutor = Callable[[Event], AbstractContextManager[Executor]]
     """Opens who computes maps; the event, once it is set, ends all that they compute."""
 
 AREAS_AT_ONCE = 8
@@ -93,7 +93,7 @@ def label(project: Project, files: RunFolder, progress: Progress = SILENT) -> st
             legend=project.legend,
             table=project.table(area),
             method=settings.method,
-            weighting=Weighting(settings.class_weights, settings.smoothing),
+            weighting=VoteWeights(settings.class_weights, settings.smoothing),
             min_valid=settings.min_valid,
             unknown=settings.unknown,
             memory=settings.memory,
@@ -118,19 +118,19 @@ def tile(project: Project, files: RunFolder, progress: Progress = SILENT) -> str
         tiles=settings.tiles.model_copy(update={"drop_only": _learnt(project, settings.tiles.drop_only)}),
         split=settings.split,
         polygons=project.polygons,
-        kept=files.observations,
-        made_from=observed_fingerprint(project, files),
+        cache=files.observations,
+        fingerprint=observed_fingerprint(project, files),
         progress=progress,
     )
-    save_index(index.frame, files.tiles)
+    save_index(index.table, files.tiles)
     write_json(files.statistics, index.statistics.to_dict(project.legend.keys))
     write_json(files.split, index.split.to_dict())
-    kept = index.frame[index.frame["keep"]]["split"].value_counts()
-    left = index.frame[~index.frame["keep"]]["reason"].value_counts()
+    kept = index.table[index.table["keep"]]["split"].value_counts()
+    left = index.table[~index.table["keep"]]["reason"].value_counts()
     text = ", ".join(f"{count} {split}" for split, count in kept.items())
     dropped = "".join(f"; {reason}: {count}" for reason, count in left.items())
     reach = "" if index.reach is None else f", labels alike over {index.reach:.0f} px"
-    return f"{len(index.frame)} tiles: {text}{dropped}. Blocks of {index.split.block} px{reach}"
+    return f"{len(index.table)} tiles: {text}{dropped}. Blocks of {index.split.block} px{reach}"
 
 
 def _learnt(project: Project, classes: Sequence[int | str]) -> list[str]:
@@ -139,12 +139,12 @@ def _learnt(project: Project, classes: Sequence[int | str]) -> list[str]:
     return [key for key in (whole.find(what).key for what in classes) if key in project.legend.keys]
 
 
-def open_ground(project: Project, files: RunFolder) -> Ground:
+def open_ground(project: Project, files: RunFolder) -> LabelledDataset:
     """The labelled ground of this run, as its labels and tiles stages left it."""
     areas = {area.name: area for area in project.areas}
     labels = {name: files.labels(name) for name in areas}
     split, unreadable = Split.from_dict(read_json(files.split)), project.settings.tiles.unreadable
-    return Ground(areas, labels, project.legend, split, unreadable=unreadable)
+    return LabelledDataset(areas, labels, project.legend, split, unreadable=unreadable)
 
 
 def train(
@@ -154,12 +154,12 @@ def train(
     on_epoch: Callable[[dict[str, float]], None] = lambda record: None,
 ) -> str:
     """Train the model, or go on from the last checkpoint; ``on_epoch`` gets each epoch's record."""
-    from cobertes.learn.devices import leader_first, part
+    from cobertes.learn.devices import part, rank_zero_first
     from cobertes.learn.train import train_model
 
     plan = plan_training(project, files)
     # the first process has also moved an old model and its checkpoints aside
-    with leader_first(project.settings.train.device):
+    with rank_zero_first(project.settings.train.device):
         plan = plan.reading(store(plan, project, files, progress))
     header = train_model(plan, files.path, progress=progress, report=on_epoch)
     part()
@@ -197,7 +197,7 @@ def store(plan: "TrainingPlan", project: Project, files: RunFolder, progress: Pr
         plan.ground.labels,
         plan.feeding_windows(),
         shares=_shares(project, files),
-        made_from=observed_fingerprint(project, files),
+        fingerprint=observed_fingerprint(project, files),
         every_scene=tiles.store == "always",
         budget=tiles.store_gb,
         unreadable=tiles.unreadable,
@@ -211,13 +211,13 @@ def _shares(project: Project, files: RunFolder) -> dict[str, Path]:
     return {name: path for name, path in found.items() if path is not None}
 
 
-def estimate(project: Project, files: RunFolder) -> "Estimate":
+def estimate(project: Project, files: RunFolder) -> "TrainingCost":
     """What training will take on this machine; tiles are counted in the index, or guessed where there is none."""
     from cobertes.learn.training_cost import estimate_training
     from cobertes.learn.training_setup import network_settings
 
     settings = project.settings
-    train = fill_in(settings.train, settings.model.encoder, settings.tiles.size)
+    train = with_defaults(settings.train, settings.model.encoder, settings.tiles.size)
     window = max(train.windows)
     held = settings.split.validation
     if files.tiles.exists():
@@ -248,7 +248,7 @@ def evaluate(project: Project, files: RunFolder, progress: Progress = SILENT) ->
         make_int8(project, files, progress)
     engine = open_engine(
         files.model, device=settings.device, precision=settings.precision, engine=settings.engine,
-        views=settings.views,
+        tta=settings.views,
     )  # fmt: skip
     names = [area.name for area in project.areas]
     assessment = assess(
@@ -343,7 +343,7 @@ def make_int8_of(model: Path, progress: Progress = SILENT) -> None:
 
 
 def predict(
-    project: Project, files: RunFolder, progress: Progress = SILENT, computing: "Computing | None" = None
+    project: Project, files: RunFolder, progress: Progress = SILENT, executor: "OpenExecutor | None" = None
 ) -> str:
     """Map every area, but for those whose map an interrupted run has made from the same already.
 
@@ -352,29 +352,29 @@ def predict(
     """
     from cobertes.engines.engine import open_engine
     from cobertes.predict.predict import predict_map
-    from cobertes.predict.prediction_job import compute_here
+    from cobertes.predict.prediction_job import run_locally
 
-    settings, made_from = project.settings.predict, mapped_from(project, files)
+    settings, fingerprint = project.settings.predict, mapped_from(project, files)
     model = model_file(project, files)
     if settings.precision == "int8" and settings.model is None:
         make_int8(project, files, progress)
     elif settings.precision == "int8":
         make_int8_of(model, progress)
     engine = open_engine(
-        model, device=settings.device, precision=settings.precision, engine=settings.engine, views=settings.views
+        model, device=settings.device, precision=settings.precision, engine=settings.engine, tta=settings.views
     )
     noted, noting, stop = read_notes(files).get("predict", {}).get("areas", {}), Lock(), Event()
 
     def entry(area: Area) -> list[Any]:
         outputs = files.map(area.name), files.confidence(area.name)
-        return [[made_from[area.name], engine.how], *map(stamp, outputs)]
+        return [[fingerprint[area.name], engine.how], *map(stamp, outputs)]
 
     todo = [area for area in project.areas if noted.get(area.name) != entry(area)]
     kept = _count(project.areas[len(todo) :], "map") + " from before"
     if not todo:
         return kept
 
-    def make(area: Area, compute: "Compute", progress: Progress) -> int:
+    def make(area: Area, executor: "Executor", progress: Progress) -> int:
         """Pixels of the map."""
         made = predict_map(
             engine,
@@ -389,22 +389,22 @@ def predict(
             resume="if-same",
             overwrite=True,
             progress=progress,
-            compute=compute,
+            executor=executor,
         )
         with noting:  # maps may end at the same time
             noted[area.name] = entry(area)
             write_note(files, "predict", areas=noted)
         return sum(made.counts.values())
 
-    with computing(stop) if computing else nullcontext(compute_here) as compute:
+    with executor(stop) if executor else nullcontext(run_locally) as opened:
         begin = time.monotonic()
-        if computing is None or len(todo) == 1:
-            pixels = sum(make(area, compute, progress) for area in todo)
+        if executor is None or len(todo) == 1:
+            pixels = sum(make(area, opened, progress) for area in todo)
         else:
             mpx = sum(area.shape[0] * area.shape[1] for area in todo) / 1e6
             with progress.bar("maps", mpx, "Mpx") as advance, ThreadPoolExecutor(AREAS_AT_ONCE) as pool:
                 try:
-                    made = [pool.submit(make, area, compute, Joined(advance)) for area in todo]
+                    made = [pool.submit(make, area, opened, SharedBar(advance)) for area in todo]
                     pixels = sum(one.result() for one in as_completed(made))
                 finally:
                     stop.set()
