@@ -34,7 +34,7 @@ def assess(project: Project, folder: Path) -> dict:
     run = Run(project, folder, on_message=lambda stage, text: print(f"  {stage}: {text}", flush=True))
     for stage in ("labels", "tiles", "train", "evaluate"):
         run.run(only=stage)
-    return json.loads(run.files.assessment.read_text(encoding="utf-8"))
+    return json.loads(run.folder.assessment.read_text(encoding="utf-8"))
 
 
 def spread(values: list[float]) -> str:

@@ -20,9 +20,10 @@ from cobertes.learn.training_setup import plan_training
 from cobertes.tiles.band_statistics import Statistics
 from cobertes.tiles.filters import POOR
 from cobertes.tiles.index import load_index
-from cobertes.workflow import stages
+from cobertes.workflow.context import StageContext, open_dataset
 from cobertes.workflow.project import Project, load_project
 from cobertes.workflow.run_folder import RunFolder
+from cobertes.workflow.training import open_store, set_up_training
 
 SHARES = (0.1, 0.3, 1.0)
 
@@ -35,10 +36,11 @@ def learn(project: Project, files: RunFolder, share: float, out: Path) -> int:
     lost = np.setdiff1d(tiles, kept)
     frame.loc[frame.index[lost], "keep"] = False
     frame.loc[frame.index[lost], "reason"] = POOR[0]
-    whole = stages.plan_training(project, files)
+    context = StageContext(project, files)
+    whole = set_up_training(context)
     plan = plan_training(
         frame,
-        stages.open_ground(project, files),
+        open_dataset(project, files),
         Statistics.from_dict(read_json(files.statistics)),
         model=project.settings.model,
         train=whole.settings.model_copy(update={"samples": len(whole.sampler)}),
@@ -46,7 +48,7 @@ def learn(project: Project, files: RunFolder, share: float, out: Path) -> int:
         tile_size=project.settings.tiles.size,
         fingerprint=f"{whole.fingerprint} {share}",
     )
-    train_model(plan.reading(stages.store(whole, project, files)), out)
+    train_model(plan.reading(open_store(whole, context)), out)
     return len(kept)
 
 

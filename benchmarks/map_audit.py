@@ -20,9 +20,9 @@ from rasterio.features import rasterize
 
 from cobertes.accuracy.disagreement import Patch, audit_maps, write_patches
 from cobertes.synthetic.demo import write_demo
+from cobertes.workflow.evaluation import audited_areas
 from cobertes.workflow.project import load_project
 from cobertes.workflow.run import Run
-from cobertes.workflow.stages import audited_areas
 
 RADII = 3, 8
 
@@ -101,9 +101,9 @@ def main() -> None:
             np.save(noted, plant_in_file(reference, arguments.planted, arguments.seed, factor=10))
     project = load_project(arguments.out / "project.toml")
     run = Run(project, arguments.out / "runs" / "demo", on_message=print)
-    if not run.files.calibration.exists():
+    if not run.folder.calibration.exists():
         run.run()
-    areas = audited_areas(project, run.files)
+    areas = audited_areas(project, run.folder)
     if arguments.when == "after":
         changed = arguments.out / "changed.tif"
         shutil.copy(areas[0].labels, changed)

@@ -229,11 +229,11 @@ def memory(options: argparse.Namespace) -> None:
 def miou_of(run: Path, codes: np.ndarray) -> float:
     """Of a map of the run's only area, on its validation blocks."""
     from cobertes.accuracy.confusion import ConfusionMatrix
-    from cobertes.workflow.run import open_run
-    from cobertes.workflow.stages import open_ground
+    from cobertes.workflow.context import open_dataset
+    from cobertes.workflow.run_folder import open_run
 
     project, files = open_run(run)
-    ground = open_ground(project, files)
+    ground = open_dataset(project, files)
     ((name, split),) = ground.split.areas.items()
     with rasterio.open(files.labels(name)) as file:
         labels = file.read(1)
@@ -350,12 +350,12 @@ def parity(options: argparse.Namespace) -> None:
     from cobertes.evaluation.held_out_map import AsMapped
     from cobertes.learn.inference import judge
     from cobertes.predict.predict import predict_map
-    from cobertes.workflow.run import open_run
+    from cobertes.workflow.context import open_dataset
+    from cobertes.workflow.run_folder import open_run
     from cobertes.workflow.scene_paths import open_scenes
-    from cobertes.workflow.stages import open_ground
 
     project, files = open_run(options.run)
-    ground = open_ground(project, files)
+    ground = open_dataset(project, files)
     expected = None
     print("\n| engine | agrees with torch fp32 | mIoU, validation |\n|---|---|---|")
     for name, precision in (*ENGINES, ("openvino", "int8")):

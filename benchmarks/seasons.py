@@ -19,9 +19,9 @@ from cobertes.geo.scene import Scene
 from cobertes.learn.inference import each_season, judge, plan_blocks
 from cobertes.learn.model_file import load_model
 from cobertes.tiles.split import VALIDATION
+from cobertes.workflow.context import open_dataset
 from cobertes.workflow.project import Project, load_project
-from cobertes.workflow.run import open_run
-from cobertes.workflow.stages import open_ground
+from cobertes.workflow.run_folder import open_run
 
 WAYS = {
     "stack": "",
@@ -43,7 +43,7 @@ def with_scenes(project: Project, seasons: dict[str, str]) -> Project:
 def score(folder: Path, shown: dict[str, dict[str, Scene]]) -> float:
     """mIoU of a run's model on its validation blocks, where ``shown`` are the scenes by area and season."""
     model, header = load_model(folder)
-    ground = open_ground(*open_run(folder))
+    ground = open_dataset(*open_run(folder))
     areas = {name: dataclasses.replace(area, scenes=shown[name]) for name, area in ground.areas.items()}
     ground = dataclasses.replace(ground, areas=areas)
 

@@ -52,7 +52,7 @@ def run_until(stage: str, project: Project, folder: Path) -> RunFolder:
         run.run(only=each)
         if each == stage:
             break
-    return run.files
+    return run.folder
 
 
 def options(description: str | None) -> argparse.ArgumentParser:

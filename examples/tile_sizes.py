@@ -111,10 +111,10 @@ def main() -> None:
             )
             for stage in ("labels", "tiles", "train"):
                 run.run(only=stage)
-            epochs = [json.loads(line) for line in run.files.metrics.read_text().splitlines()]
+            epochs = [json.loads(line) for line in run.folder.metrics.read_text().splitlines()]
             scores.append(max(epoch["miou"] for epoch in epochs))
             seconds.append(min(epoch["seconds"] for epoch in epochs))
-        index = load_index(run.files.tiles)
+        index = load_index(run.folder.tiles)
         kept = index[index["keep"]]
         pixels = int((kept["height"] * kept["width"]).sum())
         spread = np.std(scores, ddof=1) if len(scores) > 1 else 0

@@ -13,7 +13,7 @@ import rasterio.shutil
 from cobertes.atomic_io import read_json
 from cobertes.synthetic.demo import write_demo
 from cobertes.tiles.index import load_index
-from cobertes.workflow.run import open_run
+from cobertes.workflow.run_folder import open_run
 from rasters import read_raster
 
 SIDE = 3000

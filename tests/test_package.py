@@ -23,6 +23,7 @@ BASE = {
     "extras": {"errors"},
     "numba_cache": set(),
     "progress": set(),
+    "toml_io": set(),
     "settings": set(),
     "fingerprints": {"errors"},
     "atomic_io": {"errors"},

@@ -24,7 +24,7 @@ from cobertes.geo.area import Area
 from cobertes.geo.cog_writer import RasterSpec, new_raster
 from cobertes.geo.scene import open_scene
 from cobertes.labels.legend import Legend, LegendClass
-from cobertes.report.report import toml_text, write_report
+from cobertes.report.report import write_report
 from cobertes.report.thumbnails import (
     cell_size,
     count_codes,
@@ -34,6 +34,7 @@ from cobertes.report.thumbnails import (
     scene_cells,
     scene_pictures,
 )
+from cobertes.toml_io import toml_text
 
 HEIGHT, WIDTH = 24, 32
 GRID = GeoBox((HEIGHT, WIDTH), Affine(10, 0, 300_000, 0, -10, 4_600_000), "EPSG:32631")

@@ -27,13 +27,17 @@ from cobertes.errors import (
 )
 from cobertes.learn.metrics_log import read_history
 from cobertes.settings import Settings
+from cobertes.workflow.context import StageContext, open_dataset
+from cobertes.workflow.evaluation import evaluate
 from cobertes.workflow.project import load_project
-from cobertes.workflow.run import STAGES, Run, open_run
-from cobertes.workflow.run_folder import RunFolder
-from cobertes.workflow.stages import evaluate, open_ground
+from cobertes.workflow.run import Run
+from cobertes.workflow.run_folder import RunFolder, open_run
+from cobertes.workflow.stages import STAGES as RECORDS
 from interruptions import StoppedAfter
 from projects import BANDS, PROJECT, write_ground, write_project
 from rasters import grid_at, read_raster, write_raster
+
+STAGES = [stage.name for stage in RECORDS]
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +137,7 @@ def test_a_second_run_does_nothing(copy):
     before = {path: path.stat().st_mtime_ns for path in (copy / "run").rglob("*") if path.name != "project.toml"}
     told = []
     again = Run(load_project(copy / "project.toml"), copy / "run", on_message=lambda *line: told.append(line))
-    again.files.stages.write_text((copy / "run" / "stages.json").read_text())
+    again.folder.stages.write_text((copy / "run" / "stages.json").read_text())
     ran = again.run()
     # the copy's files are new, so what reads scenes and maps looks changed; what was learnt is the same
     assert "train" not in ran
@@ -289,11 +293,11 @@ def test_a_model_can_learn_from_the_shares_of_classes(tmp_path):
     for stage in ("labels", "tiles", "train"):
         run.run(only=stage)
     (area,) = project.areas
-    with rasterio.open(run.files.fractions(area.name)) as file:
+    with rasterio.open(run.folder.fractions(area.name)) as file:
         assert file.count == len(project.legend)
         assert file.descriptions == tuple(project.legend.keys)
-    assert run.files.purity(area.name).exists()
-    assert not math.isnan(read_history(run.files.metrics)[0]["loss"])
+    assert run.folder.purity(area.name).exists()
+    assert not math.isnan(read_history(run.folder.metrics)[0]["loss"])
     assert run.run(only="labels") == []
 
 
@@ -302,7 +306,7 @@ def test_shares_of_other_labels_are_not_learnt_from(tmp_path):
     with_shares = write_project(tmp_path, train='targets = "fractions"').read_text()
     project = tmp_path / "project.toml"
     run_of(project).run(only="labels")
-    files = run_of(project).files
+    files = run_of(project).folder
     (area,) = load_project(project).areas
     assert files.fractions(area.name).exists()
     project.write_text(with_shares.replace('targets = "fractions"', ""))
@@ -372,7 +376,7 @@ def test_a_model_is_not_judged_by_other_bands_or_classes(copy, before, line, cha
             run_of(copy / "project.toml").run(**options)
     project = load_project(copy / "project.toml")
     with pytest.raises((BandMismatchError, LegendError), match=r"bands|other classes than the model"):
-        evaluate(project, RunFolder(copy / "run"))
+        evaluate(StageContext(project, RunFolder(copy / "run")))
 
 
 def test_a_new_training_that_can_t_start_leaves_the_old_model_in_its_place(copy):
@@ -442,7 +446,7 @@ def test_int8_views_and_blending_of_the_settings_are_judged_as_they_map(copy, mo
         assert "mean of 4 views" in file.tags()["engine"]
     assert json.loads((run / "calibration.json").read_text())["views"] == "flips"
     loaded, files = open_run(run)
-    ground = open_ground(loaded, files)
+    ground = open_dataset(loaded, files)
     index, k = loaded.legend.index_table(), len(loaded.legend)
     codes, labels = index[read_raster(run / "maps" / "here.tif")], index[read_raster(run / "labels" / "here.tif")]
     expected = np.zeros((k, k), int)
@@ -500,7 +504,7 @@ def test_a_scene_without_a_valid_pixel_says_so(tmp_path):
     run = run_of(write_project(tmp_path))
     with pytest.raises(NoTilesError, match="hold no valid pixel there: check their nodata value"):
         run.run()
-    assert not run.files.tiles.exists()
+    assert not run.folder.tiles.exists()
 
 
 def test_a_block_larger_than_the_area_is_refused(tmp_path):
@@ -517,7 +521,7 @@ def test_tiles_of_only_named_classes_are_left_out_with_the_reason(tmp_path):
     run = run_of(write_project(tmp_path, tiles='drop-only = ["water"]'))
     run.run(only="labels")
     run.run(only="tiles")
-    index = gpd.read_parquet(run.files.tiles)
+    index = gpd.read_parquet(run.folder.tiles)
     assert (index.loc[index["row"] < 32, "reason"] == "only water").all()
     only_water = index["counts"].map(lambda counts: counts[11] == sum(counts) > 0)
     assert (index["reason"] == "only water").tolist() == only_water.tolist()
@@ -530,7 +534,7 @@ def test_a_class_may_be_nodata_and_dropped_at_once(tmp_path):
     run = run_of(write_project(tmp_path, area=labels, tiles='drop-only = ["Watercourses and water bodies", 3]'))
     run.run(only="labels")
     run.run(only="tiles")
-    index = gpd.read_parquet(run.files.tiles)
+    index = gpd.read_parquet(run.folder.tiles)
     assert index["keep"].any()
     assert len(index["counts"][0]) == 11
 
@@ -560,7 +564,7 @@ def test_chips_without_coordinates_run_from_labels_to_report(tmp_path):
     )
     run = run_of(tmp_path / "project.toml")
     assert run.run() == list(STAGES)
-    index = gpd.read_parquet(run.files.tiles)
+    index = gpd.read_parquet(run.folder.tiles)
     assert index.crs is None
     sides = index.assign(group=index["area"].astype(int) // 2).groupby("group")["split"].nunique()
     assert (sides == 1).all()

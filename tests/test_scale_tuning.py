@@ -15,16 +15,16 @@ from pydantic import ValidationError
 
 from cobertes.errors import ClusterError, InputFileError, SettingsError
 from cobertes.learn.metrics_log import read_history
-from cobertes.report.report import toml_text
 from cobertes.scale import tuning
 from cobertes.scale.search_space import drawn_values, position, require_space, with_values
 from cobertes.scale.trials import Trial, best_trial, read_trials, train_trial, trial_settings
 from cobertes.scale.tune_report import best_toml
 from cobertes.scale.tuning import tune
 from cobertes.settings import AreaSettings, Range, Settings
+from cobertes.toml_io import toml_text
 from cobertes.workflow.project import load_project
 from cobertes.workflow.run import Run
-from cobertes.workflow.stages import open_run
+from cobertes.workflow.run_folder import open_run
 from projects import write_ground, write_project
 
 SEARCH = """

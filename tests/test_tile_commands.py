@@ -16,9 +16,10 @@ from cobertes.accuracy.split_audit import audit_split
 from cobertes.cli.main import app
 from cobertes.settings import SplitSettings
 from cobertes.tiles.index import load_index
+from cobertes.workflow.context import open_dataset
 from cobertes.workflow.project import load_project
-from cobertes.workflow.run import Run, open_run
-from cobertes.workflow.stages import open_ground
+from cobertes.workflow.run import Run
+from cobertes.workflow.run_folder import open_run
 from projects import BANDS, write_ground, write_project
 from rasters import read_raster
 
@@ -35,7 +36,7 @@ def run(tmp_path_factory):
     job = Run(load_project(write_project(folder)), folder / "runs" / "small")
     job.run(only="labels")
     job.run(only="tiles")
-    return job.files.path
+    return job.folder.path
 
 
 # --- show-tiles ------------------------------------------------------------------------------------------------
@@ -120,7 +121,7 @@ def test_exported_tiles_hold_what_training_sees(run, tmp_path):
     done = call("export-tiles", run, tmp_path / "out")
     assert done.exit_code == 0, done.output
     project, files = open_run(run)
-    ground, index = open_ground(project, files), load_index(files.tiles)
+    ground, index = open_dataset(project, files), load_index(files.tiles)
     kept = index[index["keep"]]
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "train",
@@ -206,7 +207,7 @@ def test_where_place_alone_tells_the_class_the_random_split_flatters(tmp_path, m
     job = Run(load_project(write_project(tmp_path, split="block = 64")), tmp_path / "runs" / "small")
     job.run(only="labels")
     job.run(only="tiles")
-    ground, index = open_ground(job.project, job.files), load_index(job.files.tiles)
+    ground, index = open_dataset(job.project, job.folder), load_index(job.folder.tiles)
     found = audit_split(ground, index, SplitSettings(), job.project.settings.tiles, seeds=[0, 1])
     nearest = {
         split: found.scores()[split]["nearest_in_space"]["overall_accuracy"] for split in ("random", "blocks")

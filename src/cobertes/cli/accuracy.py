@@ -33,8 +33,7 @@ def compare_runs(
     """
     from cobertes.accuracy.run_comparison import compare_runs, describe_comparison, read_settings, run_names
     from cobertes.geo.cog_writer import check_writable
-    from cobertes.workflow.run import require_run
-    from cobertes.workflow.run_folder import RunFolder
+    from cobertes.workflow.run_folder import RunFolder, require_run
 
     if out is not None:
         check_writable(out, overwrite=overwrite)
@@ -166,8 +165,8 @@ def audit_map(
     """
     from cobertes.accuracy import disagreement
     from cobertes.geo.cog_writer import check_writable
-    from cobertes.workflow.run import open_run
-    from cobertes.workflow.stages import audited_areas
+    from cobertes.workflow.evaluation import audited_areas
+    from cobertes.workflow.run_folder import open_run
 
     check_writable(out, overwrite=overwrite)
     project, files = open_run(run)

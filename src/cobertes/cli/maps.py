@@ -85,8 +85,8 @@ def predict(
     from cobertes.learn.model_file import model_path
     from cobertes.predict.predict import predict_map
     from cobertes.predict.prediction_job import run_locally
+    from cobertes.workflow.mapping import quantize_model_of_run
     from cobertes.workflow.scene_paths import open_scenes
-    from cobertes.workflow.stages import make_int8_of
 
     models = [model, *(also or [])]
     check_not_input((out, confidence, probabilities, entropy, second, stac), map(model_path, models))
@@ -96,7 +96,7 @@ def predict(
         check_writable(stac, overwrite=overwrite)
     choose_runtime(engine, device, precision)  # before minutes of quantisation
     for one in models if precision == "int8" else ():
-        make_int8_of(one, console.progress)
+        quantize_model_of_run(one, console.progress)
     running = ensemble(
         [
             open_engine(one, device=device, precision=precision, engine=engine, tta=views, threads=threads)

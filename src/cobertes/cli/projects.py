@@ -98,9 +98,9 @@ def run(
         lines = [f"{step.stage:<9} {'run' if step.runs else 'skip':<5} {step.why}" for step in steps]
         training = None
         if any(step.stage == "train" and step.runs for step in steps):
-            from cobertes.workflow.stages import estimate
+            from cobertes.workflow.training import estimate_cost
 
-            found = estimate(job.project, job.files)
+            found = estimate_cost(job.context())
             training, lines = found.to_dict(), [*lines, "", *found.lines()]
         console.answer("\n".join(lines), steps=[vars(step) for step in steps], training=training)
         return
@@ -131,12 +131,12 @@ def _tell_results(console: Console, job: "Run", ran: list[str]) -> None:
     """Where everything is, and the scores beside the baselines."""
     from cobertes.atomic_io import read_json
 
-    files, names = job.files, [area.name for area in job.project.areas]
-    maps = [str(files.map(name)) for name in names if files.map(name).exists()]
-    result: dict[str, object] = {"run": str(files.path), "ran": ran, "maps": maps}
+    folder, names = job.folder, [area.name for area in job.project.areas]
+    maps = [str(folder.map(name)) for name in names if folder.map(name).exists()]
+    result: dict[str, object] = {"run": str(folder.path), "ran": ran, "maps": maps}
     lines = []
-    if files.assessment.exists() and not job.project.predict_only:
-        assessment = read_json(files.assessment)
+    if folder.assessment.exists() and not job.project.predict_only:
+        assessment = read_json(folder.assessment)
         scored = {"model": assessment["model"], **assessment["baselines"]}
         lines.append(f"On {assessment['pixels']:,} labelled pixels of the {assessment['split']} blocks:")
         for name, scores in scored.items():
@@ -147,10 +147,10 @@ def _tell_results(console: Console, job: "Run", ran: list[str]) -> None:
         }
     if maps:
         lines.append(f"map:    {maps[0]}" + (f" and {len(maps) - 1} more" if len(maps) > 1 else ""))
-    if files.report.exists():
-        lines.append(f"report: {files.report}")
-        result["report"] = str(files.report)
-    console.answer("\n".join(lines) or f"run: {files.path}", **result)
+    if folder.report.exists():
+        lines.append(f"report: {folder.report}")
+        result["report"] = str(folder.report)
+    console.answer("\n".join(lines) or f"run: {folder.path}", **result)
 
 
 @command(app, "init", "Write a first project file.")

@@ -68,13 +68,13 @@ def audit_split(
     """
     from cobertes.accuracy import split_audit
     from cobertes.tiles.index import load_index
-    from cobertes.workflow.run import open_run
-    from cobertes.workflow.stages import open_ground
+    from cobertes.workflow.context import open_dataset
+    from cobertes.workflow.run_folder import open_run
 
     project, files = open_run(run)
     numbers = range(seeds)
     found = split_audit.audit_split(
-        open_ground(project, files), load_index(files.tiles), project.settings.split, project.settings.tiles,
+        open_dataset(project, files), load_index(files.tiles), project.settings.split, project.settings.tiles,
         seeds=numbers, progress=console.progress,
     )  # fmt: skip
     console.answer(split_audit.describe_audit(found, numbers), **found.scores())
@@ -94,12 +94,12 @@ def export_tiles(
     """
     from cobertes.tiles import export
     from cobertes.tiles.index import load_index
-    from cobertes.workflow.run import open_run
-    from cobertes.workflow.stages import open_ground
+    from cobertes.workflow.context import open_dataset
+    from cobertes.workflow.run_folder import open_run
 
     project, files = open_run(run)
     made = export.export_tiles(
-        load_index(files.tiles), open_ground(project, files), out, overwrite=overwrite, progress=console.progress
+        load_index(files.tiles), open_dataset(project, files), out, overwrite=overwrite, progress=console.progress
     )
     text = ", ".join(f"{count} {split}" for split, count in made.items())
     console.answer(f"{out}: {text} tiles", folder=str(out), tiles=made)

@@ -7,9 +7,7 @@ Nothing is computed twice: scores come from assessment.json as they are; a value
 stays unknown and is never shown as 0 or 1.
 """
 
-import json
 import math
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -42,6 +40,7 @@ from cobertes.report.html import environment, known
 from cobertes.report.thumbnails import Chart, Picture
 from cobertes.report.worst_tiles import worst_tiles
 from cobertes.tiles.split import AreaSplit
+from cobertes.toml_io import toml_text
 
 MOST_BLOCKS = 2000
 """Blocks of an area that are drawn one by one."""
@@ -144,37 +143,6 @@ def write_report(
         "settings": toml_text(settings),
     }
     write_text(out, environment().get_template("report.html.j2").render(facts))
-
-
-def toml_text(settings: Mapping[str, Any], table: str = "") -> str:
-    """Nested settings as TOML, for reading; what is None is left out."""
-    plain, nested = [], []
-    for name, value in settings.items():
-        key = _toml_key(name)
-        path = f"{table}.{key}" if table else key
-        if isinstance(value, Mapping):
-            nested.append(f"\n[{path}]\n{toml_text(value, path)}")
-        elif isinstance(value, list | tuple) and value and all(isinstance(item, Mapping) for item in value):
-            nested += [f"\n[[{path}]]\n{toml_text(item, path)}" for item in value]
-        elif value is not None:
-            plain.append(f"{key} = {_toml_value(value)}\n")
-    return "".join(plain + nested)
-
-
-def _toml_key(name: Any) -> str:
-    bare = re.fullmatch(r"[A-Za-z0-9_-]+", str(name))
-    return str(name) if bare else json.dumps(str(name), ensure_ascii=False)
-
-
-def _toml_value(value: Any) -> str:
-    """On one line."""
-    if isinstance(value, Mapping):
-        return "{ " + ", ".join(f"{_toml_key(key)} = {_toml_value(one)}" for key, one in value.items()) + " }"
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(_toml_value, value)) + "]"
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)  # nan and inf are words in TOML, in JSON they are others
-    return json.dumps(value, ensure_ascii=False, default=str)
 
 
 # --- learning

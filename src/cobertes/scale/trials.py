@@ -22,10 +22,10 @@ from cobertes.learn.model_file import MODEL_FILE, read_header
 from cobertes.learn.train import train_model
 from cobertes.scale.search_space import drawn_values, with_values
 from cobertes.settings import Settings
-from cobertes.workflow import stages
+from cobertes.workflow.context import StageContext
 from cobertes.workflow.project import Project
-from cobertes.workflow.run_folder import RunFolder
-from cobertes.workflow.stages import open_run
+from cobertes.workflow.run_folder import RunFolder, open_run
+from cobertes.workflow.training import open_store, set_up_training
 
 FAILED = "failed.txt"
 
@@ -103,10 +103,11 @@ def train_trial(
     project: Project, files: RunFolder, drawn: Mapping[str, Any], out: Path, report: Any = lambda record: None
 ) -> None:
     """Train with some values of settings on what a run has made, in a folder of its own."""
-    store = stages.store(stages.plan_training(project, files), project, files)
+    shared = StageContext(project, files)
+    store = open_store(set_up_training(shared), shared)
     mine = replace(project, settings=trial_settings(project.settings, drawn))
     # windows of another size may reach beyond what is stored: those are read from the scenes
-    train_model(stages.plan_training(mine, files).reading(store), out, report=report)
+    train_model(set_up_training(StageContext(mine, files)).reading(store), out, report=report)
 
 
 def _own_folder(trials: Path, trial: str) -> Path:

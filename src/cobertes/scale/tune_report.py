@@ -11,10 +11,10 @@ from typing import Any
 import cobertes
 from cobertes.atomic_io import write_text
 from cobertes.report.html import environment
-from cobertes.report.report import toml_text
 from cobertes.scale.search_space import position, with_values
 from cobertes.scale.trials import Trial, trial_settings
 from cobertes.settings import WEIGHTS, Range
+from cobertes.toml_io import toml_text
 from cobertes.workflow.project import Project
 from cobertes.workflow.scene_paths import is_remote, resolve
 

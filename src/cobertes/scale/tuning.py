@@ -37,10 +37,12 @@ from cobertes.scale.trials import (
     trial_folder,
 )
 from cobertes.scale.tune_report import write_results
-from cobertes.workflow import stages
+from cobertes.workflow.context import StageContext
 from cobertes.workflow.project import Project
 from cobertes.workflow.run import Run
+from cobertes.workflow.run_folder import open_run
 from cobertes.workflow.stage_fingerprints import learning_settings
+from cobertes.workflow.training import open_store, set_up_training
 
 log = logging.getLogger(__name__)
 
@@ -89,11 +91,11 @@ def tune(
     shared = Run(project, shared_folder(folder), progress=progress, on_message=on_message)
     for stage in ("labels", "tiles"):
         shared.run(only=stage)
-    project, files = stages.open_run(shared.files.path)
-    plan = stages.plan_training(project, files)
-    if not plan.held_out():
+    context = StageContext(*open_run(shared.folder.path), progress)
+    project, setup = context.project, set_up_training(context)
+    if not setup.held_out():
         raise SettingsError("there is no validation block to score trials on: set split.validation")
-    stages.store(plan, project, files, progress)
+    open_store(setup, context)
     if not read_json(folder / "search.json").get("over"):
         with connected(address, ceil(settings.tune.cpus)) as ray:
             _search(ray, project, folder, on_message)

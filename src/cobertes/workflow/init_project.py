@@ -1,6 +1,5 @@
 """A first project file for scenes and a reference map that nobody has described yet: ``cobertes init``."""
 
-import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -22,6 +21,7 @@ from cobertes.labels.legend import CODES, Legend, legend_names, load_legend
 from cobertes.labels.reference_map import align
 from cobertes.settings import SplitSettings
 from cobertes.tiles.block_split import choose_block
+from cobertes.toml_io import toml_value
 from cobertes.workflow.scene_paths import open_scenes
 
 SAMPLE_BLOCKS, SAMPLE_PIXELS = 400, 100_000_000
@@ -156,13 +156,6 @@ def _legend_file(out: Path) -> Path:
     return out.with_name(f"{out.stem}-legend.toml")
 
 
-def _toml(value: str | Sequence[str]) -> str:
-    """A text or a list of texts as TOML; JSON's quoting is TOML's."""
-    if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False)
-    return f"[{', '.join(map(_toml, value))}]"
-
-
 def _relative(file: str | Path, out: Path) -> str:
     text = str(file)
     return text if "://" in text or text.startswith("/vsi") else os.path.relpath(text, out.parent)
@@ -182,16 +175,16 @@ def _project_text(
     return f"""\
 # Written by `cobertes init`. Every key and its default: docs/project.md.
 # Paths are relative to this file.
-name = {_toml(_project_name(out))}
-legend = {_toml(named)}    # {doubt}
-bands = {_toml(scene.band_names)}
-rgb = {_toml(default_rgb(scene.band_names))}    # shown as red, green, blue
+name = {toml_value(_project_name(out))}
+legend = {toml_value(named)}    # {doubt}
+bands = {toml_value(scene.band_names)}
+rgb = {toml_value(default_rgb(scene.band_names))}    # shown as red, green, blue
 
 # {describe(scene.grid)}
 [[area]]
-name = {_toml(_area_name(scenes, out))}
+name = {toml_value(_area_name(scenes, out))}
 scenes = {_scenes_text(scenes, out)}
-reference = {_toml(_relative(reference, out))}    # codes {_listed(codes.found)}
+reference = {toml_value(_relative(reference, out))}    # codes {_listed(codes.found)}
 
 [labels]
 method = "majority"    # or "weighted-majority", "nearest"; see cobertes compare-labels
@@ -232,16 +225,20 @@ def _scenes_text(scenes: Mapping[str, Scene], out: Path) -> str:
         pairs = (f"{_key(season)} = {_spec(files)}" for season, files in specs.items())
         return f"{{ {', '.join(pairs)} }}"
     files = specs[ONLY_SEASON]
-    return _spec(files) if len(files) == 1 else "".join(["[\n", *(f"    {_toml(file)},\n" for file in files), "]"])
+    return (
+        _spec(files)
+        if len(files) == 1
+        else "".join(["[\n", *(f"    {toml_value(file)},\n" for file in files), "]"])
+    )
 
 
 def _spec(files: list[str]) -> str:
     """One file as a text, unless its commas would be taken for a list."""
-    return _toml(files[0] if len(files) == 1 and "," not in files[0] else files)
+    return toml_value(files[0] if len(files) == 1 and "," not in files[0] else files)
 
 
 def _key(season: str) -> str:
-    return season if re.fullmatch(r"[A-Za-z0-9_-]+", season) else _toml(season)
+    return season if re.fullmatch(r"[A-Za-z0-9_-]+", season) else toml_value(season)
 
 
 def _listed(codes: Sequence[int]) -> str:

@@ -1,14 +1,29 @@
-"""Where a run keeps its files; `cobertes.workflow.run` draws the folder."""
+"""Files of a run: paths in its folder, and ``stages.json``, which records what each stage was made from.
+
+runs/NAME/project.toml      the settings, defaults included
+          labels/AREA.tif   tiles.parquet   statistics.json   split.json
+          checkpoints/      metrics.jsonl   tensorboard/      model.safetensors
+          assessment.json   confusion.csv   blocks.json       maps/AREA.tif   maps/AREA.confidence.tif
+          calibration.json  report.html
+          stages.json       fingerprint of each stage's inputs, so that a second run does only what changed
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from cobertes.atomic_io import read_json, write_json
+from cobertes.errors import InputFileError, SettingsError
 from cobertes.settings import TrainSettings
+from cobertes.workflow.project import Project, load_project
+
+HEAD = "# The settings of this run, defaults included."
+"""First line of a run's project.toml; the second names the file that its relative paths refer to."""
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Where a run keeps its files."""
+    """Paths of the files in a run's folder."""
 
     path: Path
 
@@ -17,7 +32,7 @@ class RunFolder:
         return self.path / "labels" / f"{area}.tif"
 
     def fractions(self, area: str) -> Path:
-        """Share of each class in each pixel, percent; where they are learnt from."""
+        """Share of each class in each pixel, percent; made only if training learns from it."""
         return self.path / "labels" / f"{area}.fractions.tif"
 
     def purity(self, area: str) -> Path:
@@ -25,7 +40,7 @@ class RunFolder:
         return self.path / "labels" / f"{area}.purity.tif"
 
     def shares(self, area: str, settings: TrainSettings) -> Path | None:
-        """What is learnt from beside the labels: fractions, or the purity."""
+        """Fractions or purity, whichever training reads beside the labels; None if neither."""
         if settings.targets == "fractions":
             return self.fractions(area)
         return self.purity(area) if settings.purity_weight else None
@@ -40,47 +55,47 @@ class RunFolder:
 
     @property
     def project(self) -> Path:
-        """The settings, defaults included."""
+        """Resolved settings, defaults included."""
         return self.path / "project.toml"
 
     @property
     def tiles(self) -> Path:
-        """The tile index."""
+        """Tile index."""
         return self.path / "tiles.parquet"
 
     @property
-    def observations(self) -> Path:
-        """What the scenes showed in each tile, whatever rules and split make of it."""
+    def measurements(self) -> Path:
+        """Measurements of the scenes in each tile, independent of filters and split."""
         return self.path / "observations.npz"
 
     @property
     def store(self) -> Path:
-        """Labelled ground that is copied for fast reading; may be deleted when training is over."""
+        """Tile store: a copy of the labelled pixels for fast reading. It may be deleted after training."""
         return self.path / "store"
 
     @property
     def statistics(self) -> Path:
-        """Mean and deviation per band, class counts."""
+        """Mean and standard deviation per band, class counts."""
         return self.path / "statistics.json"
 
     @property
     def split(self) -> Path:
-        """A letter per block."""
+        """Split of each block."""
         return self.path / "split.json"
 
     @property
     def checkpoints(self) -> list[Path]:
-        """What an interrupted training goes on from: the last one, and the one before."""
+        """Checkpoints that an interrupted training resumes from: the last one, and the one before."""
         return [self.path / "checkpoints" / name for name in ("last.ckpt", "previous.ckpt")]
 
     @property
     def model(self) -> Path:
-        """The trained model."""
+        """Trained model."""
         return self.path / "model.safetensors"
 
     @property
     def metrics(self) -> Path:
-        """A line per epoch."""
+        """Metrics, one line per epoch."""
         return self.path / "metrics.jsonl"
 
     @property
@@ -90,7 +105,7 @@ class RunFolder:
 
     @property
     def confusion(self) -> Path:
-        """The model's confusion matrix."""
+        """Confusion matrix of the model."""
         return self.path / "confusion.csv"
 
     @property
@@ -100,15 +115,47 @@ class RunFolder:
 
     @property
     def calibration(self) -> Path:
-        """The temperature that makes confidences true, and how true they are."""
+        """Temperature that calibrates the confidences, and their reliability."""
         return self.path / "calibration.json"
 
     @property
     def report(self) -> Path:
-        """The report."""
+        """Report."""
         return self.path / "report.html"
 
     @property
     def stages(self) -> Path:
-        """What each stage was made from."""
+        """Records of the stages."""
         return self.path / "stages.json"
+
+    def read_record(self, stage: str) -> dict[str, Any]:
+        """Record of a stage; empty if it never ran."""
+        record: dict[str, Any] = self._records().get(stage, {})
+        return record
+
+    def update_record(self, stage: str, **entries: Any) -> None:
+        """Change entries of a stage's record; the others stay."""
+        write_json(self.stages, self._records() | {stage: self.read_record(stage) | entries})
+
+    def _records(self) -> dict[str, Any]:
+        records: dict[str, Any] = read_json(self.stages) if self.stages.exists() else {}
+        return records
+
+
+def require_run(path: Path) -> RunFolder:
+    """Run folder at ``path``. Raises InputFileError if there is none."""
+    folder = RunFolder(path)
+    if not folder.project.is_file():
+        missing = f"it has no {folder.project.name}" if path.is_dir() else "there is no such folder"
+        raise InputFileError(f"no run in {path}: {missing}. Name the folder of a run, under runs/.")
+    return folder
+
+
+def open_run(path: Path) -> tuple[Project, RunFolder]:
+    """Project of a run, as it was last run, and the run's folder. Raises InputFileError, SettingsError."""
+    folder = require_run(path)
+    head, _, rest = folder.project.read_text(encoding="utf-8").partition("\n")
+    project_file = rest.partition("\n")[0].removeprefix("# ")
+    if not head.startswith(HEAD):
+        raise SettingsError(f"{folder.project} was not written by a run. Name a run's folder, under runs/.")
+    return load_project(folder.project, Path(project_file)), folder
