@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written to a temporary name in the same folder, then renamed."""
+"""Atomic file writes: to a temporary name in the same folder, then renamed. A file is whole or absent."""
 
 import json
 import math
@@ -15,8 +15,8 @@ from cobertes.errors import CobertesError, InputFileError, StorageError
 def replacing(path: Path, mark: str = "") -> Iterator[Path]:
     """Yield a temporary name beside ``path``; rename it to ``path`` on success, remove it on failure.
 
-    mark   part of the temporary name. Without it the next write takes the place of what a killed process left
-    Raises StorageError where the folder can't be written or the disk is full.
+    mark   part of the temporary name; without it the next write replaces the leftover of a killed process
+    Raises StorageError if the folder can't be written or the disk is full.
     """
     temporary = path.with_name(f".{path.name}{mark}.partial")
     try:
@@ -33,19 +33,19 @@ def replacing(path: Path, mark: str = "") -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all; of processes that do so at the same time, the last one's stays."""
+    """Write a text file atomically; if several processes do so at the same time, the last one wins."""
     with replacing(path, f".{os.getpid()}") as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Write JSON, whole or not at all; NaN and infinity become null."""
+    """Write JSON atomically; NaN and infinity become null."""
     text = json.dumps(without_nan(data), indent=2, ensure_ascii=False, allow_nan=False)
     write_text(path, text + "\n")
 
 
 def read_json(path: Path) -> Any:
-    """Read JSON. Raises InputFileError where the file is missing or damaged."""
+    """Read JSON. Raises InputFileError if the file is missing or damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -57,7 +57,7 @@ def read_json(path: Path) -> Any:
 
 
 def without_nan(data: Any) -> Any:
-    """The same with null for NaN and infinity, which JSON does not know."""
+    """Copy of nested data with None for NaN and infinity, which JSON lacks."""
     if isinstance(data, dict):
         return {key: without_nan(value) for key, value in data.items()}
     if isinstance(data, list | tuple):

@@ -1,11 +1,11 @@
 """Every error that cobertes raises on purpose, in one tree.
 
     CobertesError
-    ├── SettingsError        (ValueError)         project.toml or an option says something impossible
+    ├── SettingsError        (ValueError)         project.toml or an option asks for something impossible
     ├── InputFileError       (OSError)            a file is missing, unreadable or truncated
     ├── GridMismatchError    (ValueError)         two rasters do not lie on the same ground or grid
     ├── BandMismatchError    (ValueError)         a scene lacks bands, or has others
-    ├── LegendError          (ValueError)         a class, code or legend that is not known
+    ├── LegendError          (ValueError)         an unknown class, code or legend
     ├── UnknownCodesError    (ValueError)         a reference map holds codes outside the legend
     ├── SplitError           (ValueError)         the area can't be split into training and validation
     ├── NoTilesError         (ValueError)         no tile is left to learn from
@@ -16,8 +16,8 @@
     ├── DeviceMemoryError    (MemoryError)        a GPU has too little memory left
     └── StorageError         (OSError)            a disk is full or a folder can't be written
 
-A message says what was found, what was needed and the way out. Each class also inherits the builtin
-that a caller would catch without knowing cobertes.
+A message states what was found, what was needed and the way out. Each class also inherits the builtin error that
+a caller would expect.
 """
 
 import difflib
@@ -45,7 +45,7 @@ class BandMismatchError(CobertesError, ValueError):
 
 
 class LegendError(CobertesError, ValueError):
-    """A legend, class or code is not known or contradicts itself."""
+    """A legend, class or code is unknown or contradicts itself."""
 
 
 class UnknownCodesError(CobertesError, ValueError):
@@ -85,7 +85,7 @@ class StorageError(CobertesError, OSError):
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """`` Did you mean 'water'?`` with a leading space, or the list of what is known; empty if nothing is."""
+    """Hint for a misspelt name: `` Did you mean 'water'?`` with a leading space, or the list of known names."""
     names = sorted(str(k) for k in known)
     near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.6)
     if near:

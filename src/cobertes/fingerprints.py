@@ -8,7 +8,7 @@ from typing import Any
 
 
 def fingerprint_of(*parts: Any) -> str:
-    """Sixteen hexadecimal digits that change with any of the parts, which hold what JSON can hold."""
+    """Hash of the parts, which must be JSON values: sixteen hexadecimal digits."""
     text = json.dumps(parts, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -1,4 +1,4 @@
-"""Machine code from loops over pixels: numba, with one way of keeping what it compiled."""
+"""Compilation of pixel loops by numba, with an on-disk cache that survives a read-only installation."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -9,9 +9,9 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def compiled(function: Function) -> Function:
-    """Compile on the first call and keep the machine code on disk for the next process.
+    """Compile on the first call and cache the machine code on disk for the next process.
 
-    It is kept beside the module, else in the user's cache folder. Where neither can be written (a read-only
+    The cache is beside the module, else in the user's cache folder. If neither can be written (a read-only
     installation without a home), every process compiles again: a few seconds.
     """
     try:

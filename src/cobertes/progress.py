@@ -1,4 +1,4 @@
-"""How a long stage tells that it is alive, without knowing who listens.
+"""Progress reporting, independent of how it is displayed.
 
 A stage calls ``with progress.bar("labels", total=144, unit="Mpx") as advance: ... advance(1.5)``, or
 ``advance(1.5, "what else is worth knowing now")``.
@@ -11,18 +11,18 @@ from typing import Protocol
 
 
 class Advance(Protocol):
-    """Moves a bar on by an amount in its unit; ``note`` stands below it until the next one."""
+    """Callback that advances a bar by an amount in its unit; ``note`` is shown below it until the next one."""
 
     def __call__(self, amount: float, note: str = "", /) -> None:
-        """Move on."""
+        """Advance the bar."""
         ...
 
 
 class Progress(Protocol):
-    """Something that shows how far a stage is."""
+    """Display of the progress of a stage."""
 
     def bar(self, name: str, total: float, unit: str) -> AbstractContextManager[Advance]:
-        """Open a bar; what it yields moves it on, by amounts in ``unit``."""
+        """Open a bar; yields its callback, which takes amounts in ``unit``."""
         ...
 
 
@@ -36,12 +36,12 @@ SILENT: Progress = _Silent()
 
 
 class SharedBar:
-    """Of several things at once whose amounts are in one unit: each moves the same bar."""
+    """Progress shared by concurrent jobs: all advance one bar, in the same unit."""
 
     def __init__(self, advance: Advance) -> None:
         self.advance = advance
 
     @contextmanager
     def bar(self, name: str, total: float, unit: str) -> Iterator[Advance]:
-        """Yield what moves the bar that is there."""
+        """Yield the callback of the shared bar."""
         yield self.advance

@@ -1,4 +1,4 @@
-"""A first project file for scenes and a reference map that nobody has described yet: ``cobertes init``."""
+"""Project template: inspects scenes and a reference map, and writes a commented project (``cobertes init``)."""
 
 import os
 import re
@@ -25,22 +25,22 @@ from cobertes.toml_io import toml_value
 from cobertes.workflow.scene_paths import open_scenes
 
 SAMPLE_BLOCKS, SAMPLE_PIXELS = 400, 100_000_000
-"""Of a map with more pixels, so many storage blocks are looked at, or as many more as hold these pixels."""
+"""Storage blocks sampled from a larger map, or as many more as hold these pixels."""
 TILE_SIZES, SMALL_TILES = (512, 256, 128, 64), (64, 32, 16)
 ENOUGH_TILES = 80
-"""The largest tile is proposed of which a scene holds so many; in a small one, the largest that fits a block."""
+"""Tiles that a scene must hold for a size to be proposed; in a small scene, the largest that fits a block is."""
 GOOD_FIT, COUNTED_FIT, MOST_UNKNOWN = 0.4, 0.75, 0.05
-"""A packaged legend is proposed where this share of its classes occurs (more, where its codes just count from 1:
-any map's may do that) and at most that share of pixels is unknown to it."""
+"""Share of a packaged legend's classes that must occur for it to be proposed (higher if its codes just count from
+1, as any map's may), and largest share of pixels outside it."""
 LISTED_CODES = 20
 
 
 @dataclass(frozen=True)
 class CodeScan:
-    """What a look at a map found: ``counts`` (256,) of the pixels looked at, and whether these are ``all``.
+    """Codes of a map: ``counts`` (256,) of the scanned pixels, and whether these are ``all``.
 
-    ``nodata`` is the value that the file declares, which need not be a code; pixels that have it and are no
-    code are not counted.
+    ``nodata`` is the value that the file declares, which need not be a code; pixels with a nodata value outside
+    0 to 255 are not counted.
     """
 
     counts: NDArray[np.int64]
@@ -49,12 +49,12 @@ class CodeScan:
 
     @property
     def found(self) -> list[int]:
-        """The codes that occur, without nodata."""
+        """Codes that occur, without nodata."""
         return [int(code) for code in np.flatnonzero(self.counts) if code != self.nodata]
 
     @property
     def legend_nodata(self) -> int:
-        """The code that means nodata in a legend of these codes: as declared, else 0, else one that is free."""
+        """Nodata code for a legend of these codes: as declared, else 0, else a free one."""
         if self.nodata is not None and self.nodata in range(CODES):
             return int(self.nodata)
         declared_elsewhere = self.nodata is not None and self.counts[0] > 0
@@ -62,9 +62,9 @@ class CodeScan:
 
 
 def write_project(scenes: Sequence[str], reference: Path, out: Path, *, overwrite: bool = False) -> str:
-    """Inspect scenes (``SCENE`` or ``season=SCENE``) and a map, write a commented project; returns what was found.
+    """Write a commented project for scenes (``SCENE`` or ``season=SCENE``) and a map. Returns the findings.
 
-    Where no packaged legend fits the codes, a legend is written beside the project, for the user to fill in.
+    If no packaged legend fits the codes, a legend to fill in is written beside the project.
     Raises InputFileError, BandMismatchError, GridMismatchError, SettingsError, OutputExistsError, StorageError.
     """
     check_writable(out, overwrite=overwrite)
@@ -88,7 +88,7 @@ def write_project(scenes: Sequence[str], reference: Path, out: Path, *, overwrit
 
 
 def scan_codes(reference: Path) -> CodeScan:
-    """Count the codes of a map: all pixels where there are few, else storage blocks drawn over all of it."""
+    """Count the codes of a map: all pixels of a small map, else storage blocks drawn over all of it."""
     counts = np.zeros(CODES, np.int64)
     with open_raster(reference) as dataset:
         declared = dataset.nodata
@@ -124,7 +124,7 @@ def _count(part: NDArray[np.integer], declared: float | None, reference: Path) -
 
 
 def propose_legend(codes: CodeScan) -> Legend | None:
-    """The packaged legend whose classes are nearest to the codes found; None where none is near."""
+    """Packaged legend whose classes fit the codes best; None if none fits."""
     found = set(codes.found)
     total = sum(int(codes.counts[code]) for code in found)
 
@@ -213,7 +213,7 @@ def _project_name(out: Path) -> str:
 
 
 def _area_name(scenes: Mapping[str, Scene], out: Path) -> str:
-    """The stem of the only file; of several, none is the area's name."""
+    """Name of the area: the stem of the only file, else the project's name."""
     files = [file for scene in scenes.values() for file in scene.files]
     return Path(files[0]).stem if len(files) == 1 else _project_name(out)
 
@@ -233,7 +233,7 @@ def _scenes_text(scenes: Mapping[str, Scene], out: Path) -> str:
 
 
 def _spec(files: list[str]) -> str:
-    """One file as a text, unless its commas would be taken for a list."""
+    """Files as TOML: a single one as text, unless its commas would be taken for a list."""
     return toml_value(files[0] if len(files) == 1 and "," not in files[0] else files)
 
 
@@ -259,7 +259,7 @@ def _unknown(codes: CodeScan, legend: Legend | None) -> list[int]:
 
 
 def _own_legend(reference: Path, codes: CodeScan) -> str:
-    """A legend with a class per code found, in the map's own colours where it has a palette."""
+    """Legend with a class per code, in the colours of the map's palette if it has one."""
     with open_raster(reference) as dataset:
         palette = dataset.colormap(1) if dataset.colorinterp[0].name == "palette" else {}
     nodata = codes.legend_nodata

@@ -1,7 +1,7 @@
-"""A project: ``project.toml`` read, validated and resolved into areas, scenes and a legend.
+"""Project: ``project.toml`` read, validated and resolved into areas, scenes and a legend.
 
-What the files hold is checked here, before any stage runs: seasons, bands and grids that do not fit stop the run
-at once. Which files they are: `cobertes.workflow.scene_paths`.
+The files are checked here, before any stage runs: seasons, bands and grids that do not fit stop the run at once.
+Their paths are resolved by `cobertes.workflow.scene_paths`.
 """
 
 import logging
@@ -9,6 +9,7 @@ import re
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +31,15 @@ from cobertes.workflow.scene_paths import file_name, find_areas, resolve
 log = logging.getLogger(__name__)
 
 BESIDE = ("confidence", "purity", "fractions")
-"""What a run writes beside the map and the labels of an area, as ``AREA.confidence.tif``."""
+"""Rasters that a run writes beside the map and the labels of an area, as ``AREA.confidence.tif``."""
 
 
 @dataclass(frozen=True)
 class Project:
-    """A project ready to run.
+    """Project ready to run.
 
-    ``path`` of the TOML; ``areas`` with opened scenes; ``source_legend`` the whole legend, None where the
-    project only predicts.
+    ``path`` is the TOML file, ``areas`` hold opened scenes, ``source_legend`` is the whole legend (None if the
+    project only predicts).
     """
 
     path: Path
@@ -48,30 +49,30 @@ class Project:
 
     @property
     def folder(self) -> Path:
-        """What paths are relative to."""
+        """Folder that paths are relative to."""
         return self.path.parent
 
     @property
     def predict_only(self) -> bool:
-        """Whether a trained model is named, so that nothing is learnt."""
+        """True if the project names a trained model, so that nothing is learnt."""
         return self.settings.predict.model is not None
 
     @property
     def legend(self) -> Legend:
-        """The classes that are learnt and mapped: the legend less ``labels.as-nodata``."""
+        """Classes that are learnt and mapped: the legend less ``labels.as-nodata``."""
         if self.source_legend is None:
             raise SettingsError(f"{self.path}: a project that only predicts has the model's legend")
         return self.source_legend.without(self.settings.labels.as_nodata)
 
     @property
     def polygons(self) -> Path | None:
-        """The file of a user's own split, where there is one."""
+        """Polygons of a user's own split, if there are any."""
         split = self.settings.split
         return resolve(split.polygons, self.folder) if split.by == "polygons" and split.polygons else None
 
     @property
     def weights(self) -> str:
-        """Where a backbone starts: a name, or the path of a file."""
+        """Initial weights of a backbone: a name, or the path of a file."""
         named = self.settings.model.weights
         return named if named in WEIGHTS else str(resolve(named, self.folder))
 
@@ -87,11 +88,11 @@ class Project:
 
     @property
     def rgb(self) -> list[str]:
-        """The bands shown as red, green and blue."""
+        """Bands shown as red, green and blue."""
         return self.settings.rgb or default_rgb(self.bands)
 
     def table(self, area: Area) -> NDArray[np.int16]:
-        """(256,) int16 from `recode_table`: what each code of the area's reference map becomes."""
+        """Recode table (256,) int16 of the area's reference map, from `recode_table`."""
         if self.source_legend is None or area.reference is None:
             raise SettingsError(f"area '{area.name}' has no reference map")
         labels = self.settings.labels
@@ -105,15 +106,16 @@ class Project:
         )
 
 
-def load_project(path: Path, place: Path | None = None) -> Project:
-    """Read, validate and resolve a project file, and inspect every file it names.
+def load_project(path: str | PathLike[str], relative_to: Path | None = None) -> Project:
+    """Read, validate and resolve a project file, and inspect every file that it names.
 
-    place   the file that its paths are relative to, where that is another one
+    relative_to   the file that its paths are relative to, if that is another one
     Raises SettingsError for the file itself; InputFileError, BandMismatchError, GridMismatchError and
     LegendError for what it names.
     """
+    path = Path(path)
     settings = read_settings(path)
-    path = place or path
+    path = relative_to or path
     folder = path.parent
     legend = load_legend(settings.legend, folder) if settings.legend else None
     if legend is None and settings.predict.model is None:
@@ -178,15 +180,15 @@ def read_settings(path: Path) -> Settings:
         raise SettingsError(f"{path}: {'; '.join(explain(error))}") from error
 
 
-# --- errors of the settings, as a person would say them
+# --- validation errors in words
 
 
 KINDS = re.compile(r"[\[\]]|^(str|dict|(constrained-)?(int|float))$")
-"""Parts of a place in the settings that are kinds of values, not keys."""
+"""Parts of an error's location in the settings that are kinds of values, not keys."""
 
 
 def explain(error: ValidationError) -> list[str]:
-    """Each mistake once: the key, what is wrong, what was found."""
+    """Mistakes in words, each once: the key, what is wrong, what was found."""
     lines: dict[str, str] = {}
     for item in error.errors():
         where = [part for part in item["loc"] if not (isinstance(part, str) and KINDS.search(part))]
@@ -206,7 +208,7 @@ def explain(error: ValidationError) -> list[str]:
 
 
 def _keys_beside(where: Sequence[int | str]) -> list[str]:
-    """The keys that the table at ``where`` knows."""
+    """Keys of the table at ``where``."""
     section: Any = Settings
     for part in where:
         if isinstance(part, int):
@@ -241,7 +243,7 @@ def _open_areas(settings: Settings, path: Path) -> list[Area]:
 
 
 def _require_files_of_their_own(names: Sequence[str], path: Path) -> None:
-    """Refuse an area called as what is written beside the map or labels of another: ``x``, ``x.confidence``."""
+    """Refuse an area whose outputs would collide with another's: ``x``, ``x.confidence``."""
     for name in names:
         stem, _, beside = name.rpartition(".")
         if beside in BESIDE and stem in names:
@@ -272,7 +274,7 @@ def _require_same_seasons(areas: Sequence[Area]) -> None:
 
 
 def _require_overlaps(settings: Settings, path: Path) -> None:
-    """Refuse at once what prediction would refuse after hours of training."""
+    """Refuse overlaps that prediction would refuse after hours of training."""
     trained = with_defaults(settings.train, settings.model.encoder, settings.tiles.size)
     window = settings.predict.window or max(trained.windows)
     for key, overlap, size in (
@@ -285,7 +287,7 @@ def _require_overlaps(settings: Settings, path: Path) -> None:
 
 
 def _require_fitting_network(settings: Settings, path: Path) -> None:
-    """The same for networks that can't be built or frozen."""
+    """Refuse networks that can't be built or frozen, before training."""
     model, unet = settings.model, settings.model.architecture == "unet"
     if not unet and model.encoder == SCRATCH:
         raise SettingsError(
@@ -304,7 +306,7 @@ def _require_fitting_network(settings: Settings, path: Path) -> None:
 
 
 def _require_int8_runs(settings: Settings, path: Path) -> None:
-    """The same for what int8 can't do."""
+    """Refuse settings that int8 does not support, before training."""
     predict = settings.predict
     if predict.precision != "int8":
         return
@@ -321,7 +323,7 @@ def _require_int8_runs(settings: Settings, path: Path) -> None:
 
 
 def _require_shown_bands(rgb: Sequence[str], area: Area, path: Path) -> None:
-    """The report is the last stage: what it can't show has to stop the run before hours are spent."""
+    """Refuse bands that the report, the last stage, could not show."""
     bands = next(iter(area.scenes.values())).band_names
     if rgb and len(rgb) != 3:
         raise SettingsError(f"{path}: `rgb` names {len(rgb)} bands, needed 3: those shown as red, green and blue")

@@ -1,4 +1,4 @@
-"""The files behind an area: what a SCENE is, and what globs, folders and stems of a project stand for.
+"""Paths of scenes, reference maps and masks: resolves files, folders, globs and stems of a project.
 
     scenes = "images/*.tif"       one area per stem that both globs know: 001.tif -> area 001
     reference = "labels/*.tif"
@@ -6,7 +6,7 @@
     scenes = { april = "s2_april.tif", august = "granule/B*.tif" }      two seasons, one of band files
     reference = "map.tif"
 
-Paths are relative to a folder, a project's own; ``~`` and environment variables are expanded.
+Paths are relative to the project's folder; ``~`` and environment variables are expanded.
 """
 
 import glob
@@ -33,7 +33,7 @@ RASTER_SUFFIXES = {".tif", ".tiff", ".vrt", ".jp2", ".img"}
 
 @dataclass(frozen=True)
 class FoundArea:
-    """An area's files, before they are opened: band files by season, masks by season."""
+    """Files of an area, before they are opened: band files by season, masks by season."""
 
     name: str
     scenes: dict[str, list[str]]
@@ -43,9 +43,9 @@ class FoundArea:
 
 
 def find_areas(area: AreaSettings, path: Path) -> list[FoundArea]:
-    """One area, or one per stem where scenes and reference map are both globs.
+    """One area, or one per stem if scenes and reference map are both globs.
 
-    path   of the project file
+    path   the project file
     Raises SettingsError, InputFileError.
     """
     folder = path.parent
@@ -65,7 +65,7 @@ def find_areas(area: AreaSettings, path: Path) -> list[FoundArea]:
 
 
 def _mask_specs(area: AreaSettings, seasons: Mapping[str, Any], path: Path) -> dict[str, str]:
-    """Season -> what the settings say of its mask."""
+    """Mask of each season, as the settings name it."""
     if isinstance(area.masks, str):
         if len(seasons) > 1:
             raise SettingsError(
@@ -109,15 +109,15 @@ def _areas_by_stem(area: AreaSettings, seasons: Mapping[str, str], path: Path) -
 
 
 def file_name(name: str) -> str:
-    """The name of an area or a project as that of a file or folder: never hidden, nor another folder's."""
+    """File name for an area or a project: never hidden, nor in another folder."""
     return re.sub(r"[^\w.-]+|^\.+", "_", name)
 
 
 def _by_stem(pattern: str, folder: Path) -> dict[str, Path]:
-    """What the first ``*`` of the file name stands for -> file: ``s2_*_april.tif`` -> the place's name.
+    """Files by stem, the text that the first ``*`` of the pattern matches: ``s2_*_april.tif`` -> the area's name.
 
-    Where the file name has none, that of the folder nearest to it: ``*/scene.tif``.
-    Raises SettingsError where two files stand for the same place.
+    Without a ``*`` in the file name, the one in the nearest folder counts: ``*/scene.tif``.
+    Raises SettingsError if two files have the same stem.
     """
     where = resolve(pattern, folder)
     at = max((i for i, part in enumerate(where.parts) if "*" in part), default=len(where.parts) - 1)
@@ -137,9 +137,9 @@ def _by_stem(pattern: str, folder: Path) -> dict[str, Path]:
 
 
 def scene_files(spec: str | Iterable[str], folder: Path = Path()) -> list[str]:
-    """The files of a SCENE: a file, a VRT, a folder or glob of band files, or a list of them.
+    """Files of a SCENE: a file, a VRT, a folder or glob of band files, or a list of them.
 
-    A text may hold several, divided by commas. Raises InputFileError where one is not there.
+    A text may hold several, separated by commas. Raises InputFileError if one does not exist.
     """
     parts = [part.strip() for part in spec.split(",")] if isinstance(spec, str) else list(spec)
     if not parts or not all(parts):
@@ -163,10 +163,10 @@ def scene_files(spec: str | Iterable[str], folder: Path = Path()) -> list[str]:
 
 
 def season_specs(arguments: Sequence[str]) -> dict[str, list[str]]:
-    """Season -> SCENE of ``SCENE`` or ``season=SCENE`` arguments.
+    """SCENE by season, from ``SCENE`` or ``season=SCENE`` arguments.
 
     Several without a season are the band files of one scene: a shell has expanded ``B*.tif``.
-    Raises SettingsError where a season is named twice, or is missing beside others.
+    Raises SettingsError if a season is named twice, or is missing beside others.
     """
     specs: dict[str, list[str]] = {}
     for argument in arguments:
@@ -184,7 +184,7 @@ def season_specs(arguments: Sequence[str]) -> dict[str, list[str]]:
 def open_scenes(
     arguments: Sequence[str], bands: Sequence[str] = (), nodata: float | None = None
 ) -> dict[str, Scene]:
-    """Season -> scene of ``SCENE`` or ``season=SCENE`` arguments; see `scene_files` for what a SCENE is.
+    """Scene by season, from ``SCENE`` or ``season=SCENE`` arguments; `scene_files` describes a SCENE.
 
     bands, nodata   as for `open_scene`
     """
@@ -195,7 +195,7 @@ def open_scenes(
 
 
 def resolve(text: str, folder: Path) -> Path:
-    """A path of the project file: ``~`` and variables expanded, relative to the file's folder.
+    """Resolve a path of the project file: expands ``~`` and variables, relative to the file's folder.
 
     Raises SettingsError for a variable that is not set, unless a file has it in its name.
     """
@@ -212,14 +212,14 @@ def resolve(text: str, folder: Path) -> Path:
 
 
 def is_remote(text: str) -> bool:
-    """Whether a file is on none of this machine's disks: ``s3://``, ``gs://``, ``https://``, ``/vsi...``"""
+    """True if a file is on none of this machine's disks: ``s3://``, ``gs://``, ``https://``, ``/vsi...``"""
     return "://" in text or text.startswith("/vsi")
 
 
 def _for_gdal(text: str, *, as_path: bool = False) -> str:
-    """What GDAL opens; it takes keys of object stores from its own variables (AWS_ACCESS_KEY_ID and others).
+    """Name that GDAL opens; it takes keys of object stores from its own variables (AWS_ACCESS_KEY_ID and others).
 
-    as_path   also where two slashes become one, as `Path` makes them
+    as_path   a name that survives `Path`, which turns two slashes into one
     """
     kind, _, rest = text.partition("://")
     if kind in OBJECT_STORES:
@@ -230,7 +230,7 @@ def _for_gdal(text: str, *, as_path: bool = False) -> str:
 
 
 def _is_glob(spec: Any, folder: Path) -> bool:
-    """Whether a text is a pattern; the name of a file may hold brackets, too."""
+    """True if a text is a pattern and not the name of a file, which may hold brackets too."""
     if not isinstance(spec, str) or is_remote(spec):
         return False
     return bool(re.search(r"[*?]|\[.+\]", spec)) and not resolve(spec, folder).exists()
