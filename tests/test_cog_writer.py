@@ -16,7 +16,7 @@ from odc.geo.geobox import GeoBox
 from cobertes.errors import InputFileError, OutputExistsError, StorageError
 from cobertes.geo.cog_writer import Categories, RasterSpec, check_writable, new_raster
 from cobertes.geo.grid import grid_of
-from cobertes.geo.pages import release
+from cobertes.geo.mmap_tiff import release
 from rasters import coordinates, grid_at, read_raster
 
 CATEGORIES = Categories(

@@ -19,15 +19,15 @@ from cobertes.geo.grid import (
     crs_name,
     describe,
     footprint,
+    full_window,
     grid_of,
-    open_raster,
     pixel_hectares,
     require_same_grid,
     resolution,
     same_grid,
     warn_without_crs,
-    whole,
 )
+from cobertes.geo.io import open_raster
 from cobertes.geo.scene import open_scene
 from cobertes.geo.windows import Window
 from rasters import DATA, ORIGIN, UTM, grid_at, needs, write_raster
@@ -103,7 +103,7 @@ def test_footprints_follow_the_windows_with_and_without_crs():
     x, y = ORIGIN
     part = crop(grid, Window(-10, 30, 20, 40))  # may reach out
     assert footprint(part).bounds == (x + 300, y - 100, x + 700, y + 100)
-    assert crop(grid, whole(grid)) == grid
+    assert crop(grid, full_window(grid)) == grid
     bare = GeoBox((100, 200), Affine.identity(), None)
     assert footprint(crop(bare, Window(5, 6, 7, 8))).bounds == (6, 5, 14, 12)
     assert footprint(bare, "EPSG:4326").bounds == (0, 0, 200, 100)  # it can't be projected

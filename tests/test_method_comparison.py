@@ -129,7 +129,8 @@ def test_nothing_is_written_where_codes_are_unknown_or_files_exist(tmp_path):
 
 @needs("zion")
 def test_a_map_off_the_scene_s_grid_is_compared_too(tmp_path):
-    from cobertes.geo.grid import grid_of, open_raster
+    from cobertes.geo.grid import grid_of
+    from cobertes.geo.io import open_raster
     from cobertes.labels.legend import load_legend
 
     legend = load_legend("nlcd-8")

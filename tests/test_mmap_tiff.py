@@ -85,8 +85,8 @@ def test_by_pixel_and_by_band_a_scene_reads_the_same(tmp_path_factory, dtype, ro
     window = Window(row, col, size, size)
     expected, known = scenes[1].read(window)
     if np.dtype(dtype).itemsize <= 2:  # larger ones only where the file happens to store them aligned
-        assert scenes[0].mapped is not None
-    assert scenes[1].mapped is None
+        assert scenes[0].memory_map is not None
+    assert scenes[1].memory_map is None
     for scene in scenes:
         values, valid = scene.read_chw(window)
         np.testing.assert_array_equal(values, expected)

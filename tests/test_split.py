@@ -12,8 +12,9 @@ from shapely.geometry import Polygon, box
 
 from cobertes.errors import InputFileError, SplitError
 from cobertes.geo.area import Area
+from cobertes.geo.band_selection import BandSource
 from cobertes.geo.grid import crop, footprint
-from cobertes.geo.scene import BandSource, Scene
+from cobertes.geo.scene import Scene
 from cobertes.geo.windows import Window
 from cobertes.settings import SplitSettings
 from cobertes.tiles.block_split import MIN_BLOCKS, choose_block, guard_share, make_split

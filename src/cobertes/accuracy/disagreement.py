@@ -50,7 +50,8 @@ from cobertes.accuracy.connected_patches import (
 )
 from cobertes.errors import GridMismatchError
 from cobertes.geo.cog_writer import check_writable
-from cobertes.geo.grid import describe, grid_of, open_raster, pixel_hectares, same_grid
+from cobertes.geo.grid import describe, grid_of, pixel_hectares, same_grid
+from cobertes.geo.io import open_raster, read_window
 from cobertes.geo.vector import write_layers
 from cobertes.geo.windows import Window
 from cobertes.labels.legend import IGNORE_INDEX, Legend
@@ -174,11 +175,8 @@ def _kinds(
     area: AuditedArea, window: Window, legend: Legend, min_confidence: float
 ) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
     """Kind of each pixel (reference * K + predicted where they differ, else NONE), and calibrated confidence."""
-    index, place = legend.index_table(), rasterio.windows.Window.from_slices(*window.slices)
-    layers = []
-    for path in (area.labels, area.predicted, area.confidence):
-        with open_raster(path) as file:
-            layers.append(file.read(1, window=place))
+    index = legend.index_table()
+    layers = [read_window(path, window, 1) for path in (area.labels, area.predicted, area.confidence)]
     reference, predicted = index[layers[0]], index[layers[1]]
     confidence = calibrated(layers[2], [dict(one) for one in area.table]) if area.table else layers[2]
     sure = (confidence >= round(100 * min_confidence)) & (confidence <= 100)

@@ -64,7 +64,7 @@ class AsMapped:
 
     def reach(self, item: HeldOut) -> Window:
         """What a window has a share in."""
-        return self.plans[item[0]].reach(*self._place(item))
+        return self.plans[item[0]].extent(*self._place(item))
 
     def blend(self, items: Sequence[HeldOut], logits: Tensor) -> Tensor:
         """Logits (B, K, H, W) of windows in the order of `held_out`, those of their blocks as the map has them."""

@@ -1,4 +1,4 @@
-"""An area: a place with its own grid, its scenes by season, and a reference map where there is one."""
+"""Area: scenes of one grid by season, and a reference map if there is one."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,16 +10,16 @@ from cobertes.geo.grid import require_same_grid
 from cobertes.geo.scene import Scene
 
 ONLY_SEASON = "scene"
-"""Key of the season where a project has one and does not name it."""
+"""Key of a project's only season if it has no name."""
 
 
 @dataclass(frozen=True)
 class Area:
-    """A place whose seasons are read together.
+    """Area whose seasons are read together.
 
-    ``scenes`` by season, in the order of the model's channels; ``reference`` the reference map's file;
-    ``crosswalk`` its name or file; ``group`` the name of what it must share a split with; ``masks`` rasters of
-    cloud and snow codes by season.
+    ``scenes`` by season, in the order of the model's channels; ``reference`` file of the reference map;
+    ``crosswalk`` name or file of its crosswalk; ``group`` areas of one group share a split; ``masks`` rasters
+    of cloud and snow codes by season.
     """
 
     name: str
@@ -34,7 +34,7 @@ class Area:
 
     @property
     def grid(self) -> GeoBox:
-        """The grid all its scenes share."""
+        """Grid of all its scenes."""
         return next(iter(self.scenes.values())).grid
 
     @property

@@ -1,4 +1,4 @@
-"""Which band is which colour, by the names that bands go by: Sentinel-2's, or plain words."""
+"""Colours and wavelengths of bands, by their names: Sentinel-2's, or plain words."""
 
 import re
 from collections.abc import Sequence
@@ -19,21 +19,22 @@ WAVELENGTHS = {
 }  # fmt: skip
 """Central wavelengths of Sentinel-2's bands in nm (ESA, Sentinel-2 MSI user guide)."""
 
-OF_COLOUR = {"blue": "B02", "green": "B03", "red": "B04", "nir": "B08", "swir1": "B11", "swir2": "B12"}
+BAND_OF_COLOUR = {"blue": "B02", "green": "B03", "red": "B04", "nir": "B08", "swir1": "B11", "swir2": "B12"}
 
 
 def sentinel2_band(name: str) -> str | None:
-    """The Sentinel-2 band that goes by a name (``b2``, ``B02_10m``, ``blue``), as in `WAVELENGTHS`; or None."""
+    """Sentinel-2 band of a name (``b2``, ``B02_10m``, ``blue``) as a key of `WAVELENGTHS`; None for others."""
     match = re.match(r"b0?(\d+)(a?)(?![0-9a-z])", name.lower())
     if match:
-        number, letter = match.groups()
-        found = f"B{number}A" if letter else f"B{int(number):02d}"
+        number, suffix = match.groups()
+        found = f"B{number}A" if suffix else f"B{int(number):02d}"
         return found if found in WAVELENGTHS else None
-    return next((OF_COLOUR[colour] for colour, names in COLOURS.items() if name.lower() in names), None)
+
+    return next((BAND_OF_COLOUR[colour] for colour, names in COLOURS.items() if name.lower() in names), None)
 
 
 def colour_positions(bands: Sequence[str]) -> dict[str, int]:
-    """Colour -> position in ``bands``, for the colours that are found by name."""
+    """Colour -> position in ``bands``, of the colours found by name."""
     names = [band.lower() for band in bands]
     found = {
         colour: next((names.index(alias) for alias in aliases if alias in names), None)
@@ -43,7 +44,7 @@ def colour_positions(bands: Sequence[str]) -> dict[str, int]:
 
 
 def default_rgb(bands: Sequence[str]) -> list[str]:
-    """The bands to show as red, green and blue: by name, else the first three (or the first one, grey)."""
+    """Bands to show as red, green and blue: by name, else the first three, or the first one in grey."""
     position = colour_positions(bands)
     if {"red", "green", "blue"} <= position.keys():
         return [bands[position[colour]] for colour in ("red", "green", "blue")]

@@ -1,14 +1,14 @@
-r"""Blending: how the windows that see a pixel share it, and in how little memory.
+r"""Blending of overlapping windows in a sliding-window pass, in little memory.
 
-Along an axis, neighbours meet in a zone around the middle of what they share, and fade into each other there:
+Along an axis, two neighbours are blended in a zone around the middle of their overlap:
 
-    window 0   [=========\\\\\-]                one share falls from 1 to 0
+    window 0   [=========\\\\\-]                one weight falls from 1 to 0
     window 1           [-/////======\\\\\-]     as the other rises: they sum to 1
     window 2                     [-/////=========]
-    blocks     0         1          2            what a window finishes: up to its next zone
+    blocks     0         1          2            pixels that a window completes: up to its next zone
 
-Everything outside of the zones comes from one window. So a pass in row-major order needs to keep the right zone
-of the last window, and the lower zones of the last strip: (zone, width, classes), never (size, width, classes).
+Every pixel outside of the zones comes from one window. So a pass in row-major order carries over only the right
+zone of the last window and the lower zones of the last strip: (zone, width, classes), not (size, width, classes).
 """
 
 from collections.abc import Iterator
@@ -19,23 +19,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cobertes.errors import SettingsError, did_you_mean
-from cobertes.geo.windows import Window, window_starts
+from cobertes.geo.windows import Window, interior_cuts, window_starts
 
 INTERIOR, COSINE, GAUSSIAN = BLENDS = ("interior", "cosine", "gaussian")
 
 SIGMA = 1 / 8
-"""Of the Gaussian, as a share of the window: as nnU-Net has it (Isensee et al. 2021)."""
+"""Standard deviation of the Gaussian in window sizes, as in nnU-Net (Isensee et al. 2021)."""
 
 
 @dataclass(frozen=True)
 class AxisWindow:
-    """A window along one axis, in pixels.
+    """Window along one axis, in pixels.
 
-    ``start``  its first pixel
-    ``first``  first pixel that it finishes, where its zone with the window before begins
-    ``last``   end of what it finishes, where its zone with the window after begins
+    ``start``  first pixel
+    ``first``  first pixel of its block: start of its zone with the window before
+    ``last``   end of its block: start of its zone with the window after
     ``stop``   end of that zone
-    ``fade``   (n,) float32: its share in the zone with the window before, rising; empty without one
+    ``fade``   (n,) float32: its weight in the zone with the window before, rising; empty without one
     """
 
     start: int
@@ -46,42 +46,42 @@ class AxisWindow:
 
 
 def spans(length: int, size: int, overlap: int, blend: str = INTERIOR) -> list[AxisWindow]:
-    """The windows along an axis; what they finish partitions it. Starts are those of `windows.starts`.
+    """Windows along an axis; their blocks partition it. Starts are those of `window_starts`.
 
-    interior  no zones: neighbours meet in the middle of what they share
-    cosine    shares follow half a cosine wave, over ``overlap`` pixels
-    gaussian  shares are those of Gaussians around the windows' centres, with `SIGMA`
-    A zone is never wider than half the way to the next one: beyond an overlap of half the window nothing is
-    gained. Raises SettingsError for other blendings, and where the overlap is not smaller than the size.
+    interior  no zones: neighbours meet in the middle of their overlap
+    cosine    weights follow half a cosine wave, over ``overlap`` pixels
+    gaussian  weights of Gaussians around the windows' centres, with `SIGMA`
+    Zones never meet: an overlap of more than half the window blends no more than one of half.
+    Raises SettingsError for other blendings, and if the overlap is not smaller than the size.
     """
     if blend not in BLENDS:
         raise SettingsError(f"no blending '{blend}'.{did_you_mean(blend, BLENDS)}")
-    first = window_starts(length, size, overlap)
-    cuts = [0, *((a + size + b) // 2 for a, b in pairwise(first)), length]
+    starts = window_starts(length, size, overlap)
+    cuts = interior_cuts(starts, length, size)
     zones, fades = [(0, 0)], [np.ones(0, np.float32)]
-    for k, (before, after) in enumerate(pairwise(first), start=1):
+    for k, (before, after) in enumerate(pairwise(starts), start=1):
         half = 0 if blend == INTERIOR else min(overlap, cuts[k] - cuts[k - 1], cuts[k + 1] - cuts[k]) // 2
         zones.append((cuts[k] - half, cuts[k] + half))
         fades.append(_fade(*zones[-1], before, after, size, blend))
     zones.append((length, length))
     return [
         AxisWindow(start, zone[0], *following, fade)
-        for start, (zone, following), fade in zip(first, pairwise(zones), fades, strict=True)
+        for start, (zone, following), fade in zip(starts, pairwise(zones), fades, strict=True)
     ]
 
 
 def _fade(begin: int, end: int, before: int, after: int, size: int, blend: str) -> NDArray[np.float32]:
-    """(n,) share of the later of two windows in their zone."""
-    place = np.arange(begin, end) + 0.5
+    """(n,) weight of the later of two windows in their zone."""
+    centres = np.arange(begin, end) + 0.5
     if blend == GAUSSIAN:
-        near, far = place - (after + size / 2), place - (before + size / 2)
+        near, far = centres - (after + size / 2), centres - (before + size / 2)
         return (1 / (1 + np.exp((near**2 - far**2) / (2 * (SIGMA * size) ** 2)))).astype(np.float32)
-    return (0.5 - 0.5 * np.cos(np.pi * (place - begin) / max(end - begin, 1))).astype(np.float32)
+    return (0.5 - 0.5 * np.cos(np.pi * (centres - begin) / max(end - begin, 1))).astype(np.float32)
 
 
 @dataclass(frozen=True)
 class WindowPlan:
-    """The windows of ``size`` that map a raster, in rows and columns; the same whatever memory there is."""
+    """Windows of ``size`` that cover a raster, in rows and columns; independent of the memory available."""
 
     size: int
     rows: tuple[AxisWindow, ...]
@@ -89,7 +89,7 @@ class WindowPlan:
 
     @classmethod
     def of(cls, shape: tuple[int, int], size: int, overlap: int, blend: str) -> "WindowPlan":
-        """Over a raster of (height, width). Raises as `spans` does."""
+        """Plan for a raster of (height, width). Raises as `spans` does."""
         return cls(size, *(tuple(spans(length, size, overlap, blend)) for length in shape))
 
     @property
@@ -98,39 +98,39 @@ class WindowPlan:
         return len(self.rows) * len(self.cols)
 
     def number(self, row: int, col: int) -> int:
-        """Of a block, in row-major order."""
+        """Number of a block in row-major order."""
         return row * len(self.cols) + col
 
     def window(self, row: int, col: int) -> Window:
-        """The pixels that are read; it may reach out of a raster that is smaller."""
+        """Pixels to read; they may reach out of a raster that is smaller."""
         return Window(self.rows[row].start, self.cols[col].start, self.size, self.size)
 
     def block(self, row: int, col: int) -> Window:
-        """The pixels that are finished once this window is added, by it and those before it."""
+        """Pixels that are complete once this window and all before it are added."""
         y, x = self.rows[row], self.cols[col]
         return Window(y.first, x.first, y.last - y.first, x.last - x.first)
 
-    def reach(self, row: int, col: int) -> Window:
-        """All pixels that this window has a share in."""
+    def extent(self, row: int, col: int) -> Window:
+        """Pixels in which this window has a weight."""
         y, x = self.rows[row], self.cols[col]
         return Window(y.first, x.first, y.stop - y.first, x.stop - x.first)
 
     def contributes_to(self, row: int, col: int) -> Iterator[tuple[int, int]]:
-        """The blocks that this window has a share in: its own, and those that begin with its zones."""
+        """Blocks in which this window has a weight: its own, and those that begin with its zones."""
         down = [row, row + 1] if self.rows[row].stop > self.rows[row].last else [row]
         right = [col, col + 1] if self.cols[col].stop > self.cols[col].last else [col]
         yield from ((i, j) for i in down for j in right)
 
     def carry_over(self) -> int:
-        """Pixels of the lower zones of a strip at most: what has to be kept from one strip to the next."""
+        """Pixels of the lower zones of a strip, at most: carried over from one strip to the next."""
         return max(span.stop - span.last for span in self.rows) * self.cols[-1].last
 
 
 class Blender:
-    """Adds windows in row-major order and gives back the block that each one finishes.
+    """Blends windows in row-major order, and returns the block that each one completes.
 
-    Windows may be left out where no pixel that they have a share in matters. Columns may be worked off in
-    groups from left to right: of each group, one more column to the left is needed.
+    A window may be left out if no pixel of its `WindowPlan.extent` is wanted. Columns may be processed in groups
+    from left to right; each group needs one more column to its left.
     """
 
     def __init__(self, plan: WindowPlan) -> None:
@@ -149,9 +149,9 @@ class Blender:
             _fade_in(out[:, : x.fade.size], self.beside[2], x.fade[None, :, None])
         if x.stop > x.last:
             self.beside = row, col, rows[:, x.last - x.start : x.stop - x.start].copy()
-        above, kept = self.above.pop(col, (-1, values))
+        above, lower_zone = self.above.pop(col, (-1, values))
         if y.fade.size and above == row - 1:
-            _fade_in(out[: y.fade.size], kept, y.fade[:, None, None])
+            _fade_in(out[: y.fade.size], lower_zone, y.fade[:, None, None])
         height = y.last - y.first
         if y.stop > y.last:
             self.above[col] = row, out[height:].copy()
@@ -159,7 +159,7 @@ class Blender:
 
 
 def _fade_in(out: NDArray[np.float32], before: NDArray[np.float32], share: NDArray[np.float32]) -> None:
-    """``out`` becomes ``before`` + share * (``out`` - ``before``)."""
+    """Blend in place: ``out`` becomes ``before`` + share * (``out`` - ``before``)."""
     out -= before
     out *= share
     out += before

@@ -1,4 +1,4 @@
-"""The part of a scene that is wanted: inside polygons, or where a raster knows something."""
+"""Area of interest in a scene: inside polygons, or the valid pixels of a raster."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,8 +11,10 @@ from odc.geo.geobox import GeoBox
 from rasterio.features import geometry_mask
 
 from cobertes.errors import GridMismatchError, InputFileError
-from cobertes.geo.grid import bounds_window, crop, open_raster, whole
-from cobertes.geo.scene import BandSource, Scene
+from cobertes.geo.band_selection import BandSource
+from cobertes.geo.grid import bounds_window, crop, footprint, full_window
+from cobertes.geo.io import open_raster
+from cobertes.geo.scene import Scene
 from cobertes.geo.windows import Window
 
 RASTERS = (".tif", ".tiff", ".vrt", ".img", ".jp2")
@@ -20,23 +22,23 @@ RASTERS = (".tif", ".tiff", ".vrt", ".img", ".jp2")
 
 @dataclass(frozen=True)
 class AreaOfInterest:
-    """``region`` is the rectangle around it; ``inside`` gives (height, width) bool of a window."""
+    """Bounding ``region``; ``inside`` returns the mask of a window, (height, width) bool."""
 
     region: Window
     inside: Callable[[Window], NDArray[np.bool_]]
 
 
 def open_clip(path: Path, grid: GeoBox) -> AreaOfInterest:
-    """Polygons of any vector file, in any CRS; or a raster of any grid, wanted where it is not nodata (or not 0).
+    """Open polygons of any vector file, in any CRS; or a raster of any grid: all but nodata (or 0).
 
-    A pixel is inside a polygon where its centre is.
+    A pixel is inside a polygon if its centre is.
     Raises InputFileError, GridMismatchError.
     """
     return _raster(path, grid) if path.suffix.lower() in RASTERS else _polygons(path, grid)
 
 
 def _polygons(path: Path, grid: GeoBox) -> AreaOfInterest:
-    import geopandas as gpd  # as long as half a second, which only those pay who clip
+    import geopandas as gpd  # its import takes half a second, spent only if there is a clip
 
     from cobertes.geo.vector import read_vector
 
@@ -50,8 +52,8 @@ def _polygons(path: Path, grid: GeoBox) -> AreaOfInterest:
         raise GridMismatchError(f"{path} can't be placed on the scene: {lacking} has no CRS.")
     if grid.crs is not None:
         found = found.to_crs(str(grid.crs))
-    whole_shapes = found.geometry.dropna().make_valid()
-    shapes = np.array([shape for shape in whole_shapes.explode(index_parts=False) if shape.geom_type == "Polygon"])
+    geometries = found.geometry.dropna().make_valid()
+    shapes = np.array([shape for shape in geometries.explode(index_parts=False) if shape.geom_type == "Polygon"])
     if not len(shapes):
         raise InputFileError(f"{path} holds no polygons. Use a GeoPackage, GeoJSON or shapefile.")
     tree = shapely.STRtree(shapes)
@@ -59,10 +61,7 @@ def _polygons(path: Path, grid: GeoBox) -> AreaOfInterest:
 
     def inside(window: Window) -> NDArray[np.bool_]:
         part = crop(grid, window)
-        corners = [
-            part.affine * corner for corner in ((0, 0), (part.width, 0), window.shape[::-1], (0, part.height))
-        ]
-        near = shapes[tree.query(shapely.Polygon(corners))]
+        near = shapes[tree.query(footprint(part))]
         if not len(near):
             return np.zeros(window.shape, bool)
         mask: NDArray[np.bool_] = geometry_mask(near, window.shape, part.affine, invert=True)
@@ -76,6 +75,6 @@ def _raster(path: Path, grid: GeoBox) -> AreaOfInterest:
         if (dataset.crs is None) != (grid.crs is None):
             lacking = path if dataset.crs is None else "the scene"
             raise GridMismatchError(f"{path} can't be placed on the scene: {lacking} has no CRS.")
-        place = path.resolve() if path.exists() else path  # a task elsewhere has another folder
-        scene = Scene((BandSource("clip", str(place), 1),), grid, dataset.dtypes[0], dataset.nodata, "nearest")
-    return AreaOfInterest(whole(grid), lambda window: scene.read_chw(window)[1])
+        absolute = path.resolve() if path.exists() else path  # workers may run in another folder
+        scene = Scene((BandSource("clip", str(absolute), 1),), grid, dataset.dtypes[0], dataset.nodata, "nearest")
+    return AreaOfInterest(full_window(grid), lambda window: scene.read_chw(window)[1])

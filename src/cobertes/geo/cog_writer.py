@@ -1,24 +1,25 @@
 """Writing rasters: first an uncompressed file of known size, then one copy to COG, then the final name.
 
     FOLDER/.map.tif.partial/pixels.raw      memory-mapped, filled by the caller
-                           /pixels.vrt      says what the raw file is: grid, nodata, palette, names
-                           /map.tif         the COG made from it
-                           /map.tif.aux.xml class names (a GeoTIFF has no place for them), renamed first
-                           /map.qml         QGIS's legend, renamed too
+                           /pixels.vrt      GDAL's description of it: grid, nodata, palette, names
+                           /map.tif         COG copied from it
+                           /map.tif.aux.xml class names (a GeoTIFF has no field for them), renamed first
+                           /map.qml         legend for QGIS, renamed second
     FOLDER/map.tif
 
-Whatever happens, FOLDER/map.tif is either the old file or the whole new one. (rasterio's own COG driver in
-write mode keeps the raster in memory; a compressed GeoTIFF that is killed half-way reads back as empty.)
+At any moment FOLDER/map.tif is either the old file or the complete new one. (rasterio's own COG driver in write
+mode holds the raster in memory; a compressed GeoTIFF that is killed half-way reads back as empty.)
 """
 
 import errno
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 from xml.sax.saxutils import escape
 
@@ -30,24 +31,25 @@ from odc.geo.geobox import GeoBox
 from rasterio._err import CPLE_BaseError
 from rasterio.errors import RasterioError
 
-from cobertes.errors import CobertesError, OutputExistsError, SettingsError, StorageError
+from cobertes.errors import CobertesError, InputFileError, OutputExistsError, SettingsError, StorageError
+from cobertes.geo.io import open_raster, read_window
+from cobertes.geo.mmap_tiff import release
 from cobertes.geo.overviews import level_shapes, write_levels
-from cobertes.geo.pages import release
-from cobertes.geo.qgis_style import is_replaceable, style_of, style_path
+from cobertes.geo.qgis_style import hex_to_rgb, is_replaceable, style_of, style_path
 from cobertes.geo.windows import Window
 
 GDAL_TYPES = {"uint8": "Byte", "uint16": "UInt16", "int16": "Int16", "float32": "Float32"}
 STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG)
-GDAL_CACHE_BYTES = 128 * 2**20  # rasterio hands a number on as bytes, so 128 would be 128 bytes
+GDAL_CACHE_BYTES = 128 * 2**20  # rasterio passes a number on in bytes, so 128 would be 128 bytes
 RAW = "pixels.raw"
-CODE_LEVEL, SHARE_LEVEL = "6", "1"  # of deflate: codes get smaller by it, shares hardly, but take twice the time
-READ_BACK = 512, 1024  # (height, width) of the windows in which a finished COG is compared, in pixels
-READ_BACK_CACHE_BYTES = 32 * 2**20  # each tile is read once, so a cache only takes memory
+CODE_LEVEL, SHARE_LEVEL = "6", "1"  # deflate: a higher level shrinks codes, shares hardly, in twice the time
+READ_BACK = 512, 1024  # (height, width) in pixels of the windows in which a finished COG is verified
+READ_BACK_CACHE_BYTES = 32 * 2**20  # each tile is read once, so a larger cache only takes memory
 
 
 @dataclass(frozen=True)
 class Categories:
-    """What the codes of a raster mean: ``names`` and ``colours`` (``#rrggbb``) by code."""
+    """Classes of a raster of codes: ``names`` and ``colours`` (``#rrggbb``) by code."""
 
     names: dict[int, str]
     colours: dict[int, str]
@@ -55,17 +57,23 @@ class Categories:
 
 @dataclass(frozen=True)
 class RasterSpec:
-    """What a new raster holds: type, bands by description, nodata, and the codes' meaning if it has codes."""
+    """Specification of a new raster: type, bands by description, nodata, tags, and categories if it has codes."""
 
     dtype: str
     descriptions: tuple[str, ...]
     nodata: float | None = None
     categories: Categories | None = None
-    tags: dict[str, str] = field(default_factory=dict)
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tags", MappingProxyType(dict(self.tags)))
 
 
 def check_writable(path: Path, *, overwrite: bool) -> None:
-    """Raise OutputExistsError or StorageError before any work is spent on an output."""
+    """Check that an output can be written, before any work is spent on it.
+
+    Raises OutputExistsError, StorageError.
+    """
     if path.is_dir():
         raise OutputExistsError(f"{path} is a folder. Name a file in it.")
     if path.exists() and not overwrite:
@@ -79,7 +87,7 @@ def check_writable(path: Path, *, overwrite: bool) -> None:
 
 
 def check_not_input(outputs: Iterable[Path | None], inputs: Iterable[Path | str]) -> None:
-    """Raise SettingsError where an output would be written onto an input."""
+    """Raise SettingsError if an output would overwrite an input."""
     read = {Path(path).resolve() for path in inputs}
     for path in outputs:
         if path is not None and path.resolve() in read:
@@ -87,22 +95,28 @@ def check_not_input(outputs: Iterable[Path | None], inputs: Iterable[Path | str]
 
 
 def partial_folder(path: Path) -> Path:
-    """Where a raster is made before it gets its name."""
+    """Folder in which a raster is written before it gets its name."""
     return path.parent / f".{path.name}.partial"
 
 
 @contextmanager
 def new_raster(
-    path: Path, grid: GeoBox, kind: RasterSpec, *, overwrite: bool = False, resumable: bool = False
+    path: Path,
+    grid: GeoBox,
+    spec: RasterSpec,
+    *,
+    overwrite: bool = False,
+    resumable: bool = False,
+    final_tags: Callable[[], Mapping[str, str]] = dict,
 ) -> Iterator[Any]:
     """Yield the pixels (bands, height, width) of a new raster; on leaving, it becomes a COG at ``path``.
 
-    The array starts at zero and lives on disk (a ``np.memmap``). If the block raises, nothing stays behind.
+    The array is a ``np.memmap`` that starts at zero. If the block raises, nothing is left behind.
 
-    resumable   take up the pixels that an interrupted pass left in `partial_folder`, and leave them there when
-                interrupted, when a disk or a GPU's memory fails or the unexpected happens, but not after a mistake
-                of the user's;
-                whoever asks for it knows which of them are written
+    resumable   reuse the pixels that an interrupted pass left in `partial_folder`, and leave them there after an
+                interrupt, a full disk, a lack of GPU memory or an unexpected error, but not after an error of the
+                user's. The caller has to keep account of the pixels written (`Ledger`).
+    final_tags  further tags, computed once all pixels are written
     Raises OutputExistsError, StorageError (disk full, no permission).
     """
     check_writable(path, overwrite=overwrite)
@@ -111,18 +125,19 @@ def new_raster(
         if not resumable:
             shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(exist_ok=True)
-        pixels = _allocate(partial / RAW, kind, grid)
+        pixels = _allocate(partial / RAW, spec, grid)
         yield pixels
         del pixels
-        _copy_to_cog(partial, path.name, grid, kind)
+        spec = replace(spec, tags={**spec.tags, **final_tags()})
+        _copy_to_cog(partial, path.name, grid, spec)
         side = f"{path.name}.aux.xml"
         if (partial / side).exists():
             os.replace(partial / side, path.parent / side)
-        else:  # names and statistics of an older file would stand beside the new one
+        else:  # an older file's names and statistics would be taken for the new one's
             (path.parent / side).unlink(missing_ok=True)
-        if kind.categories and is_replaceable(style_path(path)):
+        if spec.categories and is_replaceable(style_path(path)):
             style = style_path(partial / path.name)
-            style.write_text(style_of(kind.categories.names, kind.categories.colours), encoding="utf-8")
+            style.write_text(style_of(spec.categories.names, spec.categories.colours), encoding="utf-8")
             os.replace(style, style_path(path))
         os.replace(partial / path.name, path)
     except OSError as error:
@@ -140,12 +155,12 @@ def new_raster(
             shutil.rmtree(partial, ignore_errors=True)
 
 
-def _allocate(path: Path, kind: RasterSpec, grid: GeoBox) -> Any:
-    shape = (len(kind.descriptions), grid.height, grid.width)
-    size = int(np.prod(shape)) * np.dtype(kind.dtype).itemsize
-    if path.exists() and path.stat().st_size == size:  # an interrupted pass goes on
-        return np.memmap(path, kind.dtype, "r+", shape=shape)
-    # overviews are a third of it, and the COG needs at most as much as both
+def _allocate(path: Path, spec: RasterSpec, grid: GeoBox) -> Any:
+    shape = (len(spec.descriptions), grid.height, grid.width)
+    size = int(np.prod(shape)) * np.dtype(spec.dtype).itemsize
+    if path.exists() and path.stat().st_size == size:  # left by an interrupted pass
+        return np.memmap(path, spec.dtype, "r+", shape=shape)
+    # overviews take a third of it, and the COG at most as much as both
     needed, free = int(size * 2.7), shutil.disk_usage(path.parent).free
     if needed > free:
         raise StorageError(
@@ -154,22 +169,22 @@ def _allocate(path: Path, kind: RasterSpec, grid: GeoBox) -> Any:
         )
     with path.open("wb") as file:
         if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(file.fileno(), 0, size)  # a full disk is an error here, not a crash later
+            os.posix_fallocate(file.fileno(), 0, size)  # a full disk raises an error here, not a SIGBUS later
         else:
             file.truncate(size)
-    return np.memmap(path, kind.dtype, "r+", shape=shape)
+    return np.memmap(path, spec.dtype, "r+", shape=shape)
 
 
-def _copy_to_cog(partial: Path, name: str, grid: GeoBox, kind: RasterSpec) -> None:
-    shape = (len(kind.descriptions), grid.height, grid.width)
-    codes = kind.categories is not None
-    levels = write_levels(partial / RAW, kind.dtype, shape, nodata=kind.nodata, codes=codes)
+def _copy_to_cog(partial: Path, name: str, grid: GeoBox, spec: RasterSpec) -> None:
+    shape = (len(spec.descriptions), grid.height, grid.width)
+    codes = spec.categories is not None
+    levels = write_levels(partial / RAW, spec.dtype, shape, nodata=spec.nodata, codes=codes)
     for level, (height, width) in zip(levels, level_shapes(shape[1:]), strict=True):
-        _write_vrt(level, GeoBox((height, width), Affine.identity(), None), kind, [])
-    _write_vrt(partial / RAW, grid, kind, levels)
+        _write_vrt(level, GeoBox((height, width), Affine.identity(), None), spec, [])
+    _write_vrt(partial / RAW, grid, spec, levels)
     (partial / name).unlink(missing_ok=True)
     try:
-        # one big read: else whole lines of the raw file are read for every tile, again and again in a wide raster
+        # without one big read, GDAL reads complete lines of the raw file again for every tile of a wide raster
         with rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE_BYTES, GDAL_NUM_THREADS="ALL_CPUS", GDAL_ONE_BIG_READ="YES"):
             rasterio.shutil.copy(
                 (partial / RAW).with_suffix(".vrt"),
@@ -181,66 +196,65 @@ def _copy_to_cog(partial: Path, name: str, grid: GeoBox, kind: RasterSpec) -> No
                 OVERVIEWS="FORCE_USE_EXISTING" if levels else "NONE",
                 BIGTIFF="IF_SAFER",
             )
-    except (RasterioError, CPLE_BaseError) as error:  # rasterio lets some of GDAL's own errors through
+    except (RasterioError, CPLE_BaseError) as error:  # rasterio does not wrap all of GDAL's errors
         raise StorageError(f"can't write {partial.parent / name}: {error}. Is the disk full?") from error
-    _read_back(partial, name, grid, kind, levels)
+    _read_back(partial, name, grid, spec, levels)
 
 
-def _read_back(partial: Path, name: str, grid: GeoBox, kind: RasterSpec, levels: list[Path]) -> None:
-    """Raise StorageError unless the COG holds the raw files' pixels: GDAL's threads only log a full disk."""
+def _read_back(partial: Path, name: str, grid: GeoBox, spec: RasterSpec, levels: list[Path]) -> None:
+    """Raise StorageError unless the COG has the pixels of the raw files: GDAL's threads only log a full disk."""
     shapes = [(grid.height, grid.width), *level_shapes((grid.height, grid.width))]
     try:
         with rasterio.Env(GDAL_CACHEMAX=READ_BACK_CACHE_BYTES, GDAL_NUM_THREADS="ALL_CPUS"):
-            whole = all(
-                _same_pixels(partial / name, raw, kind, shape, level)
+            complete = all(
+                _same_pixels(partial / name, raw, spec, shape, level)
                 for level, (raw, shape) in enumerate(zip([partial / RAW, *levels], shapes, strict=True), -1)
             )
-    except (RasterioError, CPLE_BaseError):
-        whole = False
-    if not whole:
+    except (InputFileError, CPLE_BaseError):
+        complete = False
+    if not complete:
         raise StorageError(
             f"can't write {partial.parent / name}: what was written reads back otherwise. Is the disk full?"
         )
 
 
-def _same_pixels(path: Path, raw: Path, kind: RasterSpec, shape: tuple[int, int], level: int) -> bool:
-    """Whether an overview ``level`` of a COG (-1: its pixels) has the very bits of a raw file; NaN too."""
-    bits = f"u{np.dtype(kind.dtype).itemsize}"
-    expected = np.memmap(raw, bits, "r", shape=(len(kind.descriptions), *shape))
+def _same_pixels(path: Path, raw: Path, spec: RasterSpec, shape: tuple[int, int], level: int) -> bool:
+    """Compare an overview ``level`` of a COG (-1: its pixels) with a raw file bit by bit, NaN included."""
+    bits = f"u{np.dtype(spec.dtype).itemsize}"
+    expected = np.memmap(raw, bits, "r", shape=(len(spec.descriptions), *shape))
     options = {"overview_level": level} if level >= 0 else {}
-    with rasterio.open(path, **options) as file:
+    with open_raster(path, **options) as file:
         if file.shape != shape:
             return False
         for top, left in product(range(0, shape[0], READ_BACK[0]), range(0, shape[1], READ_BACK[1])):
-            rows, cols = Window(top, left, *READ_BACK).clip(shape).slices
-            found = file.read(window=rasterio.windows.Window.from_slices(rows, cols)).view(bits)
-            for band, pixels in enumerate(found):
-                if not np.array_equal(pixels, expected[band, rows, cols]):
+            window = Window(top, left, *READ_BACK).clip(shape)
+            for band, pixels in enumerate(read_window(file, window).view(bits)):
+                if not np.array_equal(pixels, expected[(band, *window.slices)]):
                     return False
-                release(expected)  # a page that is touched brings 15 neighbours: 32 MB for 512 rows of a band
+                release(expected)  # reading a page loads 15 neighbours: 32 MB for 512 rows of a band
     return True
 
 
-def _write_vrt(raw: Path, grid: GeoBox, kind: RasterSpec, levels: list[Path]) -> None:
-    """GDAL's description of a raw file, beside it; what it says of names and colours goes on into the COG."""
-    item = np.dtype(kind.dtype).itemsize
+def _write_vrt(raw: Path, grid: GeoBox, spec: RasterSpec, levels: list[Path]) -> None:
+    """Write GDAL's description of a raw file beside it; its names and colours are copied into the COG."""
+    item = np.dtype(spec.dtype).itemsize
     a = grid.affine
     head = [f'<VRTDataset rasterXSize="{grid.width}" rasterYSize="{grid.height}">']
     if grid.crs is not None:
         head.append(f'<SRS dataAxisToSRSAxisMapping="1,2">{escape(grid.crs.to_wkt())}</SRS>')
     if grid.crs is not None or not a.is_identity:
         head.append(f"<GeoTransform>{a.c!r},{a.a!r},{a.b!r},{a.f!r},{a.d!r},{a.e!r}</GeoTransform>")
-    tags = dict(kind.tags)
-    if kind.categories:
-        tags |= {f"class_{code}": label for code, label in kind.categories.names.items()}
+    tags = dict(spec.tags)
+    if spec.categories:
+        tags |= {f"class_{code}": label for code, label in spec.categories.names.items()}
     items = "".join(f"<MDI key={_quote(key)}>{escape(value)}</MDI>" for key, value in tags.items())
     head.append(f"<Metadata>{items}</Metadata>")
-    for number, description in enumerate(kind.descriptions):
+    for number, description in enumerate(spec.descriptions):
         head.append(
-            f'<VRTRasterBand dataType="{GDAL_TYPES[kind.dtype]}" band="{number + 1}" subClass="VRTRawRasterBand">'
+            f'<VRTRasterBand dataType="{GDAL_TYPES[spec.dtype]}" band="{number + 1}" subClass="VRTRawRasterBand">'
             f"<Description>{escape(description)}</Description>"
-            + (f"<NoDataValue>{float(kind.nodata)!r}</NoDataValue>" if kind.nodata is not None else "")
-            + (_category_xml(kind.categories) if kind.categories else "")
+            + (f"<NoDataValue>{float(spec.nodata)!r}</NoDataValue>" if spec.nodata is not None else "")
+            + (_category_xml(spec.categories) if spec.categories else "")
             + "".join(
                 f'<Overview><SourceFilename relativeToVRT="1">{level.with_suffix(".vrt").name}</SourceFilename>'
                 f"<SourceBand>{number + 1}</SourceBand></Overview>"
@@ -259,12 +273,11 @@ def _quote(text: str) -> str:
 
 
 def _category_xml(categories: Categories) -> str:
-    """Names and colours for codes 0 .. the highest; codes without a class are nameless and black."""
+    """XML of names and colours for codes 0 to the highest; codes without a class are nameless and black."""
     names, colours = "", ""
     for code in range(max(categories.names) + 1):
         names += f"<Category>{escape(categories.names.get(code, ''))}</Category>"
-        colour = categories.colours.get(code)
-        red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5)) if colour else (0, 0, 0)
+        red, green, blue = hex_to_rgb(categories.colours.get(code, "#000000"))
         colours += f'<Entry c1="{red}" c2="{green}" c3="{blue}" c4="255"/>'
     return (
         f"<ColorInterp>Palette</ColorInterp><CategoryNames>{names}</CategoryNames>"

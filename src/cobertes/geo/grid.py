@@ -1,49 +1,33 @@
-"""Grids: one immutable `GeoBox` (of odc-geo) says where the pixels of a raster are.
+"""Grids: one immutable `GeoBox` of odc-geo describes where the pixels of a raster lie.
 
-A file without CRS gets a grid without CRS: pixel coordinates, or whatever its transform says. Such grids
-can be cropped and compared, never projected.
+Cropping, shifting and outlines are GeoBox's own arithmetic. What stands here beside it is for grids without CRS,
+which odc-geo can crop but not project: a file without CRS gets one, in pixel coordinates or those of its
+transform, and hectares, outlines in degrees and descriptions must allow for it.
 """
 
 import logging
-import warnings
 from collections.abc import Iterable
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 import rasterio
-from affine import Affine
 from odc.geo.geobox import GeoBox
 from pyproj import Geod
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from shapely.geometry import Polygon, box
 from shapely.geometry.base import BaseGeometry
 
-from cobertes.errors import GridMismatchError, InputFileError
+from cobertes.errors import GridMismatchError
 from cobertes.geo.windows import Window
 
 log = logging.getLogger(__name__)
 
-# Files without coordinates are supported, and cobertes itself says once where it meets some.
-warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
-
 ALIGNMENT = 0.01
-"""Share of a pixel by which grids may differ and still count as the same."""
+"""Largest offset in pixels between grids that count as the same."""
 
 SQUARE_METRES_PER_HECTARE = 10_000.0
 
 TRUE_AREAS = 0.01
-"""Share by which areas of a projection may differ from those on the ground and still be told."""
-
-
-def open_raster(path: Path | str) -> rasterio.DatasetReader:
-    """Open a raster for reading. Raises InputFileError, with what GDAL says, where it can't be."""
-    if "://" not in str(path) and not str(path).startswith("/vsi") and not Path(path).exists():
-        raise InputFileError(f"no file at {path}. Check the path; paths in a project are relative to its file.")
-    try:
-        return rasterio.open(path)
-    except RasterioError as error:
-        raise InputFileError(f"can't read {path} as a raster: {error}") from error
+"""Largest relative difference between areas in a projection and on the ellipsoid that still counts as true."""
 
 
 def grid_of(dataset: rasterio.DatasetReader) -> GeoBox:
@@ -52,22 +36,22 @@ def grid_of(dataset: rasterio.DatasetReader) -> GeoBox:
 
 
 def crop(grid: GeoBox, window: Window) -> GeoBox:
-    """The grid of a window; it may reach out of the grid."""
-    return GeoBox(window.shape, grid.affine * Affine.translation(window.col, window.row), grid.crs)
+    """Grid of a window, which may reach out of ``grid``."""
+    return grid.translate_pix(window.col, window.row).crop(window.shape)
 
 
-def whole(grid: GeoBox) -> Window:
-    """The window that is the whole grid."""
+def full_window(grid: GeoBox) -> Window:
+    """Window of the complete grid."""
     return Window(0, 0, grid.height, grid.width)
 
 
 def resolution(grid: GeoBox) -> float:
-    """Side of a pixel in units of the CRS (geometric mean of both sides)."""
+    """Pixel size in units of the CRS: geometric mean of both sides."""
     return float(abs(grid.affine.determinant) ** 0.5)
 
 
 def pixel_hectares(grid: GeoBox) -> float | None:
-    """Area of a pixel in hectares; None where the CRS is not projected, or not true to areas.
+    """Area of a pixel in hectares; None if the CRS is not projected, or distorts areas.
 
     Web Mercator stretches areas 1.8 times at 42 degrees, more in the north. UTM stays within 0.2 % in its zone.
     """
@@ -75,23 +59,23 @@ def pixel_hectares(grid: GeoBox) -> float | None:
         return None
     metres = rasterio.crs.CRS.from_user_input(str(grid.crs)).linear_units_factor[1]
     pixel = float(abs(grid.affine.determinant) * metres**2)
-    true = has_true_areas(pixel * grid.width * grid.height, [footprint(grid, "EPSG:4326")], crs_name(grid))
-    return pixel / SQUARE_METRES_PER_HECTARE if true else None
+    is_true = has_true_areas(pixel * grid.width * grid.height, [footprint(grid, "EPSG:4326")], crs_name(grid))
+    return pixel / SQUARE_METRES_PER_HECTARE if is_true else None
 
 
 def has_true_areas(square_metres: float, outlines: Iterable[BaseGeometry], crs: str) -> bool:
-    """Whether outlines in degrees have the area that ``crs`` gives them, to a hundredth; warns once where not."""
+    """Compare an area in ``crs`` with that of outlines in degrees on the ellipsoid; warn if they differ by 1 %."""
     earth = Geod(ellps="WGS84")
-    ground = sum(abs(earth.geometry_area_perimeter(outline)[0]) for outline in outlines)
-    true = not abs(square_metres - ground) > TRUE_AREAS * ground  # what can't be told is taken for true
-    if not true:
+    true_area = sum(abs(earth.geometry_area_perimeter(outline)[0]) for outline in outlines)
+    is_true = not abs(square_metres - true_area) > TRUE_AREAS * true_area  # NaN counts as true
+    if not is_true:
         _warn_of_areas(crs)
-    return true
+    return is_true
 
 
 @cache
 def _warn_of_areas(crs: str) -> None:
-    """Once for each CRS."""
+    """Warn once per CRS."""
     log.warning(
         "no areas in hectares: those of %s are not the ones on the ground there. Bring the scenes into an "
         "equal-area CRS or their UTM zone (gdalwarp -t_srs) to have them.",
@@ -100,15 +84,14 @@ def _warn_of_areas(crs: str) -> None:
 
 
 def same_crs(a: GeoBox, b: GeoBox) -> bool:
-    """Whether two grids share their CRS, or have none both."""
+    """Compare the CRS of two grids; None equals None."""
     return bool(a.crs == b.crs)
 
 
 def same_grid(a: GeoBox, b: GeoBox) -> bool:
-    """Whether two grids have the same pixels, to a hundredth of one."""
+    """Compare the pixels of two grids, to a hundredth of one."""
     if a.shape != b.shape or not same_crs(a, b):
         return False
-    # where the corners of b lie on a's pixels
     to_a = ~a.affine * b.affine
     corners = [(0, 0), (b.width, 0), (0, b.height), (b.width, b.height)]
     return all(np.allclose(to_a * corner, corner, rtol=0, atol=ALIGNMENT) for corner in corners)
@@ -117,12 +100,12 @@ def same_grid(a: GeoBox, b: GeoBox) -> bool:
 def describe(grid: GeoBox) -> str:
     """``30000 x 30000 px of 10 m, origin (240000, 4780000), EPSG:32631``; width before height."""
     origin = grid.affine * (0, 0)
-    place = f"origin ({origin[0]:.10g}, {origin[1]:.10g}), {crs_name(grid)}"
-    return f"{grid.width} x {grid.height} px of {resolution(grid):.6g}{_unit(grid)}, {place}"
+    position = f"origin ({origin[0]:.10g}, {origin[1]:.10g}), {crs_name(grid)}"
+    return f"{grid.width} x {grid.height} px of {resolution(grid):.6g}{_unit(grid)}, {position}"
 
 
 def _unit(grid: GeoBox) -> str:
-    """`` m``, `` US-ft`` and so on; nothing for pixels."""
+    """Unit of length with a leading space: `` m``, `` US-ft``; empty without CRS."""
     if grid.crs is None:
         return ""
     if grid.crs.geographic:
@@ -149,26 +132,17 @@ def require_same_grid(grids: Iterable[tuple[str, GeoBox]]) -> None:
             )
 
 
-def source_files(path: str) -> list[str]:
-    """A raster's file, and where it is a VRT the files it is made of, as far as GDAL lists them."""
-    if not path.lower().endswith(".vrt"):
-        return [path]
-    with open_raster(path) as dataset:
-        return [path, *(str(file) for file in dataset.files if str(file) != path)]
-
-
 def footprint(grid: GeoBox, crs: object = None) -> Polygon:
-    """Outline of a grid, in its own coordinates or (densified) in ``crs``."""
+    """Outline of a grid, in its own coordinates or (densified) in ``crs``; its own too if it has no CRS."""
     if crs is None or grid.crs is None:
-        corners = [(0, 0), (grid.width, 0), (grid.width, grid.height), (0, grid.height)]
-        return Polygon([grid.affine * corner for corner in corners])
+        return grid.extent.geom
     return grid.extent.to_crs(crs, resolution=max(grid.shape) * resolution(grid) / 20).geom
 
 
 def bounds_window(grid: GeoBox, bounds: tuple[float, float, float, float]) -> Window:
     """Smallest window of whole pixels that covers ``(west, south, east, north)``, clipped to the grid.
 
-    Raises GridMismatchError where the bounds miss the grid.
+    Raises GridMismatchError if the bounds miss the grid.
     """
     west, south, east, north = bounds
     corners = [~grid.affine * corner for corner in box(west, south, east, north).exterior.coords]
@@ -176,7 +150,7 @@ def bounds_window(grid: GeoBox, bounds: tuple[float, float, float, float]) -> Wi
     slack = ALIGNMENT
     left, top = int(np.floor(min(cols) + slack)), int(np.floor(min(rows) + slack))
     right, bottom = int(np.ceil(max(cols) - slack)), int(np.ceil(max(rows) - slack))
-    right, bottom = max(right, left + 1), max(bottom, top + 1)  # however small the bounds, they have a pixel
+    right, bottom = max(right, left + 1), max(bottom, top + 1)  # bounds inside one pixel are that pixel
     window = Window(top, left, bottom - top, right - left).clip(tuple(grid.shape))
     if 0 in window.shape:
         raise GridMismatchError(
@@ -186,7 +160,7 @@ def bounds_window(grid: GeoBox, bounds: tuple[float, float, float, float]) -> Wi
 
 
 def warn_without_crs(names: Iterable[str]) -> None:
-    """Say once, for all areas together, that some have no CRS."""
+    """Log one warning for all areas that have no CRS."""
     missing = list(names)
     if missing:
         shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")

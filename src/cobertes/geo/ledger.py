@@ -1,10 +1,10 @@
-"""The ledger of a long pass: which windows are in its raw files for good, so that it can go on from there.
+"""Ledger of a long pass: the windows that are safely in its raw files, so that an interrupted pass can resume.
 
     windows 0 1 2 3 4 5 ...   written to pixels.raw by any thread, in any order
             x x x   x         every 15 seconds: raw files synced, then the ledger replaced
-            ^^^^^^^^^ killed: windows 3 and 5, ... are done again; the result is the same to the byte
+            ^^^^^^^^^ killed: window 3 and those after 4 are written again; the result is byte-identical
 
-What a pass adds up (counts of codes) is kept with the windows it was added from.
+Sums of a pass (counts of codes) are saved together with the windows they were computed from.
 """
 
 import json
@@ -30,16 +30,16 @@ LEDGER = "ledger.json"
 Resume = Literal["no", "yes", "if-same"]
 
 SECONDS = 15.0
-"""Between two entries, at least: what is lost at most when a pass is killed. Syncing takes the disk's time."""
+"""Least time between two saves: the most that a killed pass loses. Syncing more often would keep the disk busy."""
 
 
 class Ledger:
-    """Done windows and sums of a pass, in a JSON file. Threads may share it.
+    """Finished windows and sums of a pass, in a JSON file. Threads may share it.
 
-    made_from  fingerprint of inputs, settings and window plan: rows of another pass are never mixed in
-    sums       (n,) int64 arrays by name; `mark_done` adds to them
-    notes      whatever else the pass must find again
-    same       in words, what has to be the same to go on
+    fingerprint  of inputs, settings and window plan: rows of another pass are never mixed in
+    sums         (n,) int64 arrays by name; `mark_done` adds to them
+    notes        further values that a resumed pass needs
+    same         wording of what must be unchanged to resume
     """
 
     def __init__(
@@ -59,13 +59,13 @@ class Ledger:
 
     @property
     def complete(self) -> bool:
-        """Whether every window is done."""
+        """True once every window is done."""
         return len(self.done) == self.windows
 
     def load(self) -> None:
-        """Take up what an interrupted pass left.
+        """Load the state of an interrupted pass.
 
-        Raises SettingsError where it was another pass's, InputFileError where the ledger is damaged.
+        Raises SettingsError if it is another pass's, InputFileError if the file is damaged.
         """
         try:
             found = json.loads(self.path.read_text(encoding="utf-8"))
@@ -84,20 +84,20 @@ class Ledger:
         self.done, self.sums, self.notes = done, sums, notes
 
     def clear(self) -> None:
-        """Begin with nothing."""
+        """Reset to no finished window."""
         self.done, self.notes = set(), {}
         for values in self.sums.values():
             values[:] = 0
 
     def mark_done(self, window: int, sums: Mapping[str, NDArray[np.int64]]) -> None:
-        """Note that a window is written."""
+        """Record that a window is written, and add its sums."""
         with self._lock:
             self.done.add(window)
             for name, values in sums.items():
                 self.sums[name] += values
 
     def save_if_due(self, files: Iterable[np.memmap[Any, Any]]) -> None:
-        """`save`, if the last time is long ago and no other thread is at it."""
+        """`save` if `SECONDS` have passed and no other thread is saving."""
         if time.monotonic() - self._saved >= SECONDS and self._saving.acquire(blocking=False):
             try:
                 self._save(files)
@@ -119,7 +119,7 @@ class Ledger:
                 "notes": self.notes,
             }
         for pixels in files:
-            if not Path(str(pixels.filename)).exists():  # a removed file can still be written, and is lost
+            if not Path(str(pixels.filename)).exists():  # writing to a removed file raises no error
                 raise StorageError(f"{self.path.parent.parent} was removed or emptied while it was written to")
             pixels.flush()
         write_json(self.path, state)
@@ -127,9 +127,9 @@ class Ledger:
 
 
 def resume_or_start(ledger: Ledger, paths: Mapping[str, Path], resume: Resume, *, overwrite: bool) -> list[str]:
-    """Load what an interrupted pass left, or clear it away; returns the outputs that are still to be made.
+    """Load the state of an interrupted pass, or delete it; returns the outputs that are not finished.
 
-    An output that got its name before the pass was interrupted has no raw file any more.
+    An output that got its final name before the interruption has no raw file any more.
     """
     missing = list(paths)
     if resume != "no" and ledger.path.exists():

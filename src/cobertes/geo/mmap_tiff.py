@@ -1,6 +1,6 @@
-"""Pixels read straight from the memory-mapped file, where it stores them as they are.
+"""Memory-mapped reading of GeoTIFFs whose pixels are stored uncompressed and interleaved.
 
-An uncompressed, pixel-interleaved GeoTIFF (the model case: 96 x 96 storage blocks) is a table of chunks:
+Such a file (the model case: 96 x 96 storage blocks) is a table of chunks:
 
     offsets    0  1  2         a window copies the runs of its rows out of the chunks it touches;
               +--+--+--+       no decoding, no lock, no handle per thread, and the system's page cache is
@@ -9,9 +9,10 @@ An uncompressed, pixel-interleaved GeoTIFF (the model case: 96 x 96 storage bloc
        row 1  |..|[.|.]|       -1: nothing is stored there, the pixels are 0 (a sparse file)
               +--+--+--+
 
-The tile store keeps its ground in the same form. Files of other kinds are GDAL's business.
+The tile store has the same form. All other files are read by GDAL.
 """
 
+import mmap
 import os
 import sys
 from dataclasses import dataclass
@@ -25,18 +26,29 @@ import rasterio
 from numpy.typing import NDArray
 
 from cobertes.errors import InputFileError
-from cobertes.geo.pages import release
+from cobertes.geo.io import open_raster
 from cobertes.geo.windows import Window
 from cobertes.numba_cache import compiled
 
 PLAIN_TYPES = {"uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64"}
 
 NOT_STORED = -1
+"""Offset of a chunk that a sparse file leaves out."""
 
 RELEASE_BYTES = 128_000_000
+"""Bytes read from a mapping between two calls of `release`."""
 
 MAPPED_FILES = 64
-"""Files that stay mapped: each costs a file descriptor, of which a system may allow a process 256."""
+"""Files that stay mapped: each takes a file descriptor, of which a system may allow a process 256."""
+
+
+def release(pixels: Any) -> None:
+    """Release the pages of a ``np.memmap`` from the process; data stay in the file and in the page cache.
+
+    Otherwise every page that was touched counts as memory of the process. Safe while other threads read or write.
+    """
+    if hasattr(mmap, "MADV_DONTNEED"):
+        pixels._mmap.madvise(mmap.MADV_DONTNEED)
 
 
 @compiled
@@ -50,16 +62,16 @@ def _gather(
 ) -> None:
     """Copy a window of chunks (height, width, channels) into ``out`` (height, width, bands), C-contiguous.
 
-    flat     (n,) the file's values; ``offsets`` (rows, cols) first value of each chunk, -1 where none is
-    bands    (b,) channels to take, in order
+    flat     (n,) values of the file; ``offsets`` (rows, cols) first value of each chunk, -1 for none
+    bands    (b,) channels to copy, in order
     start    row and col of the window's first pixel, inside the raster
     """
     height, width, channels = chunk
     row, col = start
     lines = out.reshape(out.shape[0], out.shape[1] * len(bands))
-    every = len(bands) == channels
+    all_bands = len(bands) == channels
     for b in range(len(bands)):
-        every = every and bands[b] == b
+        all_bands = all_bands and bands[b] == b
     for i in range(row // height, (row + out.shape[0] - 1) // height + 1):
         for j in range(col // width, (col + out.shape[1] - 1) // width + 1):
             top, bottom = max(row, i * height), min(row + out.shape[0], (i + 1) * height)
@@ -71,7 +83,7 @@ def _gather(
                 begin = offsets[i, j] + ((r - i * height) * width + left - j * width) * channels
                 run = flat[begin : begin + (right - left) * channels]
                 line = lines[r - row, (left - col) * len(bands) : (right - col) * len(bands)]
-                if every:  # one run of values, which compilers copy as fast as memory goes
+                if all_bands:  # one contiguous run of values: compiled to a block copy
                     for k in range(len(line)):
                         line[k] = run[k]
                 else:
@@ -81,10 +93,10 @@ def _gather(
 
 
 class Values:
-    """All values of a file as one array ``flat`` (n,), whose pages are let go again and again.
+    """All values of a file as one memory-mapped array ``flat`` (n,), whose pages are released regularly.
 
-    A page that was read counts as memory of the process as long as it is mapped, though the system may take it
-    back at any time; so after every `RELEASE_BYTES` the mapping forgets its pages. They stay in the page cache.
+    A page that was read counts as memory of the process as long as it is mapped, though the system may reclaim it
+    at any time. So its pages are released after every `RELEASE_BYTES`; they stay in the page cache.
     """
 
     def __init__(self, path: Path, dtype: str) -> None:
@@ -94,7 +106,7 @@ class Values:
         self._bytes = 0
 
     def touched(self, count: int) -> None:
-        """Note that bytes were read. Threads may lose a note of each other: it is a rough account."""
+        """Count bytes that were read. A rough count: threads may overwrite each other's."""
         self._bytes += count
         if self._bytes > RELEASE_BYTES:
             self._bytes = 0
@@ -103,11 +115,11 @@ class Values:
 
 @dataclass(frozen=True)
 class MappedChunks:
-    """A file of chunks, as it lies on disk.
+    """Memory-mapped file of chunks.
 
     shape    (height, width) of the raster
     chunk    (height, width, channels) of a chunk, stored row by row, channels together
-    offsets  (chunk rows, chunk cols) int64: the first value of each in units of ``dtype``, -1 where none is
+    offsets  (chunk rows, chunk cols) int64: first value of each in units of ``dtype``, -1 for chunks left out
     """
 
     path: Path
@@ -126,7 +138,7 @@ class MappedChunks:
         dtype: str,
         offsets: NDArray[np.int64],
     ) -> "MappedChunks":
-        """Map the file. Raises InputFileError where it ends before its last chunk: reading on would crash."""
+        """Map the file. Raises InputFileError if it ends before its last chunk: reading there would crash."""
         rows = shape[0] - (offsets.shape[0] - 1) * chunk[0]
         last = min(chunk[0], rows) * chunk[1] * chunk[2]  # a strip at the end may be shorter, a block is not
         ends = offsets + prod(chunk)
@@ -151,8 +163,8 @@ class MappedChunks:
         self.values.touched(out.nbytes)
         return out
 
-    def holds(self, window: Window) -> bool:
-        """Whether every chunk that a window inside the raster touches is stored."""
+    def all_stored(self, window: Window) -> bool:
+        """Check that the file stores every chunk that a window inside the raster touches."""
         height, width, _ = self.chunk
         rows = slice(window.row // height, (window.row_stop - 1) // height + 1)
         cols = slice(window.col // width, (window.col_stop - 1) // width + 1)
@@ -160,28 +172,28 @@ class MappedChunks:
 
 
 def mmap_geotiff(path: str) -> MappedChunks | None:
-    """The chunks of a GeoTIFF; None where its pixels are not stored as they are, or not all in a local file.
+    """Map a GeoTIFF; None if it is compressed, not interleaved by pixel, truncated, or no local file.
 
-    A truncated file is left to GDAL, which tells what can still be read.
+    GDAL reads the rest, of a truncated file what can still be read.
     """
     try:
         facts = os.stat(path)
     except OSError:
         return None
-    return _map_tiff(path, facts.st_mtime_ns, facts.st_size)
+    return _mmap_version(path, facts.st_mtime_ns, facts.st_size)
 
 
 @lru_cache(maxsize=MAPPED_FILES)
-def _map_tiff(path: str, modified: int, size: int) -> MappedChunks | None:
+def _mmap_version(path: str, modified: int, size: int) -> MappedChunks | None:
     with open(path, "rb") as file:
         order = file.read(2)
     if order != (b"II" if sys.byteorder == "little" else b"MM"):
         return None
-    with rasterio.open(path) as dataset:
+    with open_raster(path) as dataset:
         height, width = dataset.block_shapes[0]
-        together = dataset.count == 1 or dataset.tags(ns="IMAGE_STRUCTURE").get("INTERLEAVE") == "PIXEL"
+        interleaved = dataset.count == 1 or dataset.tags(ns="IMAGE_STRUCTURE").get("INTERLEAVE") == "PIXEL"
         plain = dataset.driver == "GTiff" and dataset.compression is None and dataset.dtypes[0] in PLAIN_TYPES
-        if not (plain and together) or dataset.tags(1, ns="IMAGE_STRUCTURE").get("NBITS"):
+        if not (plain and interleaved) or dataset.tags(1, ns="IMAGE_STRUCTURE").get("NBITS"):
             return None
         rows, cols = -(-dataset.height // height), -(-dataset.width // width)
         found = np.array(
@@ -202,6 +214,6 @@ def _map_tiff(path: str, modified: int, size: int) -> MappedChunks | None:
 
 
 def _offset(dataset: rasterio.DatasetReader, col: int, row: int) -> int:
-    """Where a storage block begins in the file, in bytes."""
+    """Position of a storage block in the file in bytes, `NOT_STORED` if it has none."""
     text = dataset.get_tag_item(f"BLOCK_OFFSET_{col}_{row}", "TIFF", bidx=1)
     return int(text) if text else NOT_STORED

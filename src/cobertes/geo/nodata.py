@@ -1,7 +1,7 @@
-"""Which pixels hold an observation: one rule, for windows by band and for windows by pixel.
+"""Validity of pixels: one rule, for values band by band and pixel by pixel.
 
-NaN or infinity in any band, or a declared nodata value other than 0 in any band, makes a pixel invalid. Zero is
-also what dark water measures in one band, so 0 (declared, or assumed where nothing is) must fill all bands.
+NaN or infinity in any band, or a declared nodata value other than 0 in any band, makes a pixel invalid. Dark water
+may measure 0 in one band too, so 0 (declared, or assumed if nothing is) makes a pixel invalid only in all bands.
 """
 
 from typing import Any
@@ -14,8 +14,8 @@ from cobertes.numba_cache import compiled
 ZERO_IN_ALL, VALUE_IN_ANY, NEVER = 0, 1, 2
 
 
-def holds(dtype: np.dtype[Any], nodata: float | None) -> bool:
-    """Whether pixels of a type can have this value."""
+def can_hold(dtype: np.dtype[Any], nodata: float | None) -> bool:
+    """Check that pixels of a type can have this value."""
     if nodata is None:
         return False
     if np.issubdtype(dtype, np.floating):
@@ -25,7 +25,7 @@ def holds(dtype: np.dtype[Any], nodata: float | None) -> bool:
 
 
 def valid_mask_chw(values: NDArray[Any], nodata: float | None) -> NDArray[np.bool_]:
-    """Where ``values`` (bands, height, width) hold an observation: (height, width) bool."""
+    """Valid pixels of ``values`` (bands, height, width): (height, width) bool."""
     rule = _rule(values.dtype, nodata)
     if rule == ZERO_IN_ALL:
         valid = (values != 0).any(axis=0)
@@ -39,7 +39,7 @@ def valid_mask_chw(values: NDArray[Any], nodata: float | None) -> NDArray[np.boo
 
 
 def valid_mask_hwc(pixels: NDArray[Any], nodata: float | None) -> NDArray[np.bool_]:
-    """Where ``pixels`` (height, width, bands) hold an observation: (height, width) bool."""
+    """Valid pixels of ``pixels`` (height, width, bands): (height, width) bool."""
     rule, floating = _rule(pixels.dtype, nodata), np.issubdtype(pixels.dtype, np.floating)
     value = pixels.dtype.type(nodata if rule == VALUE_IN_ANY else 0)
     valid = np.empty(pixels.shape[:2], np.bool_)
@@ -50,7 +50,7 @@ def valid_mask_hwc(pixels: NDArray[Any], nodata: float | None) -> NDArray[np.boo
 def _rule(dtype: np.dtype[Any], nodata: float | None) -> int:
     if not nodata:
         return ZERO_IN_ALL
-    return VALUE_IN_ANY if holds(dtype, nodata) else NEVER  # a value that pixels can't have empties none
+    return VALUE_IN_ANY if can_hold(dtype, nodata) else NEVER  # pixels can't have the value: all are valid
 
 
 @compiled

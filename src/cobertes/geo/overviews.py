@@ -1,9 +1,9 @@
-"""The smaller versions of a raster, from its raw file: each pixel stands for 2 x 2 of the level below.
+"""Overviews of a raster, computed from its raw file: each pixel summarizes 2 x 2 of the level below.
 
     codes    1 1      the most frequent one, the lower     shares   10 30      their mean: 20
-             4 0  ->  one at ties: 1 (nodata is 0)                  20  -  ->  (nodata counts for nothing)
+             4 0  ->  one at ties: 1 (nodata is 0)                  20  -  ->  (nodata is left out)
 
-GDAL's own way, which compresses every level twice, takes longer than all the rest of writing a COG.
+GDAL's own overviews, which compress every level twice, take longer than the rest of writing a COG.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from cobertes.numba_cache import compiled
 
 SMALLEST = 512
-"""Levels end where both sides have no more pixels than this."""
+"""Largest side in pixels of the last level."""
 
 STRIP_PIXELS = 8_000_000
-"""Pixels that a thread halves together."""
+"""Pixels that a thread halves at once."""
 
 THREADS = 2
 
@@ -38,7 +38,7 @@ def write_levels(
 ) -> list[Path]:
     """Write a raw file per level beside ``raw``, which holds (bands, height, width) of ``dtype``.
 
-    codes  the values are names: the most frequent one stands for four, not their mean
+    codes  values are class codes: four become the most frequent one, not their mean
     """
     bands, written = shape[0], []
     below, below_shape = raw, shape[1:]
@@ -67,7 +67,7 @@ def _halve(
     def halve(band: int, top: int) -> None:
         stop = min(top + rows, height)
         first, last = 2 * top, min(2 * stop, below_height)
-        # plain reads and writes: the pages of a memory map would count as memory of the process
+        # plain reads and writes: pages of a memory map would count as memory of the process
         four = np.fromfile(
             below, dtype, (last - first) * below_width,
             offset=(band * below_height + first) * below_width * dtype.itemsize,
@@ -87,12 +87,11 @@ def _halve(
         try:
             for job in jobs:
                 job.result()
-        finally:  # a full disk or Ctrl-C ends it now, not after the last strip
+        finally:  # a full disk or Ctrl-C stops the pool at once
             pool.shutdown(cancel_futures=True)
 
 
-# At an odd edge the last row or column stands in for the one that is missing: counted twice, it changes neither
-# a mean nor which code is most frequent.
+# At an odd edge the last row or column is counted twice, which changes neither a mean nor the most frequent code.
 
 
 @compiled
@@ -103,7 +102,7 @@ def _most_frequent(four: NDArray[Any], nodata: Any, has_nodata: bool, one: NDArr
         for col in range(one.shape[1]):
             left, right = 2 * col, min(2 * col + 1, width - 1)
             a, b, c, d = upper[left], upper[right], lower[left], lower[right]
-            if (a == b) & (a == c) & (a == d):  # most of a map
+            if (a == b) & (a == c) & (a == d):  # true for most of a map
                 one[row, col] = a
                 continue
             most, winner = 0, nodata
@@ -117,23 +116,23 @@ def _most_frequent(four: NDArray[Any], nodata: Any, has_nodata: bool, one: NDArr
 
 
 @compiled
-def _mean(four: NDArray[Any], nodata: Any, has_nodata: bool, whole: bool, one: NDArray[Any]) -> None:
-    """Whole numbers are rounded half up; where nothing is known, nodata or NaN stays."""
+def _mean(four: NDArray[Any], nodata: Any, has_nodata: bool, integer: bool, one: NDArray[Any]) -> None:
+    """Mean of 2 x 2 pixels, integers rounded half up; nodata or NaN if none of the four is valid."""
     height, width = four.shape
     for row in range(one.shape[0]):
         upper, lower = four[2 * row], four[min(2 * row + 1, height - 1)]
         out = one[row]
-        for col in range(width // 2):  # without an edge to look after, it becomes vector instructions
+        for col in range(width // 2):  # without a test for the edge, it compiles to vector instructions
             left, right = 2 * col, 2 * col + 1
-            out[col] = _mean_of(upper[left], upper[right], lower[left], lower[right], nodata, has_nodata, whole)
+            out[col] = _mean_of(upper[left], upper[right], lower[left], lower[right], nodata, has_nodata, integer)
         if width % 2:
             a, b = upper[width - 1], lower[width - 1]
-            out[width // 2] = _mean_of(a, a, b, b, nodata, has_nodata, whole)
+            out[width // 2] = _mean_of(a, a, b, b, nodata, has_nodata, integer)
 
 
 @compiled
-def _mean_of(a: Any, b: Any, c: Any, d: Any, nodata: Any, has_nodata: bool, whole: bool) -> Any:
-    # NaN is the one value that is not itself
+def _mean_of(a: Any, b: Any, c: Any, d: Any, nodata: Any, has_nodata: bool, integer: bool) -> Any:
+    # NaN is the only value unequal to itself
     has_a = not (has_nodata and a == nodata) and a == a  # noqa: PLR0124
     has_b = not (has_nodata and b == nodata) and b == b  # noqa: PLR0124
     has_c = not (has_nodata and c == nodata) and c == c  # noqa: PLR0124
@@ -143,4 +142,4 @@ def _mean_of(a: Any, b: Any, c: Any, d: Any, nodata: Any, has_nodata: bool, whol
     mean = total / max(number, 1)
     if number == 0:
         return np.float64(nodata) if has_nodata else np.float64(a)
-    return np.floor(mean + 0.5) if whole else mean
+    return np.floor(mean + 0.5) if integer else mean

@@ -1,6 +1,6 @@
-"""The style that QGIS puts on a raster of class codes: a legend of the classes, and nothing else.
+"""QGIS style (``.qml``) of a raster of class codes: a legend of its classes alone.
 
-A palette inside a GeoTIFF always has 256 entries, and QGIS lists them all; a ``.qml`` beside the file goes first.
+A palette inside a GeoTIFF always has 256 entries, and QGIS lists them all; a ``.qml`` beside it comes first.
 """
 
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from pathlib import Path
 from xml.sax.saxutils import quoteattr
 
 MARK = "made by cobertes"
-"""In our styles: one that somebody made by hand is never replaced."""
+"""Mark of our styles: one without it was made by hand, and is never replaced."""
 
 HEAD = f"""<!DOCTYPE qgis PUBLIC 'http://mrcc.com/qgis.dtd' 'SYSTEM'>
 <!-- {MARK} -->
@@ -25,8 +25,14 @@ TAIL = """      </colorPalette>
 """
 
 
+def hex_to_rgb(colour: str) -> tuple[int, int, int]:
+    """Red, green and blue, 0 to 255, of a colour ``#rrggbb``."""
+    red, green, blue = bytes.fromhex(colour[1:])
+    return red, green, blue
+
+
 def style_of(names: Mapping[int, str], colours: Mapping[int, str]) -> str:
-    """The text of a ``.qml``: names and colours (``#rrggbb``) by code."""
+    """Text of a ``.qml`` from names and colours (``#rrggbb``) by code."""
     entries = "".join(
         f'        <paletteEntry value="{code}" label={quoteattr(name)} color="{colours.get(code, "#000000")}"'
         f' alpha="255"/>\n'
@@ -36,12 +42,12 @@ def style_of(names: Mapping[int, str], colours: Mapping[int, str]) -> str:
 
 
 def style_path(raster: Path) -> Path:
-    """Where QGIS looks for a raster's style."""
+    """Path at which QGIS looks for the style of a raster."""
     return raster.with_suffix(".qml")
 
 
 def is_replaceable(style: Path) -> bool:
-    """Whether a style is not there, or ours."""
+    """Check that a style is missing or was written by cobertes."""
     try:
         return MARK in style.read_text(encoding="utf-8")
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Vector files: any kind is read; GeoPackages that QGIS opens styled are written, whole or not at all."""
+"""Vector files: reading of any format, and writing of GeoPackages with styles for QGIS."""
 
 import sqlite3
 import warnings
@@ -15,7 +15,7 @@ from cobertes.errors import InputFileError, StorageError
 
 
 def read_vector(path: Path) -> Any:
-    """The first layer of a vector file as a GeoDataFrame, a plain DataFrame where it has no geometry.
+    """First layer of a vector file as a GeoDataFrame, or as a DataFrame if it has no geometry.
 
     Raises InputFileError.
     """
@@ -26,42 +26,42 @@ def read_vector(path: Path) -> Any:
 
 
 def write_layers(path: Path, layers: Mapping[str, Any], styles: Mapping[str, str]) -> None:
-    """Write frames as layers, those without geometry as tables; ``styles`` by layer are QML for QGIS.
+    """Write data frames as layers, those without geometry as tables; ``styles`` by layer are QML for QGIS.
 
-    Raises StorageError where it can't be written; what was there before is then as it was.
+    Raises StorageError if the file can't be written; an older file is then unchanged.
     """
     with replacing(path) as temporary:
-        whole = temporary.with_suffix(".gpkg")
-        whole.unlink(missing_ok=True)  # of a run that was killed; GDAL would add to it
+        package = temporary.with_suffix(".gpkg")
+        package.unlink(missing_ok=True)  # left by a run that was killed; GDAL would append to it
         try:
             for name, frame in layers.items():
                 kind = "Polygon" if hasattr(frame, "geometry") else None
-                with warnings.catch_warnings():  # places without CRS are supported
+                with warnings.catch_warnings():  # areas without CRS are supported
                     warnings.filterwarnings("ignore", "'crs' was not provided")
-                    pyogrio.write_dataframe(frame, whole, layer=name, driver="GPKG", geometry_type=kind)
-            with sqlite3.connect(whole) as base:
-                _add_styles(base, styles)
-            base.close()
-            whole.rename(temporary)
+                    pyogrio.write_dataframe(frame, package, layer=name, driver="GPKG", geometry_type=kind)
+            with sqlite3.connect(package) as database:
+                _add_styles(database, styles)
+            database.close()
+            package.rename(temporary)
         except (sqlite3.Error, DataSourceError, RuntimeError) as error:
             raise StorageError(f"can't write {path}: {error}. Is the disk full?") from error
         finally:
-            whole.unlink(missing_ok=True)
+            package.unlink(missing_ok=True)
 
 
-def _add_styles(base: sqlite3.Connection, styles: Mapping[str, str]) -> None:
-    """The table in which QGIS looks for the default style of a layer."""
-    base.execute(
+def _add_styles(database: sqlite3.Connection, styles: Mapping[str, str]) -> None:
+    """Write the table in which QGIS looks for the default style of a layer."""
+    database.execute(
         "CREATE TABLE layer_styles (id INTEGER PRIMARY KEY AUTOINCREMENT, f_table_catalog TEXT, "
         "f_table_schema TEXT, f_table_name TEXT, f_geometry_column TEXT, styleName TEXT, styleQML TEXT, "
         "styleSLD TEXT, useAsDefault BOOLEAN, description TEXT, owner TEXT, ui TEXT, "
         "update_time DATETIME DEFAULT CURRENT_TIMESTAMP)"
     )
-    base.execute(
+    database.execute(
         "INSERT INTO gpkg_contents (table_name, data_type, identifier) VALUES "
         "('layer_styles', 'attributes', 'layer_styles')"
     )
-    base.executemany(
+    database.executemany(
         "INSERT INTO layer_styles (f_table_catalog, f_table_schema, f_table_name, f_geometry_column, "
         "styleName, styleQML, useAsDefault, description) VALUES ('', '', ?, 'geom', 'cobertes', ?, 1, "
         "'made by cobertes')",

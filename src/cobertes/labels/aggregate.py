@@ -22,7 +22,8 @@ from odc.geo.geobox import GeoBox
 from cobertes.errors import LegendError, SettingsError, UnknownCodesError, did_you_mean
 from cobertes.fingerprints import fingerprint_of, stamp
 from cobertes.geo.cog_writer import RasterSpec, new_raster, partial_folder
-from cobertes.geo.grid import crs_name, grid_of, open_raster, same_crs
+from cobertes.geo.grid import crs_name, grid_of, same_crs
+from cobertes.geo.io import open_raster
 from cobertes.geo.ledger import LEDGER, Ledger, Resume, discard, resume_or_start
 from cobertes.geo.windows import Window
 from cobertes.labels.kernels import NO_SHARE

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 
 from cobertes.geo.ledger import Ledger
-from cobertes.geo.pages import release
+from cobertes.geo.mmap_tiff import release
 from cobertes.geo.windows import Window
 from cobertes.labels import kernels
 from cobertes.labels.legend import CODES, Legend

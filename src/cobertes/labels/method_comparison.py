@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 
 from cobertes.atomic_io import write_json, write_text
-from cobertes.geo.grid import open_raster, pixel_hectares
+from cobertes.geo.grid import pixel_hectares
+from cobertes.geo.io import open_raster, read_window
 from cobertes.geo.windows import Window
 from cobertes.labels.aggregate import make_labels
 from cobertes.labels.connected_objects import ObjectCounter, ObjectCounts
@@ -179,8 +180,7 @@ def _strips(
         def read(top: int, bottom: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
             window = Window(top, 0, bottom - top, grid.width)
             fine, _ = reader.read(window)
-            rows = rasterio.windows.Window(0, top, grid.width, bottom - top)
-            labels = [index[file.read(1, window=rows)] for file in opened]
+            labels = [index[read_window(file, window, 1)] for file in opened]
             return _look_up(fine, of_source), np.stack(labels)
 
         bounds = list(pairwise(tops))

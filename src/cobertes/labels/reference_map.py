@@ -22,11 +22,11 @@ import rasterio
 from affine import Affine
 from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
-from rasterio.errors import RasterioError
 from rasterio.warp import transform as transform_points
 
 from cobertes.errors import GridMismatchError, InputFileError
-from cobertes.geo.grid import ALIGNMENT, describe, footprint, grid_of, open_raster, same_crs
+from cobertes.geo.grid import ALIGNMENT, describe, footprint, grid_of, same_crs
+from cobertes.geo.io import open_raster, read_window
 from cobertes.geo.windows import Window
 from cobertes.labels.approx_transform import Lattice, gather, smooth_cells
 
@@ -263,15 +263,7 @@ class ReferenceReader:
         return codes
 
     def _codes(self, fine: Window) -> NDArray[np.uint8]:
-        try:
-            values = self.dataset.read(
-                1, window=rasterio.windows.Window(fine.col, fine.row, fine.width, fine.height)
-            )
-        except RasterioError as error:
-            raise InputFileError(
-                f"can't read {self.path}, {_rows(fine)}: {error.__cause__ or error}. The file may be "
-                f"truncated: fetch it again."
-            ) from error
+        values = read_window(self.dataset, fine, 1)
         if self.is_bytes:
             return values
         values = np.where(values == self.empty, self.fill_code, values)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cobertes.errors import BandMismatchError, SettingsError, did_you_mean
-from cobertes.geo.scene import Observation, Scene, seen_in_any
+from cobertes.geo.scene import Observation, Scene, valid_in_any
 from cobertes.geo.windows import Window
 from cobertes.numba_cache import compiled
 from cobertes.tiles.band_statistics import Statistics
@@ -165,7 +165,7 @@ class Inputs:
     def read(self, scenes: Mapping[str, Scene], window: Window) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """Channels of a window, and where at least one season was observed (height, width) bool."""
         observed = {season: scenes[season].read_hwc(window) for season in self.seasons if season in scenes}
-        return self.encode(observed), seen_in_any(observed)
+        return self.encode(observed), valid_in_any(observed)
 
     def check(self, scenes: Mapping[str, Scene], *, drops_seasons: bool = False) -> None:
         """Raise BandMismatchError or SettingsError where scenes do not have these seasons and bands.

@@ -27,9 +27,10 @@ from cobertes.geo.area import ONLY_SEASON
 from cobertes.geo.blending import INTERIOR, WindowPlan
 from cobertes.geo.clip import AreaOfInterest, open_clip
 from cobertes.geo.cog_writer import check_not_input, check_writable, new_raster, partial_folder
-from cobertes.geo.grid import bounds_window, crop, describe, pixel_hectares, require_same_grid, source_files, whole
+from cobertes.geo.grid import bounds_window, crop, describe, full_window, pixel_hectares, require_same_grid
+from cobertes.geo.io import source_files
 from cobertes.geo.ledger import LEDGER, Ledger, Resume, discard, resume_or_start
-from cobertes.geo.pages import release
+from cobertes.geo.mmap_tiff import release
 from cobertes.geo.scene import Scene
 from cobertes.geo.windows import Window
 from cobertes.labels.legend import CODES, Legend
@@ -166,15 +167,29 @@ def predict_map(
     missing = resume_or_start(ledger, paths, resume, overwrite=overwrite)
     before = int(ledger.sums["written"].sum())
     part, legend = crop(grid, region), engine.header.legend
-    kinds = {name: kind_of(name, legend) for name in missing}
-    if engine.temperature != 1:  # says that probabilities are calibrated
-        for kind in kinds.values():
-            kind.tags["temperature"] = f"{engine.temperature:.6g}"
+    # the tag marks calibrated probabilities
+    calibrated = {} if engine.temperature == 1 else {"temperature": f"{engine.temperature:.6g}"}
+    specs = {name: kind_of(name, legend) for name in missing}
+    specs = {name: replace(spec, tags={**spec.tags, **calibrated}) for name, spec in specs.items()}
+
+    def hectares() -> dict[int, float]:
+        return _hectares(_per_code(legend, ledger.sums["written"]), pixel_hectares(grid))
+
+    def map_tags() -> dict[str, str]:
+        return {"engine": engine.how} | {f"area_{code}": f"{area:.2f} ha" for code, area in hectares().items()}
+
     try:
         with ExitStack() as files:
             rasters = {
                 name: files.enter_context(
-                    new_raster(paths[name], part, kinds[name], overwrite=overwrite, resumable=True)
+                    new_raster(
+                        paths[name],
+                        part,
+                        specs[name],
+                        overwrite=overwrite,
+                        resumable=True,
+                        final_tags=map_tags if name == MAP else dict,
+                    )
                 )
                 for name in missing
             }
@@ -183,12 +198,6 @@ def predict_map(
                     scenes, region, clipped, plan, tuple(rasters), legend, engine.temperature, batch
                 )
                 _write(work, rasters, ledger, lambda wanted: executor(engine, work, wanted, memory), progress)
-            counts = _per_code(legend, ledger.sums["written"])
-            hectares = _hectares(counts, pixel_hectares(grid))
-            if MAP in kinds:
-                kinds[MAP].tags.update(
-                    {"engine": engine.how} | {f"area_{c}": f"{v:.2f} ha" for c, v in hectares.items()}
-                )
     except BaseException:
         if not ledger.path.exists():
             discard(paths)
@@ -200,12 +209,13 @@ def predict_map(
             )
         raise
     computed, skipped = ledger.sums["windows"].tolist()
+    counts = _per_code(legend, ledger.sums["written"])
     if stac is not None:
-        write_item(stac, part, legend, paths, hectares, engine.how, inputs)
+        write_item(stac, part, legend, paths, hectares(), engine.how, inputs)
     if not computed:
         log.warning("%s is empty: no valid pixel there. Check the scenes' place and nodata value.", out)
     mapped = sum(counts.values()) - before
-    return MapReport(counts, hectares, computed, skipped, time.monotonic() - begin, mapped)
+    return MapReport(counts, hectares(), computed, skipped, time.monotonic() - begin, mapped)
 
 
 def _check_files(written: Sequence[Path], read: Sequence[Path | str]) -> None:
@@ -223,7 +233,7 @@ def _wanted(
     if clip is not None:
         found = open_clip(clip, grid)
         return found.region, found
-    return (whole(grid) if bounds is None else bounds_window(grid, bounds)), None
+    return (full_window(grid) if bounds is None else bounds_window(grid, bounds)), None
 
 
 def _per_code(legend: Legend, written: NDArray[np.int64]) -> dict[int, int]:

@@ -152,7 +152,7 @@ class PredictionJob:
 
     def _read(self, engine: Engine, place: Place) -> Seen | None:
         """Channels and validity of a window; None where none of the pixels that it has a share in is wanted."""
-        window, reach = self.plan.window(*place), self.plan.reach(*place)
+        window, reach = self.plan.window(*place), self.plan.extent(*place)
         inside = None
         if self.clip is not None:
             inside = self.clip.inside(window)

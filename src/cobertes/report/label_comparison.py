@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import numpy as np
-import rasterio
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import ListedColormap
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 
 from cobertes.atomic_io import replacing
-from cobertes.geo.grid import open_raster
+from cobertes.geo.io import open_raster, read_window
 from cobertes.geo.windows import Window, tile_windows
 from cobertes.labels.label_pass import METHODS, LabelTask
 from cobertes.labels.legend import Legend
@@ -79,8 +78,7 @@ def write_comparison_picture(
     fine = _fine(reference, grid, comparison.legend, table, place_of)
     _show(axes[0], fine, comparison, f"reference map, {comparison.factor} x {comparison.factor} per pixel")
     for ax, method in zip(axes[1:], METHODS, strict=True):
-        with open_raster(folder / f"{method}.tif") as file:
-            codes = file.read(1, window=rasterio.windows.Window.from_slices(*place_of.slices))
+        codes = read_window(folder / f"{method}.tif", place_of, 1)
         _show(ax, codes, comparison, method.replace("-", " "))
     _bars(below.subplots(), comparison)
     with replacing(out) as temporary:
@@ -105,7 +103,7 @@ def _most_varied(labels: Path, grid: GeoBox) -> Window:
     size = min(SHOWN, *grid.shape)
     with open_raster(labels) as file:
         for window in tile_windows(tuple(grid.shape), size):
-            codes = file.read(1, window=rasterio.windows.Window.from_slices(*window.slices))
+            codes = read_window(file, window, 1)
             changes = int((codes[1:] != codes[:-1]).sum() + (codes[:, 1:] != codes[:, :-1]).sum())
             if changes > most:
                 best, most = window, changes

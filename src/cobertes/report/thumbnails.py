@@ -22,10 +22,9 @@ from matplotlib.colors import Colormap, LinearSegmentedColormap
 from matplotlib.image import imsave
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
-from rasterio.enums import Resampling
 
 from cobertes.errors import BandMismatchError, did_you_mean
-from cobertes.geo.grid import open_raster
+from cobertes.geo.io import open_raster, read_window
 from cobertes.geo.nodata import valid_mask_chw
 from cobertes.geo.scene import Scene
 from cobertes.geo.windows import Window
@@ -122,8 +121,7 @@ def _cells_from_overviews(scene: Scene, cell: int) -> NDArray[np.float32]:
     shape = _cells(scene.shape, cell)
     values = np.zeros((len(scene.bands), *shape), scene.dtype)
     for i, band in enumerate(scene.bands):
-        with open_raster(band.path) as dataset:
-            values[i] = dataset.read(band.index, out_shape=shape, resampling=Resampling.average)
+        values[i] = read_window(band.path, None, band.index, shape=shape, resampling="average")
     valid = valid_mask_chw(values, scene.nodata)
     return np.where(valid, values, np.nan).astype(np.float32)
 
@@ -141,7 +139,7 @@ def _rgb_picture(values: NDArray[np.floating[Any]]) -> Picture:
 
 def read_codes(path: Path, cell: int) -> NDArray[np.uint8]:
     """The commonest code of every cell."""
-    return _read_cells(path, cell, Resampling.mode)[0]
+    return _read_cells(path, cell, "mode")[0]
 
 
 def codes_picture(codes: NDArray[np.uint8], legend: Legend) -> Picture:
@@ -154,7 +152,7 @@ def codes_picture(codes: NDArray[np.uint8], legend: Legend) -> Picture:
 
 def read_confidence(path: Path, cell: int) -> NDArray[np.float32]:
     """Mean confidence of every cell in percent, NaN where there is none."""
-    percent, nodata = _read_cells(path, cell, Resampling.average)
+    percent, nodata = _read_cells(path, cell, "average")
     return np.where(percent == nodata, np.nan, percent).astype(np.float32)
 
 
@@ -181,8 +179,7 @@ def disagreement(predicted: Path, labels: Path, legend: Legend, cell: int) -> ND
         if a.shape != b.shape:
             return None
         for window in _strips(a.shape, cell):
-            place = rasterio.windows.Window(window.col, window.row, window.width, window.height)
-            ours, theirs = index[a.read(1, window=place)], index[b.read(1, window=place)]
+            ours, theirs = index[read_window(a, window, 1)], index[read_window(b, window, 1)]
             known = (ours != IGNORE_INDEX) & (theirs != IGNORE_INDEX)
             both.append(_sum_cells(known, cell))
             differs.append(_sum_cells(known & (ours != theirs), cell))
@@ -194,14 +191,15 @@ def count_codes(path: Path) -> NDArray[np.int64]:
     """(256,) int64: pixels of every code in a raster of codes, all pixels counted."""
     counts = np.zeros(256, np.int64)
     with _gdal(), open_raster(path) as dataset:
-        for _, window in dataset.block_windows(1):
-            counts += np.bincount(dataset.read(1, window=window).ravel(), minlength=256)
+        for window in _strips(dataset.shape, 1):
+            counts += np.bincount(read_window(dataset, window, 1).ravel(), minlength=256)
     return counts
 
 
-def _read_cells(path: Path, cell: int, resampling: Resampling) -> tuple[NDArray[np.uint8], float | None]:
+def _read_cells(path: Path, cell: int, resampling: str) -> tuple[NDArray[np.uint8], float | None]:
     with _gdal(), open_raster(path) as dataset:
-        return dataset.read(1, out_shape=_cells(dataset.shape, cell), resampling=resampling), dataset.nodata
+        cells = _cells(dataset.shape, cell)
+        return read_window(dataset, None, 1, shape=cells, resampling=resampling), dataset.nodata
 
 
 # --- cells

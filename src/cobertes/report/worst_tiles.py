@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import rasterio
 from numpy.typing import NDArray
 
 from cobertes.geo.area import ONLY_SEASON, Area
-from cobertes.geo.grid import open_raster
+from cobertes.geo.io import open_raster, read_window
 from cobertes.geo.windows import Window
 from cobertes.labels.legend import IGNORE_INDEX, Legend
 from cobertes.report import thumbnails
@@ -93,9 +92,7 @@ def _tile(
 
 
 def _read(path: Path, window: Window) -> NDArray[np.uint8]:
-    with open_raster(path) as file:
-        values: NDArray[np.uint8] = file.read(1, window=rasterio.windows.Window.from_slices(*window.slices))
-        return values
+    return read_window(path, window, 1)
 
 
 def _mistake(

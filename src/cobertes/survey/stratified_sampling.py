@@ -12,10 +12,11 @@ import numpy as np
 import rasterio
 from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
-from rasterio.errors import RasterioError
 
 from cobertes.errors import GridMismatchError, InputFileError, SettingsError
-from cobertes.geo.grid import describe, grid_of, open_raster, same_grid
+from cobertes.geo.grid import describe, grid_of, same_grid
+from cobertes.geo.io import open_raster, read_window
+from cobertes.geo.windows import Window
 from cobertes.labels.kernels import histogram
 from cobertes.numba_cache import compiled
 from cobertes.progress import SILENT, Progress
@@ -67,11 +68,7 @@ def strips(path: Path, progress: Progress = SILENT, name: str = "map") -> Iterat
         with progress.bar(name, file.height * file.width / 1e6, "Mpx") as advance:
             for row in range(0, file.height, rows):
                 height = min(rows, file.height - row)
-                try:
-                    codes = file.read(1, window=rasterio.windows.Window(0, row, file.width, height))
-                except RasterioError as error:
-                    raise InputFileError(f"can't read {path} at row {row}: {error}") from error
-                yield row, codes
+                yield row, read_window(file, Window(row, 0, height, file.width), 1)
                 advance(height * file.width / 1e6)
 
 
@@ -90,8 +87,7 @@ def count_both(coded: ClassRaster, strata: ClassRaster, progress: Progress = SIL
     counts = np.zeros(256 * 256, np.int64)
     with open_raster(strata.path) as file:
         for row, codes in strips(coded.path, progress, "counting"):
-            window = rasterio.windows.Window(0, row, codes.shape[1], codes.shape[0])
-            pairs = codes.astype(np.int32) * 256 + file.read(1, window=window)
+            pairs = codes.astype(np.int32) * 256 + read_window(file, Window(row, 0, *codes.shape), 1)
             counts += np.bincount(pairs.ravel(), minlength=counts.size)
     return counts.reshape(256, 256)
 
@@ -177,7 +173,7 @@ def values_at(coded: ClassRaster, x: NDArray[np.float64], y: NDArray[np.float64]
     with open_raster(coded.path) as file:
         for i in np.lexsort((cols, rows)):
             if inside[i]:
-                found[i] = file.read(1, window=rasterio.windows.Window(cols[i], rows[i], 1, 1))[0, 0]
+                found[i] = read_window(file, Window(int(rows[i]), int(cols[i]), 1, 1), 1)[0, 0]
     return found
 
 

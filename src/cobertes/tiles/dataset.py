@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from cobertes.errors import InputFileError
 from cobertes.geo.area import Area
 from cobertes.geo.nodata import valid_mask_hwc
-from cobertes.geo.scene import Observation, Scene, seen_in_any
+from cobertes.geo.scene import Observation, Scene, valid_in_any
 from cobertes.geo.windows import Window
 from cobertes.labels.legend import IGNORE_INDEX, Legend
 from cobertes.numba_cache import compiled
@@ -87,7 +87,7 @@ class LabelledDataset:
             stored = self._stored(area, LABELS, "", inside)
             codes = read_labels(self.labels[area], inside) if stored is None else stored[..., 0]
             part = inside.slices_in(window)
-            _look_up(codes, seen_in_any(observed)[part], self.legend.index_table(), y[part])
+            _look_up(codes, valid_in_any(observed)[part], self.legend.index_table(), y[part])
         return y
 
     def read_shares(self, area: str, window: Window) -> NDArray[np.uint8]:

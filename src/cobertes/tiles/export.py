@@ -18,7 +18,7 @@ from rasterio.errors import RasterioError
 
 from cobertes.errors import OutputExistsError, StorageError
 from cobertes.geo.grid import crop
-from cobertes.geo.nodata import holds
+from cobertes.geo.nodata import can_hold
 from cobertes.labels.legend import IGNORE_INDEX
 from cobertes.progress import SILENT, Progress
 from cobertes.tiles.dataset import LabelledDataset
@@ -91,7 +91,7 @@ def _export(row: Any, ground: LabelledDataset, folder: Path) -> None:
         place |= {"crs": grid.crs.to_wkt(), "transform": grid.affine}
     image = np.concatenate([values for values, _ in observed.values()])
     declared = next(iter(area.scenes.values())).nodata
-    nodata = declared if holds(image.dtype, declared) else None
+    nodata = declared if can_hold(image.dtype, declared) else None
     if nodata is not None:  # seasons may declare different values, a file has one
         bands = len(image) // len(observed)
         for number, (_, valid) in enumerate(observed.values()):

@@ -16,12 +16,10 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-import rasterio
 from numpy.typing import NDArray
-from rasterio.errors import RasterioError
 
 from cobertes.errors import InputFileError
-from cobertes.geo.grid import open_raster
+from cobertes.geo.io import open_raster, read_window
 from cobertes.geo.windows import Window
 from cobertes.labels.legend import Legend
 from cobertes.numba_cache import compiled
@@ -57,13 +55,10 @@ def count_bands(path: Path) -> int:
 
 def _read(path: Path, window: Window) -> NDArray[np.uint8]:
     try:
-        with rasterio.open(path) as dataset:
-            values: NDArray[np.uint8] = dataset.read(
-                window=rasterio.windows.Window(window.col, window.row, window.width, window.height)
-            )
-            return values
-    except RasterioError as error:
-        raise InputFileError(f"can't read the labels {path}: {error}. Run the labels stage again.") from error
+        return read_window(path, window)
+    except InputFileError as error:
+        reason = error.__cause__ or error
+        raise InputFileError(f"can't read the labels {path}: {reason}. Run the labels stage again.") from error
 
 
 @compiled

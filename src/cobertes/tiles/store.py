@@ -57,7 +57,7 @@ class Store:
     def read(self, area: str, kind: str, season: str, window: Window) -> NDArray[Any] | None:
         """Values (height, width, bands) of a window inside the area; None where not all of it is stored."""
         mapped = self.held.get((area, kind, season))
-        if mapped is None or not mapped.holds(window):
+        if mapped is None or not mapped.all_stored(window):
             return None
         return mapped.read(window, np.arange(mapped.chunk[2]))
 
@@ -164,7 +164,7 @@ def _plan(
         kinds: list[tuple[Key, int, str]] = [
             ((name, SCENE, season), len(scene.bands), scene.dtype)
             for season, scene in area.scenes.items()
-            if every_scene or scene.mapped is None
+            if every_scene or scene.memory_map is None
         ]
         kinds.append(((name, LABELS, ""), 1, "uint8"))
         if name in shares:

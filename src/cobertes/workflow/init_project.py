@@ -15,7 +15,8 @@ from cobertes.errors import InputFileError
 from cobertes.geo.area import ONLY_SEASON
 from cobertes.geo.bands import default_rgb
 from cobertes.geo.cog_writer import check_not_input, check_writable
-from cobertes.geo.grid import describe, grid_of, open_raster, require_same_grid
+from cobertes.geo.grid import describe, grid_of, require_same_grid
+from cobertes.geo.io import open_raster
 from cobertes.geo.scene import Scene
 from cobertes.labels.legend import CODES, Legend, legend_names, load_legend
 from cobertes.labels.reference_map import align

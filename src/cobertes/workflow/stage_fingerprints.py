@@ -7,7 +7,8 @@ from typing import Any
 from cobertes.atomic_io import read_json
 from cobertes.fingerprints import fingerprint_of, stamp
 from cobertes.geo.area import Area
-from cobertes.geo.grid import describe, source_files
+from cobertes.geo.grid import describe
+from cobertes.geo.io import source_files
 from cobertes.settings import WEIGHTS
 from cobertes.workflow.context import StageContext
 from cobertes.workflow.project import Project
