@@ -315,7 +315,7 @@ def test_a_file_that_is_no_raster(place, name):
 
 def test_a_truncated_reference_map(place):
     truncate(place / "reference.tif")
-    fails(r"can't read .*reference\.tif, .*truncated: fetch it again", *run_of(place))
+    fails(r"can't read rows \d+ to \d+, columns .*reference\.tif: .*truncated: fetch it again", *run_of(place))
     assert nothing_but_settings(place)
 
 

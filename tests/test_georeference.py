@@ -299,5 +299,5 @@ def test_band_files_of_two_resolutions_stay_on_each_other(tmp_path):
     coarse = GeoBox((75, 85), grid.affine * Affine.scale(2), grid.crs)
     fine_file = write_raster(tmp_path / "s_B02_10m.tif", ground_coordinates(grid)[:1], grid)
     coarse_file = write_raster(tmp_path / "s_B05_20m.tif", ground_coordinates(coarse)[:1], coarse)
-    values, _ = open_scene([str(fine_file), str(coarse_file)]).read(Window(11, 23, 90, 101))
+    values, _ = open_scene([str(fine_file), str(coarse_file)]).read_chw(Window(11, 23, 90, 101))
     np.testing.assert_allclose(values[1], values[0], atol=0.01)

@@ -273,7 +273,7 @@ def test_nodata_of_a_coarse_band_does_not_blend_into_its_neighbours(tmp_path, de
         str(write_raster(tmp_path / "B02.tif", np.full((20, 20), 7, np.uint16), grid_at(20, 20), nodata=declared)),
         str(write_raster(tmp_path / "B05.tif", coarse, grid_at(10, 10, 20.0), nodata=declared)),
     ]
-    values, valid = open_scene(files, None, assumed).read(Window(0, 0, 20, 20))
+    values, valid = open_scene(files, None, assumed).read_chw(Window(0, 0, 20, 20))
     assert set(np.unique(values[1])) == {1000, 65535}
     assert valid[:, 10:].all()
     assert not valid[:, :9].any()
@@ -308,7 +308,7 @@ def test_a_truncated_coarse_band_is_told_too(tmp_path):
     fine = write_raster(tmp_path / "B02.tif", coordinates((400, 400))[0], grid_at(400, 400))
     coarse.write_bytes(coarse.read_bytes()[:-80_000])
     with pytest.raises(InputFileError, match=r"can't read rows 300 to 400.*B05\.tif"):
-        open_scene([str(fine), str(coarse)]).read(Window(300, 0, 100, 100))
+        open_scene([str(fine), str(coarse)]).read_chw(Window(300, 0, 100, 100))
 
 
 def test_scenes_travel_between_processes(tmp_path):
@@ -317,7 +317,7 @@ def test_scenes_travel_between_processes(tmp_path):
     again = pickle.loads(pickle.dumps(scene))
     assert again == scene
     assert isinstance(again, Scene)
-    for a, b in zip(before, again.read(EVERYTHING), strict=True):
+    for a, b in zip(before, again.read_chw(EVERYTHING), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
