@@ -13,6 +13,7 @@ import time
 
 import numpy as np
 import pytest
+import rasterio.shutil
 import torch
 from rich.console import Console as RichConsole
 from safetensors.torch import save_file
@@ -76,7 +77,7 @@ def trained(tmp_path_factory):
 
 
 @pytest.fixture
-def align(trained, tmp_path):
+def place(trained, tmp_path):
     """Scenes and map of their own, and the path of the trained run."""
     for name in ("april.tif", "august.tif", "reference.tif"):
         shutil.copy(trained / name, tmp_path / name)
@@ -427,6 +428,22 @@ def test_an_output_is_never_an_input(trained, place):
     assert weights.read_bytes() == learnt
     fails("must be different files", "labels", place / "reference.tif", "--like", place / "april.tif", "-o", place / "reference.tif", "--overwrite")  # fmt: skip
     fails("is an input", "labels", place / "reference.tif", "--like", place / "april.tif", "-o", place / "april.tif", "--overwrite")  # fmt: skip
+    assert state(place) == before
+
+
+@pytest.mark.parametrize("suffix", [".vrt", ".tif"])  # GDAL goes by the content, not by the name
+def test_an_output_is_never_a_file_that_a_virtual_input_refers_to(trained, place, suffix):
+    for name in ("april", "reference"):
+        inner, outer = place / f"{name}-inner.vrt", place / f"{name}-outer{suffix}"
+        rasterio.shutil.copy(place / f"{name}.tif", inner, driver="VRT")
+        outer.write_text(inner.read_text().replace(f"{name}.tif", inner.name))
+    (place / "linked.tif").hardlink_to(place / "april.tif")
+    before = state(place)
+    scenes = f"april={place / f'april-outer{suffix}'}", f"august={place / 'august.tif'}"
+    for out in ("april.tif", "april-inner.vrt", "linked.tif"):
+        fails(rf"{out} is an input \(of .*april-outer", "predict", model(trained), *scenes, "-o", place / out, "--overwrite")  # fmt: skip
+    reference = place / f"reference-outer{suffix}"
+    fails(r"reference\.tif is an input \(of .*reference-outer", "labels", reference, "--like", place / "april.tif", "-o", place / "reference.tif", "--overwrite")  # fmt: skip
     assert state(place) == before
 
 

@@ -34,7 +34,7 @@ ALL_12 = list(range(1, 13))
 
 
 @pytest.fixture
-def align(tmp_path):
+def place(tmp_path):
     write_scene(tmp_path)
     write_map(tmp_path, ALL_12)
     return tmp_path

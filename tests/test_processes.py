@@ -52,7 +52,7 @@ def train(project, script, run, processes, gradients, selected="--only"):
 
 
 @pytest.fixture(scope="module")
-def align(tmp_path_factory):
+def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("together")
     write_ground(folder)
     project = write_project(folder, train='class-weights = "ins"')

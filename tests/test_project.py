@@ -30,7 +30,7 @@ def ground(tmp_path_factory):
 
 
 @pytest.fixture
-def align(ground, tmp_path):
+def place(ground, tmp_path):
     for file in ground.iterdir():
         (tmp_path / file.name).symlink_to(file)
     return tmp_path

@@ -156,7 +156,7 @@ HISTORY = [
 
 
 @pytest.fixture(scope="module")
-def align(tmp_path_factory):
+def place(tmp_path_factory):
     """An area of two seasons, its map and labels: forest, water from column 16 on, nothing in the top-left."""
     folder = tmp_path_factory.mktemp("place")
     rows, cols = np.mgrid[:HEIGHT, :WIDTH]

@@ -32,7 +32,7 @@ from rasterio._err import CPLE_BaseError
 from rasterio.errors import RasterioError
 
 from cobertes.errors import CobertesError, InputFileError, OutputExistsError, SettingsError, StorageError
-from cobertes.geo.io import open_raster, read_window
+from cobertes.geo.io import open_raster, read_window, source_files
 from cobertes.geo.mmap_tiff import release
 from cobertes.geo.overviews import level_shapes, write_levels
 from cobertes.geo.qgis_style import hex_to_rgb, is_replaceable, style_of, style_path
@@ -87,11 +87,22 @@ def check_writable(path: Path, *, overwrite: bool) -> None:
 
 
 def check_not_input(outputs: Iterable[Path | None], inputs: Iterable[Path | str]) -> None:
-    """Raise SettingsError if an output would overwrite an input."""
-    read = {Path(path).resolve() for path in inputs}
-    for path in outputs:
-        if path is not None and path.resolve() in read:
-            raise SettingsError(f"{path} is an input. Name another file for the output.")
+    """Raise SettingsError if an output would overwrite an input, or a file that a virtual input refers to.
+
+    A hard link to an input is that input.
+    """
+    wanted = [path for path in outputs if path is not None]
+    existing = {path: path.stat() for path in wanted if path.exists()}
+    if not existing:
+        return
+    for name in inputs:
+        for file in source_files(str(name)):
+            if not Path(file).exists():
+                continue
+            for path, state in existing.items():
+                if os.path.samestat(state, Path(file).stat()):
+                    source = "" if file == str(name) else f" (of {name})"
+                    raise SettingsError(f"{path} is an input{source}. Name another file for the output.")
 
 
 def partial_folder(path: Path) -> Path:

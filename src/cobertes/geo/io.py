@@ -21,6 +21,9 @@ from rasterio.vrt import WarpedVRT
 from cobertes.errors import InputFileError
 from cobertes.geo.windows import Window
 
+VIRTUAL, HEAD_BYTES = b"<VRTDataset", 512
+"""Mark of a virtual raster, and in how many of its first bytes it is looked for."""
+
 
 class _WarningFilter:
     """The filter of `without_georeference_warning`, shared by all threads that are inside it.
@@ -123,8 +126,30 @@ def _name(source: rasterio.DatasetReader) -> str:
 
 
 def source_files(path: str) -> list[str]:
-    """Files that a raster consists of: itself, and those that GDAL lists for a VRT."""
-    if not path.lower().endswith(".vrt"):
-        return [path]
+    """Files that a raster consists of: itself, and those that a VRT refers to, through VRTs of VRTs too."""
+    found, waiting = [], [path]
+    while waiting:
+        file = waiting.pop(0)
+        if file not in found:
+            found.append(file)
+            waiting += _referred(file)
+    return found
+
+
+def _referred(path: str) -> list[str]:
+    """Files that GDAL lists for a virtual raster, whatever its name ends in; none for other files."""
+    if not path.lower().endswith(".vrt") and VIRTUAL not in _head(path):
+        return []
     with open_raster(path) as dataset:
-        return [path, *(str(file) for file in dataset.files if str(file) != path)]
+        return [str(file) for file in dataset.files if str(file) != path]
+
+
+def _head(path: str) -> bytes:
+    """First bytes of a local file; empty for any other."""
+    if not Path(path).is_file():
+        return b""
+    try:
+        with Path(path).open("rb") as file:
+            return file.read(HEAD_BYTES)
+    except OSError as error:
+        raise InputFileError(f"can't read {path}: {error.strerror}") from error
