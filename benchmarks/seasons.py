@@ -18,7 +18,7 @@ from variants import merged, options, parse, run_until, spread
 from cobertes.geo.scene import Scene
 from cobertes.learn.inference import each_season, judge, plan_blocks
 from cobertes.learn.model_file import load_model
-from cobertes.tiles.split import VALIDATION
+from cobertes.tiles.split import Part
 from cobertes.workflow.context import open_dataset
 from cobertes.workflow.project import Project, load_project
 from cobertes.workflow.run_folder import open_run
@@ -52,7 +52,7 @@ def score(folder: Path, shown: dict[str, dict[str, Scene]]) -> float:
             found: torch.Tensor = model(x)
             return found
 
-    plan = plan_blocks(ground, VALIDATION, header.window, header.window // 4)
+    plan = plan_blocks(ground, Part.VALIDATION, header.window, header.window // 4)
     matrix, _ = judge(each_season(logits, header.inputs), header.inputs, ground, plan, 16)
     return matrix.miou
 

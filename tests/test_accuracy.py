@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
 
 from cobertes.accuracy import baselines
-from cobertes.accuracy.baselines import judge_forest, most_frequent, pixel_features, train_forest
+from cobertes.accuracy.baselines import evaluate_forest, most_frequent, pixel_features, train_forest
 from cobertes.accuracy.block_confusion import Block, BlockMatrices
 from cobertes.accuracy.confusion import ConfusionMatrix
 from cobertes.atomic_io import read_json, write_json
@@ -196,8 +196,8 @@ def held_out(made, letter="v"):
 
 
 def test_the_forest_beats_the_most_frequent_class_on_held_out_ground(made, forest):
-    matrix = judge_forest(forest, made.ground, "v").total
-    frequent = most_frequent(judge_forest(forest, made.ground, "v"), made.index.statistics.class_counts).total
+    matrix = evaluate_forest(forest, made.ground, "v").total
+    frequent = most_frequent(evaluate_forest(forest, made.ground, "v"), made.index.statistics.class_counts).total
     assert matrix.overall_accuracy > 0.9 > frequent.overall_accuracy + 0.2
     assert matrix.miou > 0.85 > frequent.miou + 0.4
     assert frequent.support.tolist() == matrix.support.tolist()
@@ -208,19 +208,19 @@ def test_every_held_out_pixel_is_judged_exactly_once(made, forest, monkeypatch, 
     monkeypatch.setattr(baselines, "CHUNK", chunk)
     _, y = made.ground.read_chw("one", Window(0, 0, *SHAPE))
     judged = y[held_out(made)]
-    matrix = judge_forest(forest, made.ground, "v").total
+    matrix = evaluate_forest(forest, made.ground, "v").total
     assert matrix.support.tolist() == [int((judged == i).sum()) for i in range(3)]
 
 
 def test_judging_does_not_depend_on_how_the_ground_is_cut(made, forest, monkeypatch):
-    whole = judge_forest(forest, made.ground, "v").total
+    whole = evaluate_forest(forest, made.ground, "v").total
     monkeypatch.setattr(baselines, "CHUNK", 17)
-    np.testing.assert_array_equal(judge_forest(forest, made.ground, "v").total.counts, whole.counts)
+    np.testing.assert_array_equal(evaluate_forest(forest, made.ground, "v").total.counts, whole.counts)
 
 
 def test_the_same_seed_grows_the_same_forest(made, forest):
-    again = judge_forest(train_forest(made.ground, made.index.table), made.ground, "v").total
-    np.testing.assert_array_equal(again.counts, judge_forest(forest, made.ground, "v").total.counts)
+    again = evaluate_forest(train_forest(made.ground, made.index.table), made.ground, "v").total
+    np.testing.assert_array_equal(again.counts, evaluate_forest(forest, made.ground, "v").total.counts)
 
 
 @pytest.mark.parametrize("guard", [0, 1, 4])

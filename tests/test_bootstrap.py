@@ -14,11 +14,11 @@ from cobertes.accuracy.block_confusion import Block, BlockMatrices, save_blocks
 from cobertes.accuracy.bootstrap import (
     Difference,
     bootstrap,
-    draw_weights,
-    factor,
+    half_width,
     interval,
     paired_difference,
-    resampled,
+    resample_weights,
+    resampled_sums,
     score_intervals,
 )
 from cobertes.accuracy.run_comparison import compare_runs, describe_comparison
@@ -41,9 +41,9 @@ def clustered(rng, blocks, *, mean=0.8, spread=0.1, pixels=2000):
     return counts
 
 
-def ends_of(counts, draws=2000, seed=0):
+def ends_of(counts, resamples=2000, seed=0):
     """The interval of the overall accuracy."""
-    drawn = bootstrap(counts, draw_weights(len(counts), draws, seed), metrics.overall_accuracy)
+    drawn = bootstrap(counts, resample_weights(len(counts), resamples, seed), metrics.overall_accuracy)
     return interval(metrics.overall_accuracy(counts.sum(axis=0)), drawn, len(counts))
 
 
@@ -52,25 +52,25 @@ def ends_of(counts, draws=2000, seed=0):
 def test_a_draw_is_the_sum_of_the_matrices_it_drew(units, classes, seed):
     rng = np.random.default_rng(seed)
     counts = rng.integers(0, 9, (units, classes, classes))
-    weights = draw_weights(units, 7, seed)
+    weights = resample_weights(units, 7, seed)
     assert (weights.sum(axis=1) == units).all()
-    drawn = np.concatenate(list(resampled(counts, weights)))
+    drawn = np.concatenate(list(resampled_sums(counts, weights)))
     for draw, weight in zip(drawn, weights, strict=True):
         np.testing.assert_array_equal(draw, np.repeat(counts, weight, axis=0).sum(axis=0))
 
 
 def test_draws_in_parts_are_the_draws_at_once(monkeypatch):
-    counts, weights = clustered(np.random.default_rng(0), 9), draw_weights(9, 50)
+    counts, weights = clustered(np.random.default_rng(0), 9), resample_weights(9, 50)
     whole = bootstrap(counts, weights, metrics.overall_accuracy)
     monkeypatch.setattr("cobertes.accuracy.bootstrap.CHUNK_BYTES", 100)
     np.testing.assert_array_equal(bootstrap(counts, weights, metrics.overall_accuracy), whole)
 
 
 def test_the_fewer_units_the_more_deviations_an_interval_reaches():
-    assert factor(20) == pytest.approx(2.093 * np.sqrt(20 / 19), rel=1e-3)
-    assert factor(4) == pytest.approx(3.182 * np.sqrt(4 / 3), rel=1e-3)
-    assert factor(10**6) == pytest.approx(1.96, rel=1e-3)
-    assert np.isnan(factor(1))
+    assert half_width(20) == pytest.approx(2.093 * np.sqrt(20 / 19), rel=1e-3)
+    assert half_width(4) == pytest.approx(3.182 * np.sqrt(4 / 3), rel=1e-3)
+    assert half_width(10**6) == pytest.approx(1.96, rel=1e-3)
+    assert np.isnan(half_width(1))
 
 
 @pytest.mark.parametrize(("blocks", "least"), [(4, 0.9), (10, 0.91), (40, 0.91)])
@@ -147,7 +147,7 @@ def test_differences_that_are_none_are_rarely_called_real():
     for trial in range(300):
         first, second = clustered(rng, 16), clustered(rng, 16)
         told += (
-            paired_difference(first, second, metrics.overall_accuracy, draws=300, seed=trial).verdict
+            paired_difference(first, second, metrics.overall_accuracy, resamples=300, seed=trial).verdict
             != "cannot tell"
         )
     assert told / 300 < 0.08
@@ -265,9 +265,9 @@ def test_a_class_of_one_common_block_has_no_certain_verdict(tmp_path, blocks):
         assert np.isnan([one.low, one.high]).all()
         assert one.verdict == "cannot tell"
     else:  # two blocks: t of one degree of freedom, not of nineteen
-        weights = draw_weights(20)
+        weights = resample_weights(20)
         drawn = [bootstrap(x, weights, lambda c: metrics.iou(c)[:, 1]) for x in (a, b)]
-        assert one.high - one.difference == pytest.approx(factor(2) * np.nanstd(drawn[1] - drawn[0]))
+        assert one.high - one.difference == pytest.approx(half_width(2) * np.nanstd(drawn[1] - drawn[0]))
 
 
 def test_the_number_of_differences_is_told_with_two_runs_too(tmp_path):

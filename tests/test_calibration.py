@@ -124,7 +124,7 @@ def test_the_risk_falls_where_less_is_covered_and_ends_at_the_error_rate():
 
 def collected(known, most):
     """A sample of windows (n, height, width); a pixel's logits are its own number."""
-    sample = LogitSample(seed=3, most=most)
+    sample = LogitSample(seed=3, max_pixels=most)
     for place, window in enumerate(known):
         numbers = sample.draw(window, (place,))
         taken = numbers < sample.share
@@ -160,7 +160,7 @@ def test_of_few_labelled_pixels_each_is_in_the_sample():
 def test_the_file_gives_its_temperature_to_the_model_it_was_made_for(tmp_path):
     path = tmp_path / "calibration.json"
     assert read_calibration(path) is None
-    path.write_text(json.dumps({"temperature": 1.7, "model": "abc"}))
+    path.write_text(json.dumps({"temperature": 1.7, "model": "abc", "views": "none"}))
     assert read_calibration(path) == read_calibration(path, "abc") == 1.7
     assert read_calibration(path, "another") is None
     assert read_calibration(path, "abc", "none") == 1.7
@@ -171,7 +171,15 @@ def test_the_file_gives_its_temperature_to_the_model_it_was_made_for(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ['{"temperature": 0}', '{"temperature": null}', "{}", "[]", '{"temperature": -1}']
+    "text",
+    [
+        '{"temperature": 0, "model": "abc", "views": "none"}',
+        '{"temperature": 1.7}',  # for which model and views it was fitted is unknown
+        '{"temperature": null}',
+        "{}",
+        "[]",
+        '{"temperature": -1}',
+    ],
 )
 def test_a_damaged_file_says_so(tmp_path, text):
     (tmp_path / "calibration.json").write_text(text)

@@ -311,7 +311,9 @@ def test_a_season_may_be_missing_where_the_model_was_trained_to_do_without(tmp_p
 def test_the_temperature_beside_a_model_is_used(tmp_path, caplog):
     path = model_in(tmp_path)
     assert open_engine(path, device="cpu", engine="torch").temperature == 1.0
-    (tmp_path / "calibration.json").write_text(json.dumps({"temperature": 1.7, "more": 1}))
+    (tmp_path / "calibration.json").write_text(
+        json.dumps({"temperature": 1.7, "model": None, "views": "none", "more": 1})
+    )
     assert open_engine(path, device="cpu", engine="torch", tta="flips").temperature == 1.0
     assert "is of other views than 'flips': confidences are not calibrated" in caplog.text
     assert open_engine(path, device="cpu", engine="torch").temperature == 1.7

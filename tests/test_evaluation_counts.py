@@ -48,7 +48,7 @@ def judge_in_windows(ground, reference, predicted, purity=None, *, size=32, over
     split = ground.split.areas["one"]
     for strip in plan_strips(Window(0, 0, *SHAPE), size, overlap):
         for planned in strip:
-            for part in split.parts(planned.interior, "v"):
+            for part in split.intersections(planned.interior, "v"):
                 w = planned.window
                 cut = [None if x is None else x[w.slices] for x in (reference, predicted, purity)]
                 judgement.add("one", TiledWindow(w, part), *cut)

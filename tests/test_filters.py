@@ -17,7 +17,7 @@ from cobertes.settings import SplitSettings, TileSettings
 from cobertes.synthetic.demo import BANDS as DEMO_BANDS
 from cobertes.synthetic.demo import REFLECTANCE
 from cobertes.tiles import tile_measurements
-from cobertes.tiles.clouds import CLEAR, CLOUD, SNOW, BandTests, cover_of_codes
+from cobertes.tiles.clouds import CLEAR, CLOUD, SNOW, SpectralTests, classify_codes
 from cobertes.tiles.index import build_index
 from rasters import DATA, grid_at, needs, write_raster
 
@@ -61,25 +61,25 @@ def reasons_of(index):
 
 
 def test_the_demo_s_spectra_are_told_apart():
-    tests = BandTests.of(DEMO_BANDS, TileSettings())
+    tests = SpectralTests.for_bands(DEMO_BANDS, TileSettings())
     for name, reflectance in REFLECTANCE.items():
-        cover = tests.cover((reflectance[None, None] * 10_000).astype(np.uint16))[0, 0]
+        classes = tests.classify((reflectance[None, None] * 10_000).astype(np.uint16))[0, 0]
         expected = {"cloud": CLOUD, "snow": SNOW}.get(name, CLEAR)
-        assert cover == expected or name == "metal", name  # a bright roof has a cloud's spectrum
+        assert classes == expected or name == "metal", name  # a bright roof has a cloud's spectrum
 
 
 def test_reflectance_has_a_scale_and_an_offset():
     pixels = np.array([[BRIGHT, ICE, GROUND]], np.int32)
     for scale, offset in ((10_000, 0), (10_000, -1000), (255, 0)):
-        tests = BandTests.of(BANDS, TileSettings(reflectance_scale=scale, reflectance_offset=offset))
+        tests = SpectralTests.for_bands(BANDS, TileSettings(reflectance_scale=scale, reflectance_offset=offset))
         shown = (pixels / 10_000 * scale - offset).round().astype(np.int32)
-        assert tests.cover(shown).tolist() == [[CLOUD, SNOW, CLEAR]]
+        assert tests.classify(shown).tolist() == [[CLOUD, SNOW, CLEAR]]
 
 
 def test_bands_without_names_tell_nothing(tmp_path):
-    assert BandTests.of(("band1", "band2"), TileSettings()) is None
-    assert BandTests.of(BANDS[:-2], TileSettings()) is None
-    assert BandTests.of(BANDS[:-1], TileSettings()) is not None  # swir2 only sharpens
+    assert SpectralTests.for_bands(("band1", "band2"), TileSettings()) is None
+    assert SpectralTests.for_bands(BANDS[:-2], TileSettings()) is None
+    assert SpectralTests.for_bands(BANDS[:-1], TileSettings()) is not None  # swir2 only sharpens
     path = write_raster(tmp_path / "plain.tif", np.full((2, *SHAPE), 5, np.uint16), grid_at(*SHAPE))
     index = index_of(tmp_path, {"scene": path}).table
     assert index[["cloud_scene", "snow_scene"]].isna().all().all()
@@ -131,10 +131,10 @@ def test_a_mask_goes_before_the_bands_and_may_have_another_grid_and_crs(tmp_path
 
 def test_codes_can_be_those_of_any_mask():
     codes = np.arange(16, dtype=np.uint8).reshape(4, 4)
-    cover = cover_of_codes(codes, TileSettings())
-    assert np.flatnonzero(cover == CLOUD).tolist() == [3, 8, 9, 10]
-    assert np.flatnonzero(cover == SNOW).tolist() == [11]
-    own = cover_of_codes(codes, TileSettings(cloud_codes=[1], snow_codes=[]))
+    classes = classify_codes(codes, TileSettings())
+    assert np.flatnonzero(classes == CLOUD).tolist() == [3, 8, 9, 10]
+    assert np.flatnonzero(classes == SNOW).tolist() == [11]
+    own = classify_codes(codes, TileSettings(cloud_codes=[1], snow_codes=[]))
     assert np.flatnonzero(own).tolist() == [1]
 
 
@@ -155,9 +155,9 @@ def test_a_clear_granule_has_hardly_a_cloud():
     bands = ["B02", "B03", "B04", "B08", "B11", "B12"]
     scene = open_scene([str(DATA / "granule-laos" / f"{band}.tif") for band in bands], bands)
     pixels, _ = scene.read_hwc(Window(0, 0, 1068, 1068))
-    cover = BandTests.of(scene.band_names, TileSettings()).cover(pixels)
-    assert (cover == CLOUD).mean() < 0.001
-    assert (cover == SNOW).mean() < 0.005  # blue roofs
+    classes = SpectralTests.for_bands(scene.band_names, TileSettings()).classify(pixels)
+    assert (classes == CLOUD).mean() < 0.001
+    assert (classes == SNOW).mean() < 0.005  # blue roofs
 
 
 # --- rules -----------------------------------------------------------------------------------------------------
@@ -270,10 +270,10 @@ def test_what_was_read_before_an_interruption_is_kept(tmp_path, reads, monkeypat
     scene, cache = scene_of(tmp_path), tmp_path / "kept.npz"
     original = tile_measurements.TileReader.measure
 
-    def failing(self, place, number, into):
+    def failing(self, tile, number, out):
         if number == 20:
             raise KeyboardInterrupt
-        original(self, place, number, into)
+        original(self, tile, number, out)
 
     monkeypatch.setattr(tile_measurements.TileReader, "measure", failing)
     with pytest.raises(KeyboardInterrupt):

@@ -18,7 +18,7 @@ from cobertes.settings import SplitSettings, TileSettings
 from cobertes.tiles.band_statistics import Moments, Statistics
 from cobertes.tiles.dataset import LabelledDataset
 from cobertes.tiles.index import build_index, load_index, save_index
-from cobertes.tiles.label_counts import read_labels
+from cobertes.tiles.label_io import read_labels
 from rasters import UTM, grid_at, write_raster
 
 # not contiguous, not in order

@@ -20,22 +20,18 @@ from cobertes.settings import SplitSettings
 from cobertes.tiles.block_split import MIN_BLOCKS, choose_block, guard_share, make_split
 from cobertes.tiles.polygon_split import read_polygons
 from cobertes.tiles.split import (
-    EMPTY,
-    LEFT_OUT,
-    TEST,
-    TRAIN,
-    VALIDATION,
     AreaSplit,
+    Part,
     Split,
     block_edges,
     read_groups,
     require_known_groups,
 )
-from cobertes.tiles.variogram import RangeMeter
+from cobertes.tiles.variogram import RangeEstimator
 from rasters import DATA, ORIGIN, grid_at, needs
 
 CLASSES = ["a", "b", "c"]
-HELD = (VALIDATION, TEST)
+HELD = (Part.VALIDATION, Part.TEST)
 
 
 def area_of(name, shape=(100, 100), crs="EPSG:32631", origin=ORIGIN, group=None, pixel=10.0):
@@ -69,7 +65,7 @@ def split_of(areas, block=20, guard=5, counts=None, classes=CLASSES, **options):
 def painted(split, shape):
     """The letter of every pixel of an area."""
     letters = np.full(shape, "?")
-    for letter in (TRAIN, *HELD, LEFT_OUT, EMPTY):
+    for letter in (Part.TRAIN, *HELD, Part.GUARD, Part.NONE):
         for window in split.windows(letter):
             assert (letters[window.slices] == "?").all()
             letters[window.slices] = letter
@@ -79,20 +75,20 @@ def painted(split, shape):
 
 def share_of(split, letter, counts):
     total = sum(c.sum() for c in counts.values())
-    return sum(counts[name][area.letters == letter].sum() for name, area in split.areas.items()) / total
+    return sum(counts[name][area.parts == letter].sum() for name, area in split.areas.items()) / total
 
 
 def letters_of(split):
-    return {name: area.letters.tolist() for name, area in split.areas.items()}
+    return {name: area.parts.tolist() for name, area in split.areas.items()}
 
 
 def test_parts_of_a_window_are_what_it_shares_with_each_block():
     split = split_of([area_of("one", (100, 90))], 20, validation=0.4).areas["one"]
     for row, col, height, width in [(0, 0, 100, 90), (13, 37, 41, 20), (20, 40, 20, 20), (-5, 81, 30, 30)]:
         window = Window(row, col, height, width)
-        for letter in (TRAIN, VALIDATION):
+        for letter in (Part.TRAIN, Part.VALIDATION):
             expected = [part for block in split.windows(letter) if (part := window.intersection(block))]
-            assert split.parts(window, letter) == expected
+            assert split.intersections(window, letter) == expected
 
 
 # --- the guard band ----------------------------------------------------------------------------------------
@@ -123,7 +119,7 @@ def test_no_allowed_training_window_comes_near_held_out_ground(data):
 def test_a_window_needs_the_whole_guard_band_and_no_more():
     split = split_of([area_of("one", (40, 80))], block=40, guard=0, counts={"one": np.ones((1, 2, 3), int)})
     blocks = split.areas["one"]
-    col = 40 if blocks.letters[0, 0] == VALIDATION else 0
+    col = 40 if blocks.parts[0, 0] == Part.VALIDATION else 0
     inner = {0: 20, 40: 45}[col]  # 15 px wide, 5 px from the border
     assert blocks.allows_training(Window(0, inner, 40, 15), 5)
     assert not blocks.allows_training(Window(0, inner, 40, 15), 6)
@@ -146,26 +142,26 @@ def test_every_side_gets_blocks_and_every_labelled_block_a_side(seed, rows, cols
     labelled = counts["one"].sum(2) > 0
     assume(labelled.sum() >= 3)
     split = split_of(areas, counts=counts, validation=validation, test=test, seed=seed).areas["one"]
-    np.testing.assert_array_equal(split.letters == EMPTY, ~labelled)
-    assert {TRAIN, VALIDATION} <= set(np.unique(split.letters))
-    assert (TEST in split.letters) == (test > 0)
+    np.testing.assert_array_equal(split.parts == Part.NONE, ~labelled)
+    assert {Part.TRAIN, Part.VALIDATION} <= set(np.unique(split.parts))
+    assert (Part.TEST in split.parts) == (test > 0)
 
 
 def test_very_unequal_blocks_still_leave_one_for_every_side():
     counts = {"one": np.array([1, 1, 9998]).reshape(1, 3, 1)}
     split = split_of([area_of("one", (20, 60))], counts=counts, classes=["a"], test=0.2)
-    assert set(split.areas["one"].letters[0]) == {TRAIN, VALIDATION, TEST}
+    assert set(split.areas["one"].parts[0]) == {Part.TRAIN, Part.VALIDATION, Part.TEST}
 
 
 def test_shares_come_near_what_was_asked_for_and_classes_are_alike():
     areas = [area_of("one", (200, 200))]
     counts = counts_of(areas, edges_of(areas, 20))
     split = split_of(areas, counts=counts, validation=0.2, test=0.1)
-    assert share_of(split, VALIDATION, counts) == pytest.approx(0.2, abs=0.02)
-    assert share_of(split, TEST, counts) == pytest.approx(0.1, abs=0.02)
+    assert share_of(split, Part.VALIDATION, counts) == pytest.approx(0.2, abs=0.02)
+    assert share_of(split, Part.TEST, counts) == pytest.approx(0.1, abs=0.02)
     for i in range(3):
         one = {name: c[..., i : i + 1] for name, c in counts.items()}
-        assert share_of(split, VALIDATION, one) == pytest.approx(0.2, abs=0.04)
+        assert share_of(split, Part.VALIDATION, one) == pytest.approx(0.2, abs=0.04)
 
 
 def test_the_draw_depends_on_the_seed_and_not_on_the_order_of_areas():
@@ -181,20 +177,20 @@ def test_a_rare_class_in_two_blocks_comes_on_both_sides():
     counts[..., 0] = 1000
     counts[0, 0, 1] = counts[3, 4, 1] = 50
     split = split_of([area_of("one")], counts={"one": counts}, classes=["common", "rare"])
-    letters = split.areas["one"].letters
-    assert {letters[0, 0], letters[3, 4]} == {TRAIN, VALIDATION}
+    letters = split.areas["one"].parts
+    assert {letters[0, 0], letters[3, 4]} == {Part.TRAIN, Part.VALIDATION}
 
 
 def test_areas_are_kept_whole_on_request():
     areas = [area_of(f"chip-{i:02}", (32, 32), crs=None) for i in range(30)]
     split = split_of(areas, block=32, by="area")
-    assert all(len(set(area.letters.ravel()) - {EMPTY}) <= 1 for area in split.areas.values())
+    assert all(len(set(area.parts.ravel()) - {Part.NONE}) <= 1 for area in split.areas.values())
 
 
 def test_areas_of_several_blocks_are_kept_whole_too():
     areas = [area_of(f"chip-{i:02}", (60, 60), crs=None) for i in range(8)]
     split = split_of(areas, block=20, by="area")
-    assert all(len(set(area.letters.ravel()) - {EMPTY}) == 1 for area in split.areas.values())
+    assert all(len(set(area.parts.ravel()) - {Part.NONE}) == 1 for area in split.areas.values())
 
 
 @settings(max_examples=20, deadline=None)
@@ -204,9 +200,9 @@ def test_groups_are_kept_whole(groups, seed):
     counts = {area.name: np.ones((1, 1, 3), int) for area in areas}
     split = split_of(areas, block=32, counts=counts, by="group", seed=seed, test=0.2)
     for group in set(groups):
-        letters = {split.areas[a.name].letters[0, 0] for a, g in zip(areas, groups, strict=True) if g == group}
+        letters = {split.areas[a.name].parts[0, 0] for a, g in zip(areas, groups, strict=True) if g == group}
         assert len(letters) == 1
-    assert {a.letters[0, 0] for a in split.areas.values()} == {TRAIN, VALIDATION, TEST}
+    assert {a.parts[0, 0] for a in split.areas.values()} == {Part.TRAIN, Part.VALIDATION, Part.TEST}
 
 
 def test_a_split_survives_json():
@@ -215,7 +211,7 @@ def test_a_split_survives_json():
     assert letters_of(again) == letters_of(split)
     assert (again.block, again.guard, again.cells) == (20, 5, "blocks")
     window = Window(31, 17, 20, 20)
-    assert again.areas["one"].touched(window).tolist() == split.areas["one"].touched(window).tolist()
+    assert again.areas["one"].parts_under(window).tolist() == split.areas["one"].parts_under(window).tolist()
 
 
 # --- areas on the same ground ------------------------------------------------------------------------------
@@ -249,22 +245,22 @@ def test_areas_on_the_same_ground_do_not_leak_into_each_other(second, guard):
             others = [other for other in areas if other is not area]
             crs, pixel = area.grid.crs, area.grid.affine.a
             held = [s for letter in HELD for _, s in on_the_ground(others, split, letter, crs)]
-            for _, shape in on_the_ground([area], split, TRAIN, crs):
+            for _, shape in on_the_ground([area], split, Part.TRAIN, crs):
                 assert all(shape.distance(other) >= (guard - 0.02) * pixel for other in held)
-            tested = [s for _, s in on_the_ground(others, split, TEST, crs)]
-            for _, shape in on_the_ground([area], split, VALIDATION, crs):
+            tested = [s for _, s in on_the_ground(others, split, Part.TEST, crs)]
+            for _, shape in on_the_ground([area], split, Part.VALIDATION, crs):
                 assert all(shape.intersection(other).area < pixel**2 for other in tested)
-        left_out += sum((area.letters == LEFT_OUT).sum() for area in split.areas.values())
-        assert any(TRAIN in area.letters for area in split.areas.values())
+        left_out += sum((area.parts == Part.GUARD).sum() for area in split.areas.values())
+        assert any(Part.TRAIN in area.parts for area in split.areas.values())
     apart = second["origin"][0] - ORIGIN[0]
     assert (left_out > 0) == (apart < 1000 or guard > (apart - 1000) / 10)
 
 
 def test_left_out_ground_is_not_trained_on():
     split = split_of([area_of("one"), area_of("two")], guard=0)
-    letters = split.areas["one"].letters
-    assert LEFT_OUT in letters
-    row, col = np.argwhere(letters == LEFT_OUT)[0]
+    letters = split.areas["one"].parts
+    assert Part.GUARD in letters
+    row, col = np.argwhere(letters == Part.GUARD)[0]
     assert not split.areas["one"].allows_training(split.areas["one"].block(row, col), 0)
 
 
@@ -273,7 +269,7 @@ def test_areas_far_apart_or_without_crs_leave_nothing_out():
     bare = [area_of("one", crs=None), area_of("two", crs=None), area_of("three")]
     for areas in (far, bare):
         split = split_of(areas)
-        assert not any(LEFT_OUT in area.letters for area in split.areas.values())
+        assert not any(Part.GUARD in area.parts for area in split.areas.values())
 
 
 # --- blocks ------------------------------------------------------------------------------------------------
@@ -354,7 +350,7 @@ def test_a_class_on_one_side_only_is_told(caplog):
     counts = counts_where(b=[(1, 1)], c=[(0, 0), (4, 4), (2, 0)])
     with caplog.at_level(logging.WARNING):
         split = split_of([area_of("one")], counts=counts, guard=0)
-    side = "validation" if split.areas["one"].letters[1, 1] == VALIDATION else "train"
+    side = "validation" if split.areas["one"].parts[1, 1] == Part.VALIDATION else "train"
     other, lacks = {"validation": ("train", "learnt"), "train": ("validation", "judged")}[side]
     assert [record.message for record in caplog.records] == [
         f"class 'b' is in {side} but not in {other}: it can't be {lacks}"
@@ -474,11 +470,11 @@ def test_polygons_say_which_ground_is_whose(tmp_path, crs):
         tmp_path / "p.gpkg", crs, train=[(0, 0, 100, 60)], validation=[(0, 60, 50, 40)], test=[(52, 62, 30, 30)]
     )
     letters = painted(split_by(path, [area_of("a")]).areas["a"], (100, 100))
-    assert (letters[:, :58] == TRAIN).all()
-    assert (letters[:48, 62:] == VALIDATION).all()
-    assert (letters[55:80, 65:90] == TEST).all()
-    assert (letters[85:, 65:] == LEFT_OUT).all()  # outside all polygons
-    assert set(np.unique(letters)) == {TRAIN, VALIDATION, TEST, LEFT_OUT}
+    assert (letters[:, :58] == Part.TRAIN).all()
+    assert (letters[:48, 62:] == Part.VALIDATION).all()
+    assert (letters[55:80, 65:90] == Part.TEST).all()
+    assert (letters[85:, 65:] == Part.GUARD).all()  # outside all polygons
+    assert set(np.unique(letters)) == {Part.TRAIN, Part.VALIDATION, Part.TEST, Part.GUARD}
     assert split_by(path, [area_of("a")]).cells == "pieces"
 
 
@@ -488,13 +484,13 @@ def test_training_keeps_the_guard_band_from_polygons(tmp_path):
     letters = painted(split.areas["a"], (100, 100))
     held = np.zeros((100, 100), bool)
     held[33:64, 33:64] = True
-    assert not (held & (letters == TRAIN)).any()  # also the blocks that a polygon only touches
+    assert not (held & (letters == Part.TRAIN)).any()  # also the blocks that a polygon only touches
     rng = np.random.default_rng(0)
     for _ in range(300):
         window = Window(int(rng.integers(0, 80)), int(rng.integers(0, 80)), 12, 12)
         if split.areas["a"].allows_training(window, 7):
             near = window.pad(7).clip((100, 100))
-            assert not (letters[near.slices] == VALIDATION).any()
+            assert not (letters[near.slices] == Part.VALIDATION).any()
             assert not held[window.slices].any()
 
 
@@ -528,10 +524,10 @@ def test_a_polygon_that_crosses_itself_still_says_which_ground_it_means(tmp_path
     index["geometry"] = index.geometry.affine_transform([10, 0, 0, -10, *ORIGIN])
     index.to_file(tmp_path / "p.gpkg")
     letters = painted(split_by(tmp_path / "p.gpkg", [area_of("a")]).areas["a"], (100, 100))
-    assert letters[50, 5] == VALIDATION
-    assert letters[50, 55] == VALIDATION
-    assert letters[5, 30] == LEFT_OUT  # above the knot
-    assert (letters[:, 65:] == TRAIN).all()
+    assert letters[50, 5] == Part.VALIDATION
+    assert letters[50, 55] == Part.VALIDATION
+    assert letters[5, 30] == Part.GUARD  # above the knot
+    assert (letters[:, 65:] == Part.TRAIN).all()
 
 
 def test_polygon_files_that_can_not_be_read_are_told(tmp_path):
@@ -555,7 +551,9 @@ def squares_of(side, size=600, classes=4, seed=0):
 
 
 def measure_range(areas):
-    meter = RangeMeter([(counts.shape[1] * side, counts.shape[2] * side) for counts, side in areas], areas[0][1])
+    meter = RangeEstimator(
+        [(counts.shape[1] * side, counts.shape[2] * side) for counts, side in areas], areas[0][1]
+    )
     for counts, side in areas:
         meter.add(counts, side)
     return meter.result()
@@ -604,10 +602,10 @@ def test_blocks_are_as_large_as_the_range_where_there_is_room():
 def test_a_random_split_draws_single_tiles(caplog):
     areas = [area_of("a", (200, 200))]
     split = split_of(areas, block=10, guard=0, method="random", validation=0.25)
-    letters = split.areas["a"].letters
-    held = (letters == VALIDATION).sum() / (letters != EMPTY).sum()
+    letters = split.areas["a"].parts
+    held = (letters == Part.VALIDATION).sum() / (letters != Part.NONE).sum()
     assert held == pytest.approx(0.25, abs=0.05)
-    assert (split_of(areas, block=10, guard=0, method="random", seed=1).areas["a"].letters != letters).any()
+    assert (split_of(areas, block=10, guard=0, method="random", seed=1).areas["a"].parts != letters).any()
 
 
 # --- rectangles ------------------------------------------------------------------------------------------------
@@ -615,10 +613,10 @@ def test_a_random_split_draws_single_tiles(caplog):
 
 @given(st.integers(1, 8), st.integers(1, 8), st.integers(0, 999))
 def test_rectangles_cover_each_block_of_a_split_once(rows, cols, seed):
-    letters = np.random.default_rng(seed).choice([TRAIN, VALIDATION, EMPTY], (rows, cols))
+    letters = np.random.default_rng(seed).choice([Part.TRAIN, Part.VALIDATION, Part.NONE], (rows, cols))
     area = AreaSplit(letters, np.arange(rows + 1) * 3, np.arange(cols + 1) * 5)
     covered = np.zeros((rows * 3, cols * 5), int)
-    for window in area.rectangles(VALIDATION):
+    for window in area.rectangles(Part.VALIDATION):
         covered[window.slices] += 1
-    np.testing.assert_array_equal(covered, np.kron(letters == VALIDATION, np.ones((3, 5), int)))
-    assert len(area.rectangles(VALIDATION)) <= (letters == VALIDATION).sum()
+    np.testing.assert_array_equal(covered, np.kron(letters == Part.VALIDATION, np.ones((3, 5), int)))
+    assert len(area.rectangles(Part.VALIDATION)) <= (letters == Part.VALIDATION).sum()

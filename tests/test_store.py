@@ -83,7 +83,7 @@ def test_scenes_that_can_be_read_as_they_are_stay_where_they_are(project, tmp_pa
     seasons = {name: open_scene([str(tmp_path / f"here-{name}.tif")]) for name in ("april", "august")}
     project = replace(project, ground=replace(project.ground, areas={"here": Area("here", seasons)}))
     store = store_of(project, tmp_path / "store", every_scene=False)
-    assert set(store.held) == {("here", "scene", "august"), ("here", "labels", "")}
+    assert set(store.chunks) == {("here", "scene", "august"), ("here", "labels", "")}
 
 
 def test_samples_do_not_depend_on_the_store(project, tmp_path):
@@ -138,8 +138,8 @@ def test_a_store_that_lacks_only_what_can_not_be_read_is_left_as_it_is(project, 
     before = ledger.stat().st_mtime_ns, ledger.stat().st_ino
     again = store_of(project, tmp_path / "store", unreadable="skip")
     assert (ledger.stat().st_mtime_ns, ledger.stat().st_ino) == before
-    for key, mapped in store.held.items():
-        np.testing.assert_array_equal(again.held[key].offsets, mapped.offsets)
+    for key, mapped in store.chunks.items():
+        np.testing.assert_array_equal(again.chunks[key].offsets, mapped.offsets)
     monkeypatch.setattr(Scene, "read_hwc", original)
     store_of(project, tmp_path / "store", unreadable="skip")  # mended
     assert ledger.stat().st_ino != before[1]
@@ -164,8 +164,8 @@ def test_a_copy_that_failed_goes_on_where_it_stopped(project, tmp_path, monkeypa
     store = store_of(project, tmp_path / "store")
     whole = store_of(project, tmp_path / "other")
     assert 0 < len(again) // 2 < len(again)
-    for key, mapped in whole.held.items():
-        np.testing.assert_array_equal(store.held[key].values.flat, mapped.values.flat)
+    for key, mapped in whole.chunks.items():
+        np.testing.assert_array_equal(store.chunks[key].values.flat, mapped.values.flat)
 
 
 def test_a_killed_copy_goes_on_with_the_same_bytes(project, tmp_path):
@@ -196,11 +196,11 @@ def test_a_killed_copy_goes_on_with_the_same_bytes(project, tmp_path):
     assert '"done": [\n    0,' in noted
     store, whole = store_of(project, tmp_path / "store"), store_of(project, tmp_path / "other")
     assert (tmp_path / "store" / "pixels.bin").read_bytes() == (tmp_path / "other" / "pixels.bin").read_bytes()
-    assert set(store.held) == set(whole.held)
+    assert set(store.chunks) == set(whole.chunks)
 
 
 def test_a_store_keeps_to_its_budget_and_says_so(project, tmp_path, caplog):
-    assert store_of(project, tmp_path / "store", budget=1e-6) is None
+    assert store_of(project, tmp_path / "store", max_gb=1e-6) is None
     assert "the tile store would take 0.0 GB, tiles.store-gb allows 1e-06" in caplog.text
     assert not (tmp_path / "store").exists()
 

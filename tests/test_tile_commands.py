@@ -199,7 +199,7 @@ def test_audit_split_prints_both_splits_and_the_difference(run):
 def test_where_place_alone_tells_the_class_the_random_split_flatters(tmp_path, monkeypatch):
     """Regions much larger than a tile: the nearest pixel knows the class, unless a block lies between."""
     monkeypatch.setattr("cobertes.accuracy.split_audit.TREES", 5)
-    monkeypatch.setattr("cobertes.accuracy.split_audit.LEARNT", 3000)
+    monkeypatch.setattr("cobertes.accuracy.split_audit.TRAINING_PIXELS", 3000)
     write_ground(tmp_path, size=320)
     codes = np.kron(np.random.default_rng(0).choice([1, 3, 12], (5, 5)), np.ones((64, 64), int)).astype(np.uint8)
     with rasterio.open(tmp_path / "reference.tif", "r+") as file:

@@ -1,1 +1,1 @@
-"""HOW GOOD: the confusion matrix, what derives from it, and the baselines beside it."""
+"""HOW GOOD: confusion matrix, metrics, bootstrap intervals, calibration and baselines."""

@@ -1,7 +1,7 @@
-"""Confusion matrices by block: the unit in which ground is held out, and in which scores vary.
+"""Confusion matrices by block, the unit of the split and of the bootstrap.
 
-Pixels of a block resemble each other, so an interval that counts pixels is far too narrow; what is drawn again in
-a bootstrap is a *unit*: a block, or all blocks of one group of areas where groups are held out as a whole.
+Pixels of a block are correlated, so an interval that counts pixels is far too narrow; a bootstrap resamples
+*units*: a block, or all blocks of one group of areas if the split is by group.
 """
 
 import json
@@ -20,74 +20,75 @@ from cobertes.atomic_io import read_json, write_text
 from cobertes.errors import InputFileError
 from cobertes.geo.windows import Window
 from cobertes.tiles.dataset import LabelledDataset
+from cobertes.tiles.split import Part
 
 
 @dataclass(frozen=True)
 class Block:
-    """A block of held-out ground: its area, its pixels there, and the unit that it is drawn with."""
+    """Held-out block: its area, its window there, and the unit that it is resampled with."""
 
     area: str
     window: Window
     unit: str
 
     @property
-    def place(self) -> tuple[str, Window]:
-        """What tells it from other blocks."""
+    def key(self) -> tuple[str, Window]:
+        """Identity of the block: area and window."""
         return self.area, self.window
 
 
-def held_out_blocks(ground: LabelledDataset, letter: str) -> tuple[Block, ...]:
-    """The blocks of a split, area by area.
+def held_out_blocks(dataset: LabelledDataset, part: Part) -> tuple[Block, ...]:
+    """List the blocks of a part, area by area.
 
-    Pieces of a user's polygons are no blocks: neighbours among them are the same ground. They are joined to
-    rectangles, and all that hang together, also by a corner, are one unit.
+    Pieces of a user's polygons are no independent blocks. They are merged into rectangles, and all that are
+    8-connected form one unit.
     """
     found = []
-    for name, split in ground.split.areas.items():
-        whole = ground.split.cells == "pieces"
-        numbers = label(split.letters == letter, np.ones((3, 3)))[0] if whole else None
-        for window in split.rectangles(letter) if whole else split.windows(letter):
-            place: tuple[object, ...] = (window.row, window.col)
+    for name, split in dataset.split.areas.items():
+        pieces = dataset.split.cells == "pieces"
+        numbers = label(split.parts == part, np.ones((3, 3)))[0] if pieces else None
+        for window in split.rectangles(part) if pieces else split.windows(part):
+            position: tuple[object, ...] = (window.row, window.col)
             if numbers is not None:
-                place = ("ground", int(numbers[split.block_of(Window(window.row, window.col, 1, 1))]))
-            found.append(Block(name, window, ground.areas[name].group or ":".join(map(str, (name, *place)))))
+                position = ("ground", int(numbers[split.block_of(Window(window.row, window.col, 1, 1))]))
+            found.append(Block(name, window, dataset.areas[name].group or ":".join(map(str, (name, *position)))))
     return tuple(found)
 
 
 class BlockFinder:
-    """Tells in which of some blocks a window lies that no border of theirs cuts."""
+    """Lookup of the block that contains a window, for windows that no block border cuts."""
 
-    def __init__(self, blocks: Sequence[Block], ground: LabelledDataset) -> None:
-        self.split = ground.split.areas
-        self.numbers = {name: np.full(split.letters.shape, -1) for name, split in self.split.items()}
+    def __init__(self, blocks: Sequence[Block], dataset: LabelledDataset) -> None:
+        self.split = dataset.split.areas
+        self.numbers = {name: np.full(split.parts.shape, -1) for name, split in self.split.items()}
         for number, block in enumerate(blocks):
             split, window = self.split[block.area], block.window
             rows = np.searchsorted(split.row_edges, (window.row, window.row_stop))
             cols = np.searchsorted(split.col_edges, (window.col, window.col_stop))
             self.numbers[block.area][slice(*rows), slice(*cols)] = number
 
-    def number(self, area: str, part: Window) -> int:
-        """Position of the block that ``part`` lies in. Raises KeyError where it lies in none."""
-        found = int(self.numbers[area][self.split[area].block_of(part)])
+    def number(self, area: str, window: Window) -> int:
+        """Find the position of the block that contains ``window``. Raises KeyError if none does."""
+        found = int(self.numbers[area][self.split[area].block_of(window)])
         if found < 0:
-            raise KeyError(f"{area}: {part}")
+            raise KeyError(f"{area}: {window}")
         return found
 
 
 @dataclass(frozen=True)
 class BlockMatrices:
-    """A confusion matrix per block: ``counts`` (n, K, K) int64, rows = reference, columns = predicted."""
+    """Confusion matrix per block: ``counts`` (n, K, K) int64, rows = reference, columns = predicted."""
 
     blocks: tuple[Block, ...]
     counts: NDArray[np.int64]
 
     @property
     def total(self) -> ConfusionMatrix:
-        """Of all blocks together."""
+        """Sum over all blocks."""
         return ConfusionMatrix(self.counts.sum(axis=0))
 
     def by_area(self) -> dict[str, ConfusionMatrix]:
-        """Of each area with labelled held-out ground."""
+        """Sum by area, of the areas with labelled held-out pixels."""
         areas = [block.area for block in self.blocks]
         return {
             name: ConfusionMatrix(found)
@@ -96,25 +97,25 @@ class BlockMatrices:
         }
 
     def by_unit(self) -> NDArray[np.int64]:
-        """(units, K, K) counts of the units that have any labelled pixel."""
+        """Sum by unit (units, K, K), of the units with labelled pixels."""
         sums = self.unit_sums()
         return sums[sums.any(axis=(1, 2))]
 
     def unit_sums(self) -> NDArray[np.int64]:
-        """(units, K, K) counts of all units, in the order in which the blocks name them."""
+        """Sum by unit (units, K, K), of all units, in the order of the blocks."""
         units = {unit: number for number, unit in enumerate(dict.fromkeys(block.unit for block in self.blocks))}
         sums = np.zeros((len(units), *self.counts.shape[1:]), np.int64)
         np.add.at(sums, [units[block.unit] for block in self.blocks], self.counts)
         return sums
 
-    def where(self, chosen: Iterable[int]) -> "BlockMatrices":
-        """Those of some positions, in that order."""
-        positions = list(chosen)
+    def take(self, positions: Iterable[int]) -> "BlockMatrices":
+        """Select blocks by position, in that order."""
+        positions = list(positions)
         return BlockMatrices(tuple(self.blocks[i] for i in positions), self.counts[positions])
 
 
 def block_scores(matrices: BlockMatrices) -> list[dict[str, Any]]:
-    """Overall accuracy and labelled pixels of every block, for JSON; a window is row, column, height, width."""
+    """Overall accuracy and labelled pixels of every block, for JSON; a window is [row, col, height, width]."""
     return [
         {
             "area": block.area,
@@ -127,17 +128,21 @@ def block_scores(matrices: BlockMatrices) -> list[dict[str, Any]]:
 
 
 def save_blocks(path: Path, methods: Mapping[str, BlockMatrices], keys: Sequence[str]) -> None:
-    """Write the matrices of methods over the same blocks as JSON, a block a line.
+    """Write the matrices of several methods over the same blocks as JSON, one line per block.
 
-    A matrix is written as its cells that are not 0, ``[reference, predicted, pixels]`` by class index.
+    A matrix is written as its nonzero cells, ``[reference, predicted, pixels]`` by class index.
     """
     blocks = next(iter(methods.values())).blocks
     lines = []
     for number, block in enumerate(blocks):
         w = block.window
-        place = {"area": block.area, "window": [w.row, w.col, w.height, w.width], "unit": block.unit}
+        fields: dict[str, Any] = {
+            "area": block.area,
+            "window": [w.row, w.col, w.height, w.width],
+            "unit": block.unit,
+        }
         cells = {name: list(_cells(found.counts[number])) for name, found in methods.items()}
-        lines.append("    " + json.dumps(place | cells, ensure_ascii=False))
+        lines.append("    " + json.dumps(fields | cells, ensure_ascii=False))
     head = {"rows": "reference", "columns": "predicted", "classes": list(keys), "methods": list(methods)}
     body = ",\n".join(lines)
     text = json.dumps(head, indent=2, ensure_ascii=False)[:-2]
@@ -145,7 +150,7 @@ def save_blocks(path: Path, methods: Mapping[str, BlockMatrices], keys: Sequence
 
 
 def load_blocks(path: Path) -> tuple[list[str], dict[str, BlockMatrices]]:
-    """Class keys, and the matrices by method, that `save_blocks` wrote. Raises InputFileError."""
+    """Read class keys, and matrices by method, from a file of `save_blocks`. Raises InputFileError."""
     data = read_json(path)
     try:
         keys = [str(key) for key in data["classes"]]

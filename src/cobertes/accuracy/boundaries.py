@@ -1,7 +1,7 @@
-"""How far pixels lie from a boundary between classes, and pixels counted by it, by purity and by block.
+"""Distance of pixels from class boundaries, and confusion counts by distance, purity and block.
 
 A A A B B      distance   3 2 1 1 2      Chebyshev, to the nearest pixel of another class; pixels
-A A A B B                 3 2 1 1 2      without a class make no boundary
+A A A B B                 3 2 1 1 2      without a class form no boundary
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ from cobertes.labels.legend import IGNORE_INDEX
 from cobertes.numba_cache import compiled
 
 TOLERANCES = (1, 3)
-"""Pixels from a boundary that count as near it."""
+"""Distances in pixels up to which a pixel is near a boundary."""
 
 FAR = 255
 """Distance of pixels beyond the largest tolerance, and of pixels without a class."""
@@ -26,10 +26,10 @@ PURITY_GROUPS = ("pure", "75 to 99 %", "50 to 74 %", "under 50 %")
 
 
 @compiled
-def boundary_distance(index: NDArray[np.uint8], reach: int) -> NDArray[np.uint8]:
-    """Distance of each pixel to the nearest one of another class, FAR beyond ``reach``.
+def boundary_distance(index: NDArray[np.uint8], radius: int) -> NDArray[np.uint8]:
+    """Distance (height, width) uint8 of each pixel to the nearest one of another class, FAR beyond ``radius``.
 
-    index   (height, width) uint8 class indices, IGNORE_INDEX where there is none
+    index   (height, width) uint8 class indices, IGNORE_INDEX for none
     """
     height, width = index.shape
     distance = np.full((height, width), np.uint8(FAR))
@@ -38,12 +38,12 @@ def boundary_distance(index: NDArray[np.uint8], reach: int) -> NDArray[np.uint8]
             mine = index[row, col]
             if mine == IGNORE_INDEX:
                 continue
-            for d in range(1, reach + 1):
+            for d in range(1, radius + 1):
                 found = False
                 top, bottom = max(0, row - d), min(height - 1, row + d)
                 left, right = max(0, col - d), min(width - 1, col + d)
                 for i in range(top, bottom + 1):
-                    # the ring at this distance: whole rows above and below, two ends of the others
+                    # the ring at this distance: full rows above and below, two ends of the others
                     step = 1 if abs(i - row) == d else 2 * d
                     for j in range(col - d, col + d + 1, step):
                         if left <= j <= right:
@@ -56,7 +56,7 @@ def boundary_distance(index: NDArray[np.uint8], reach: int) -> NDArray[np.uint8]
 
 
 @compiled
-def tally_pixels(
+def count_pixels(
     reference: NDArray[np.uint8],
     predicted: NDArray[np.uint8],
     to_reference: NDArray[np.uint8],
@@ -68,16 +68,16 @@ def tally_pixels(
     bands: NDArray[np.int64],
     purity_sum: NDArray[np.int64],
 ) -> None:
-    """Count the pixels of a window in every way at once. Arrays of the window are (height, width) uint8.
+    """Count the pixels of a window in every way in one pass. Arrays of the window are (height, width) uint8.
 
-    reference, predicted       class indices; where the reference is IGNORE_INDEX nothing counts
+    reference, predicted       class indices; pixels with the reference IGNORE_INDEX are not counted
     to_reference, to_predicted from `boundary_distance` of each
     purity        percent, 255 unknown
     counts        (K, K), added to, as are the following
     by_purity     (groups, K, K)
     by_distance   (tolerances + 1, K, K): up to the first tolerance, up to the second, beyond
     bands         (tolerances, 3, K): pixels of each class near its own boundary in the reference, in the
-                  prediction, in both; of them boundary IoU is made
+                  prediction, in both; for boundary IoU
     purity_sum    (2,): sum of the known purities, their number
     """
     height, width = reference.shape
@@ -108,10 +108,10 @@ def tally_pixels(
 
 
 def boundary_iou(bands: NDArray[Any]) -> NDArray[np.float64]:
-    """(..., K) boundary IoU (Cheng et al. 2021, CVPR) of ``bands`` (..., 3, K) from `tally_pixels`.
+    """Boundary IoU (..., K) (Cheng et al. 2021, CVPR) of ``bands`` (..., 3, K) from `count_pixels`.
 
-    IoU of the pixels of a class that lie near its boundary, in the reference and in the prediction. The edge of
-    the labelled ground is no boundary here. NaN for classes without a boundary in the reference.
+    IoU of the pixels of a class near its boundary, in the reference and in the prediction. The edge of the
+    labelled pixels is no boundary here. NaN for classes without a boundary in the reference.
     """
     reference, predicted, both = (bands[..., i, :].astype(float) for i in range(3))
     union = reference + predicted - both

@@ -1,4 +1,4 @@
-"""The confusion matrix, the one object from which all scores derive. Rows = reference, columns = predicted."""
+"""Confusion matrix, the object from which all scores derive. Rows = reference, columns = predicted."""
 
 import csv
 import json
@@ -17,7 +17,7 @@ from cobertes.labels.legend import IGNORE_INDEX, Legend
 from cobertes.numba_cache import compiled
 
 MIOU_MIN_SUPPORT = 1000
-"""Reference pixels that a class needs in the split to count in the mean IoU."""
+"""Minimum reference pixels in the split for a class to enter the mean IoU."""
 
 CORNER = "reference \\ predicted"
 LANES = 4
@@ -25,11 +25,11 @@ LANES = 4
 
 @compiled
 def _count_pairs(reference: NDArray[Any], predicted: NDArray[Any], counts: NDArray[np.int64]) -> int:
-    """Add the pairs of two flat arrays to ``counts``; returns how many were out of range.
+    """Count the pairs of two flat arrays in ``counts``; returns the number out of range.
 
-    counts  (LANES, K, K): runs of one pair would wait for their own last addition, so lanes take turns
+    counts  (LANES, K, K): alternating lanes, since repeated additions to one cell would stall the processor
     """
-    classes, strays = counts.shape[1], 0
+    classes, invalid = counts.shape[1], 0
     for i in range(reference.size):
         r, p = reference[i], predicted[i]
         if r == IGNORE_INDEX:
@@ -37,15 +37,15 @@ def _count_pairs(reference: NDArray[Any], predicted: NDArray[Any], counts: NDArr
         if 0 <= r < classes and 0 <= p < classes:
             counts[i & (LANES - 1), r, p] += 1
         else:
-            strays += 1
-    return strays
+            invalid += 1
+    return invalid
 
 
 @dataclass(frozen=True)
 class ConfusionMatrix:
     """Exact counts (K, K) int64 of labelled pixels; rows = reference, columns = predicted.
 
-    Matrices of disjoint ground (windows, blocks, areas, processes) can be added, also with ``sum``.
+    Matrices of disjoint pixels (windows, blocks, areas, processes) can be added, also with ``sum``.
     """
 
     counts: NDArray[np.int64]
@@ -57,21 +57,21 @@ class ConfusionMatrix:
 
     @classmethod
     def empty(cls, classes: int) -> "ConfusionMatrix":
-        """No pixels yet."""
+        """Create a matrix of zeros."""
         return cls(np.zeros((classes, classes), np.int64))
 
     @classmethod
     def of(cls, reference: NDArray[Any], predicted: NDArray[Any], classes: int) -> "ConfusionMatrix":
-        """Of two arrays of class indices of one shape; where ``reference`` is IGNORE_INDEX nothing counts.
+        """Count two arrays of class indices of equal shape; pixels with the reference IGNORE_INDEX are ignored.
 
-        Raises ValueError where the shapes differ, or an index elsewhere is not one of the classes.
+        Raises ValueError for different shapes, or an index that is no class.
         """
         if reference.shape != predicted.shape:
             raise ValueError(f"reference is {reference.shape}, predicted is {predicted.shape}")
         lanes = np.zeros((LANES, classes, classes), np.int64)
-        strays = _count_pairs(np.ravel(reference), np.ravel(predicted), lanes)
-        if strays:
-            raise ValueError(f"{strays} pixels have a class index outside 0 to {classes - 1}")
+        invalid = _count_pairs(np.ravel(reference), np.ravel(predicted), lanes)
+        if invalid:
+            raise ValueError(f"{invalid} pixels have a class index outside 0 to {classes - 1}")
         return cls(lanes.sum(axis=0))
 
     def __add__(self, other: "ConfusionMatrix") -> "ConfusionMatrix":
@@ -86,24 +86,24 @@ class ConfusionMatrix:
         return self.describe([str(k) for k in range(len(self.counts))])
 
     def describe(self, names: list[str]) -> str:
-        """The counts as a table for people, with the classes' names and which side is which."""
+        """Format the counts as a table with class names and labelled sides."""
         cells = [[CORNER, *names], *([name, *map(str, row)] for name, row in zip(names, self.counts, strict=True))]
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         return "\n".join("  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)) for row in cells)
 
     @property
     def pixels(self) -> int:
-        """Labelled pixels that were judged."""
+        """Number of evaluated pixels."""
         return int(self.counts.sum())
 
     @property
     def support(self) -> NDArray[np.int64]:
-        """(K,) reference pixels per class."""
+        """Support (K,): reference pixels per class."""
         return self.counts.sum(axis=1)
 
     @property
     def overall_accuracy(self) -> float:
-        """Share of pixels whose class is right; NaN without pixels."""
+        """Share of pixels predicted correctly; NaN without pixels."""
         return float(metrics.overall_accuracy(self.counts))
 
     @property
@@ -113,7 +113,7 @@ class ConfusionMatrix:
 
     @property
     def kappa(self) -> float:
-        """Cohen's kappa; NaN without pixels, or where one class is all there is on both sides."""
+        """Cohen's kappa; NaN without pixels, or with one and the same class on both sides."""
         return float(metrics.kappa(self.counts))
 
     @property
@@ -123,27 +123,27 @@ class ConfusionMatrix:
 
     @property
     def iou(self) -> NDArray[np.float64]:
-        """(K,) intersection over union; NaN where the class is not in the reference."""
+        """Intersection over union (K,); NaN for a class not in the reference."""
         return metrics.iou(self.counts)
 
     @property
     def dice(self) -> NDArray[np.float64]:
-        """(K,) Dice coefficient, which is F1; NaN where the class is not in the reference."""
+        """Dice coefficient (K,), or F1; NaN for a class not in the reference."""
         return metrics.dice(self.counts)
 
     @property
     def producers_accuracy(self) -> NDArray[np.float64]:
-        """(K,) recall; NaN where the class is not in the reference."""
+        """Producer's accuracy (K,), or recall; NaN for a class not in the reference."""
         return metrics.producers_accuracy(self.counts)
 
     @property
     def users_accuracy(self) -> NDArray[np.float64]:
-        """(K,) precision; NaN where the class is never predicted."""
+        """User's accuracy (K,), or precision; NaN for a class never predicted."""
         return metrics.users_accuracy(self.counts)
 
     @property
     def averaged(self) -> NDArray[np.bool_]:
-        """(K,) which classes enter means: at least 1,000 reference pixels, or any where none has as many."""
+        """Classes (K,) that enter means: at least 1,000 reference pixels, or any if no class has as many."""
         enough = self.support >= MIOU_MIN_SUPPORT
         return enough if enough.any() else self.support > 0
 
@@ -158,9 +158,9 @@ class ConfusionMatrix:
         return float(metrics.mean_over(self.dice, self.averaged))
 
     def scores(self, legend: Legend, hectares: NDArray[np.float64] | None = None) -> dict[str, Any]:
-        """Everything for assessment.json (SCORES); NaN where there is nothing to score.
+        """Scores for assessment.json (SCORES); NaN for scores without pixels.
 
-        hectares   (K,) of the support, where the pixels' size on the ground is known
+        hectares   (K,) area of the support, if the pixel size is known
         """
         columns: dict[str, NDArray[Any]] = {
             "iou": self.iou,
@@ -172,7 +172,7 @@ class ConfusionMatrix:
         if hectares is not None:
             columns["hectares"] = hectares
         return {
-            **self.heads(),
+            **self.overall_scores(),
             "miou_classes": [key for key, used in zip(legend.keys, self.averaged, strict=True) if used],
             "classes": {
                 c.key: {"code": c.code, "name": c.name} | {name: v[i].item() for name, v in columns.items()}
@@ -181,8 +181,8 @@ class ConfusionMatrix:
             "confusion_matrix": self.counts.tolist(),
         }
 
-    def heads(self) -> dict[str, float]:
-        """The scores of all classes together."""
+    def overall_scores(self) -> dict[str, float]:
+        """Scores over all classes."""
         return {
             "miou": self.miou,
             "overall_accuracy": self.overall_accuracy,
@@ -193,7 +193,7 @@ class ConfusionMatrix:
         }
 
     def save_csv(self, path: Path, legend: Legend) -> None:
-        """Write the counts with class keys; the corner says which side is which."""
+        """Write the counts as CSV with class keys; the corner cell labels the sides."""
         with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow([CORNER, *legend.keys])
@@ -201,19 +201,19 @@ class ConfusionMatrix:
                 writer.writerow([key, *row])
 
     def save_json(self, path: Path, legend: Legend) -> None:
-        """Write the counts with class keys as JSON that says which side is which, a row a line."""
+        """Write the counts as JSON with class keys and labelled sides, one line per row."""
         rows = ",\n    ".join(map(json.dumps, self.counts.tolist()))
         head = json.dumps({"rows": "reference", "columns": "predicted", "classes": legend.keys}, indent=2)
         write_text(path, f'{head[:-2]},\n  "counts": [\n    {rows}\n  ]\n}}\n')
 
     @classmethod
     def load_json(cls, path: Path, keys: list[str]) -> "ConfusionMatrix":
-        """What `save_json` wrote. Raises InputFileError where it is damaged or of other classes than ``keys``."""
+        """Read a file of `save_json`. Raises InputFileError if damaged, or for classes other than ``keys``."""
         return cls.from_dict(read_json(path), keys, path)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], keys: list[str], path: Path) -> "ConfusionMatrix":
-        """The same from what the file ``path`` holds."""
+        """Restore from the content of the file ``path``; errors as `load_json`."""
         try:
             if (data["rows"], data["columns"]) != ("reference", "predicted"):
                 raise ValueError(f"its rows are '{data['rows']}'")

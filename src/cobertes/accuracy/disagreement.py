@@ -1,11 +1,11 @@
-"""Where a confident map and the reference map disagree: candidates for change since, or for errors in it.
+"""Confident disagreement of map and reference map: candidates for change, or for errors of the reference.
 
-    patches <-- map_audit
+    connected_patches <-- disagreement
 
-A patch is connected ground where the labels say one class and the map, surely enough, one other. Along every
-boundary map and labels differ by a pixel; so patches are ranked by the ground of their *core*, the pixels all
-whose neighbours belong to the patch too, times the odds c / (1 - c) of their mean confidence c: a patch of 95 %
-counts as much as one four times as large of 83 %.
+A patch is a connected component of pixels with one class in the labels and another in the map, above a minimum
+confidence. Along every boundary map and labels differ by a pixel; so patches are ranked by the size of their
+*core*, the pixels with all neighbours in the patch, times the odds c / (1 - c) of their mean confidence c: a patch
+of 95 % ranks as one four times as large of 83 %.
 """
 
 import heapq
@@ -58,7 +58,7 @@ from cobertes.labels.legend import IGNORE_INDEX, Legend
 from cobertes.progress import SILENT, Progress
 
 STRIP_PIXELS = 8_000_000
-"""Pixels that are read at once: 266 rows of a map 30,000 px wide."""
+"""Pixels read at once: 266 rows of a map 30,000 px wide."""
 
 SUREST = 0.99
 
@@ -67,9 +67,9 @@ LAYER = "patches"
 
 @dataclass(frozen=True)
 class AuditedArea:
-    """An area's files on one grid: codes of map and labels, confidence in percent.
+    """Files of an area on one grid: codes of map and labels, confidence in percent.
 
-    table   of `reliability`: what confidences are worth; empty where they are taken as they are
+    table   `reliability` table to calibrate the confidence with; empty if it is calibrated already
     """
 
     name: str
@@ -81,12 +81,12 @@ class AuditedArea:
 
 @dataclass(frozen=True)
 class Patch:
-    """A candidate: class indices of labels and map, mean calibrated confidence (0 to 1), ground, outline.
+    """Candidate: class indices of labels and map, mean calibrated confidence (0 to 1), size, outline.
 
     pixels    of which ``core`` have all their neighbours in the patch
     hectares  None as for `pixel_hectares`
     outline   in the grid's coordinates
-    left      columns of the areas before this one, and one for each: where it is drawn without a CRS
+    left      column offset of the area, if areas are drawn side by side without a CRS
     """
 
     area: str
@@ -102,18 +102,18 @@ class Patch:
 
     @property
     def score(self) -> float:
-        """By which patches are ranked."""
+        """Rank score: core pixels times odds."""
         return self.core * odds(self.confidence)
 
 
 def is_calibrated(confidence: Path) -> bool:
-    """Whether a raster of confidence was made with a temperature: its tag ``temperature`` says so."""
+    """Return True if a confidence raster has the tag ``temperature``. Raises InputFileError."""
     with open_raster(confidence) as file:
         return "temperature" in file.tags()
 
 
 def odds(confidence: Any) -> Any:
-    """Of being right; for a confidence over 0.99 those of 0.99, since percents are no finer."""
+    """Odds of a confidence (0 to 1), capped at those of 0.99, as confidence is stored in percent."""
     return confidence / (1 - np.minimum(confidence, SUREST))
 
 
@@ -125,18 +125,18 @@ def audit_maps(
     top: int = 1000,
     progress: Progress = SILENT,
 ) -> list[Patch]:
-    """The ``top`` patches over all areas, the strongest candidate first.
+    """Find the ``top`` patches over all areas, by decreasing score.
 
-    min_confidence   calibrated confidence of a pixel, 0 to 1, below which it disagrees with nothing
-    Raises InputFileError, and GridMismatchError where an area's files lie on different grids.
+    min_confidence   minimum calibrated confidence of a pixel, 0 to 1
+    Raises InputFileError; GridMismatchError if the files of an area are on different grids.
     """
     best: list[tuple[tuple[float, int, int, int], tuple[AuditedArea, int], NDArray[np.int64]]] = []
     left = 0
     for number, area in enumerate(areas):
-        for found in _follow(area, legend, min_confidence, progress):
+        for found in _complete_patches(area, legend, min_confidence, progress):
             scores = found[:, CORE] * odds(found[:, CONFIDENCE] / found[:, PIXELS] / 100)
             for score, patch in zip(scores.tolist(), found, strict=True):
-                key = (score, -number, -int(patch[SEED_ROW]), -int(patch[SEED_COL]))  # unique, whatever the strips
+                key = (score, -number, -int(patch[SEED_ROW]), -int(patch[SEED_COL]))  # unique for any strip height
                 if score > 0 and (len(best) < top or key > best[0][0]):
                     entry = (key, (area, left), patch.copy())
                     (heapq.heappush if len(best) < top else heapq.heapreplace)(best, entry)
@@ -146,10 +146,10 @@ def audit_maps(
     return [_outlined(area, left, patch, legend, min_confidence) for _, (area, left), patch in ranked]
 
 
-def _follow(
+def _complete_patches(
     area: AuditedArea, legend: Legend, min_confidence: float, progress: Progress
 ) -> Iterator[NDArray[np.int64]]:
-    """The complete patches of an area, strip by strip."""
+    """Iterate over the patches (n, FIELDS) of an area, as they are completed strip by strip."""
     with rasterio.Env(GDAL_NUM_THREADS="ALL_CPUS", GDAL_CACHEMAX=128 << 20), open_raster(area.predicted) as file:
         grid, (height, width) = grid_of(file), file.shape
         for path in (area.labels, area.confidence):
@@ -174,7 +174,7 @@ def _follow(
 def _kinds(
     area: AuditedArea, window: Window, legend: Legend, min_confidence: float
 ) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
-    """Kind of each pixel (reference * K + predicted where they differ, else NONE), and calibrated confidence."""
+    """Kind of each pixel (reference * K + predicted if they differ, else NONE), and calibrated confidence."""
     index = legend.index_table()
     layers = [read_window(path, window, 1) for path in (area.labels, area.predicted, area.confidence)]
     reference, predicted = index[layers[0]], index[layers[1]]
@@ -188,7 +188,7 @@ def _kinds(
 def _outlined(
     area: AuditedArea, left: int, patch: NDArray[np.int64], legend: Legend, min_confidence: float
 ) -> Patch:
-    """The patch with its outline, read again from its box."""
+    """Create a `Patch` with its outline, which is read again."""
     with open_raster(area.predicted) as file:
         grid = grid_of(file)
     a = grid.affine
@@ -205,10 +205,10 @@ def _outlined(
 
 
 def _outline(area: AuditedArea, patch: NDArray[np.int64], legend: Legend, min_confidence: float) -> BaseGeometry:
-    """Outline of a patch as x = column, y = row, from strips of its box: it may be as large as the map.
+    """Outline of a patch as x = column, y = row, from strips of its box, which may be as large as the map.
 
-    The first pass joins what touches from strip to strip, the second draws what hangs together with the patch's
-    own pixel.
+    The first pass joins components that touch from strip to strip, the second polygonises those connected to the
+    seed pixel of the patch.
     """
     width = int(patch[RIGHT] - patch[LEFT])
     rows = max(64, STRIP_PIXELS // width)
@@ -220,7 +220,7 @@ def _outline(area: AuditedArea, patch: NDArray[np.int64], legend: Legend, min_co
         numbers: NDArray[np.int32] = label(kinds == patch[KIND])[0]
         return numbers
 
-    pairs, first, seed = [], [0], 0  # numbers of a strip go on from the strip above: first[i] + 1 is its lowest
+    pairs, first, seed = [], [0], 0  # numbers continue from the strip above: first[i] + 1 is the lowest of strip i
     above = np.zeros(width, np.int64)
     for top in tops:
         numbers = strip(top)
@@ -238,16 +238,16 @@ def _outline(area: AuditedArea, patch: NDArray[np.int64], legend: Legend, min_co
         numbers = strip(top)
         wanted = np.flatnonzero(group[lowest + 1 : lowest + 1 + int(numbers.max())] == group[seed]) + 1
         mask = np.isin(numbers, wanted)
-        place = Affine.translation(int(patch[LEFT]), top)
-        parts += [shape(one) for one, _ in shapes(mask.astype(np.uint8), mask=mask, transform=place)]
+        transform = Affine.translation(int(patch[LEFT]), top)
+        parts += [shape(one) for one, _ in shapes(mask.astype(np.uint8), mask=mask, transform=transform)]
     return shapely.union_all(parts) if len(parts) > 1 else parts[0]
 
 
 def write_patches(patches: Sequence[Patch], legend: Legend, out: Path, *, overwrite: bool = False) -> None:
-    """Write patches for QGIS, with rank, both classes, ground and confidence, in the map's class colours.
+    """Write patches for QGIS, with rank, both classes, size and confidence, in the map's class colours.
 
-    Areas of different CRS are brought to EPSG:4326; where one has no CRS, all are drawn in pixels, areas side by
-    side as in the tile index. Raises OutputExistsError, StorageError.
+    Areas of different CRS are reprojected to EPSG:4326; if one has no CRS, all are in pixels, areas side by side
+    as in the tile index. Raises OutputExistsError, StorageError.
     """
     check_writable(out, overwrite=overwrite)
     table = pd.DataFrame(
@@ -264,35 +264,35 @@ def write_patches(patches: Sequence[Patch], legend: Legend, out: Path, *, overwr
             "score": [round(p.score, 2) for p in patches],
         }
     )
-    outlines, crs = _placed(patches)
-    frame = gpd.GeoDataFrame(table, geometry=outlines, crs=crs)
-    write_layers(out, {LAYER: frame}, {LAYER: _style(legend)})
+    outlines, crs = _in_one_crs(patches)
+    layer = gpd.GeoDataFrame(table, geometry=outlines, crs=crs)
+    write_layers(out, {LAYER: layer}, {LAYER: _style(legend)})
 
 
-def _placed(patches: Sequence[Patch]) -> tuple[list[BaseGeometry], Any]:
-    """Outlines in one system of coordinates, and its CRS or None."""
+def _in_one_crs(patches: Sequence[Patch]) -> tuple[list[BaseGeometry], Any]:
+    """Outlines in one coordinate system, and its CRS or None."""
     systems = {str(patch.grid.crs): patch.grid.crs for patch in patches}
     if None in systems.values():
-        placed = []
+        shifted = []
         for patch in patches:
             a = ~patch.grid.affine
             in_pixels = affine_transform(patch.outline, (a.a, a.b, a.d, a.e, a.c, a.f))
-            placed.append(affine_transform(in_pixels, (1, 0, 0, -1, patch.left, 0)))  # rows go down
-        return placed, None
+            shifted.append(affine_transform(in_pixels, (1, 0, 0, -1, patch.left, 0)))  # rows go down
+        return shifted, None
     if len(systems) > 1:
-        moved = [gpd.GeoSeries([p.outline], crs=p.grid.crs.proj).to_crs(4326).iloc[0] for p in patches]
-        return moved, 4326
+        reprojected = [gpd.GeoSeries([p.outline], crs=p.grid.crs.proj).to_crs(4326).iloc[0] for p in patches]
+        return reprojected, 4326
     crs = next(iter(systems.values()), None)
     return [p.outline for p in patches], None if crs is None else crs.proj
 
 
 def _style(legend: Legend) -> str:
-    """QGIS's style of the layer: each patch in the colour of the class that the map names."""
+    """QGIS style: each patch in the colour of its predicted class."""
     categories, symbols = "", ""
-    for i, land in enumerate(legend.classes):
-        name = land.name.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
-        colour = ",".join(str(int(land.colour[at : at + 2], 16)) for at in (1, 3, 5))
-        categories += f'<category value="{land.code}" label="{name}" symbol="{i}" render="true"/>'
+    for i, entry in enumerate(legend.classes):
+        name = entry.name.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
+        colour = ",".join(str(int(entry.colour[at : at + 2], 16)) for at in (1, 3, 5))
+        categories += f'<category value="{entry.code}" label="{name}" symbol="{i}" render="true"/>'
         symbols += (
             f'<symbol name="{i}" type="fill" alpha="1"><layer class="SimpleFill" enabled="1">'
             f'<prop k="color" v="{colour},120"/><prop k="style" v="solid"/>'
@@ -306,7 +306,7 @@ def _style(legend: Legend) -> str:
 
 
 def describe_patches(patches: Sequence[Patch], legend: Legend, shown: int = 10) -> str:
-    """The strongest candidates as a table for a terminal, and how often each pair of classes occurs."""
+    """Format the first patches as a table for a terminal, with the number of patches per pair of classes."""
     if not patches:
         return "no patch: the map agrees with the reference map wherever it is sure"
     lines = [
@@ -314,9 +314,9 @@ def describe_patches(patches: Sequence[Patch], legend: Legend, shown: int = 10) 
         f"{'rank':>4}{'hectares':>10}{'sure':>7}  reference -> map",
     ]
     for rank, patch in enumerate(patches[:shown], start=1):
-        ground = f"{patch.hectares:.2f}" if patch.hectares is not None else f"{patch.pixels} px"
+        size = f"{patch.hectares:.2f}" if patch.hectares is not None else f"{patch.pixels} px"
         pair = f"{legend.classes[patch.reference].name} -> {legend.classes[patch.predicted].name}"
-        lines.append(f"{rank:>4}{ground:>10}{patch.confidence:>7.0%}  {pair}")
+        lines.append(f"{rank:>4}{size:>10}{patch.confidence:>7.0%}  {pair}")
     pairs = Counter((patch.reference, patch.predicted) for patch in patches)
     lines.append(f"{'patches':>21}  reference -> map")
     for (reference, predicted), number in pairs.most_common(shown):

@@ -1,9 +1,8 @@
-"""All that is counted while a map is judged: by block, season, purity and distance from boundaries, tile by tile.
+"""Counts of an evaluation: by block, season, purity, distance from boundaries, and tile.
 
-    boundaries, blocks, calibration <-- judgement
+    boundaries, block_confusion <-- evaluation_counts
 
-Windows come one by one with what the map says in them; memory depends on the number of blocks and classes, not
-on the number of pixels.
+Predicted windows are added one by one; memory depends on the number of blocks and classes, not of pixels.
 """
 
 from collections.abc import Mapping
@@ -21,31 +20,32 @@ from cobertes.accuracy.boundaries import (
     TOLERANCES,
     boundary_distance,
     boundary_iou,
-    tally_pixels,
+    count_pixels,
 )
 from cobertes.accuracy.confusion import ConfusionMatrix
 from cobertes.geo.grid import pixel_hectares
 from cobertes.geo.windows import TiledWindow, Window
 from cobertes.labels.legend import IGNORE_INDEX
 from cobertes.tiles.dataset import LabelledDataset
+from cobertes.tiles.split import Part
 
 WORST_TILES = 6
-"""Tiles that are pointed out as the map's worst."""
+"""Number of tiles listed as the worst."""
 
 
 @dataclass
 class EvaluationCounts:
-    """Counts over the held-out blocks of a split; `begin` makes an empty one, `add` takes in a window.
+    """Counts over the blocks of a held-out part; `begin` creates empty counts, `add` counts a window.
 
     blocks       the held-out blocks; ``counts`` (n, K, K) their matrices
     by_purity    (groups, K, K), groups as in PURITY_GROUPS;  ``purity_sum`` (2,) sum and number
-    by_distance  (tolerances + 1, K, K): near the reference's boundaries, nearly so, far
-    bands        (tolerances, 3, K), of which boundary IoU is made
+    by_distance  (tolerances + 1, K, K): up to the first tolerance from boundaries, up to the second, beyond
+    bands        (tolerances, 3, K), for boundary IoU
     seasons      matrices by season, or by the seasons that were observed
     tiles        area -> (rows, cols, 2): labelled and wrongly mapped pixels of squares of ``side`` pixels
     """
 
-    ground: LabelledDataset
+    dataset: LabelledDataset
     blocks: tuple[Block, ...]
     counts: NDArray[np.int64]
     by_purity: NDArray[np.int64]
@@ -58,26 +58,26 @@ class EvaluationCounts:
     seasons: dict[str, ConfusionMatrix] = field(default_factory=dict)
 
     @classmethod
-    def begin(cls, ground: LabelledDataset, letter: str, side: int) -> "EvaluationCounts":
-        """Nothing judged yet; ``letter`` is the split's, ``side`` that of the tiles that are compared."""
-        blocks, k = held_out_blocks(ground, letter), len(ground.legend)
+    def begin(cls, dataset: LabelledDataset, part: Part, side: int) -> "EvaluationCounts":
+        """Create empty counts of the blocks of ``part``, and of tiles of ``side`` pixels."""
+        blocks, k = held_out_blocks(dataset, part), len(dataset.legend)
 
         def zeros(*shape: int) -> NDArray[np.int64]:
             return np.zeros(shape, np.int64)
 
         tiles = {
-            name: zeros(-(-ground.areas[name].shape[0] // side), -(-ground.areas[name].shape[1] // side), 2)
+            name: zeros(-(-dataset.areas[name].shape[0] // side), -(-dataset.areas[name].shape[1] // side), 2)
             for name in dict.fromkeys(block.area for block in blocks)
         }
         return cls(
-            ground, blocks, zeros(len(blocks), k, k), zeros(len(PURITY_GROUPS), k, k), zeros(2),
+            dataset, blocks, zeros(len(blocks), k, k), zeros(len(PURITY_GROUPS), k, k), zeros(2),
             zeros(len(TOLERANCES) + 1, k, k), zeros(len(TOLERANCES), 3, k), tiles, side,
-            BlockFinder(blocks, ground),
+            BlockFinder(blocks, dataset),
         )  # fmt: skip
 
     @property
     def matrices(self) -> BlockMatrices:
-        """The confusion matrices by block."""
+        """Confusion matrices by block."""
         return BlockMatrices(self.blocks, self.counts)
 
     def add(
@@ -88,44 +88,47 @@ class EvaluationCounts:
         predicted: NDArray[np.uint8],
         purity: NDArray[np.uint8] | None = None,
     ) -> int:
-        """Count the interior of a window, which lies in one block; returns the block's number.
+        """Count the interior of a window, which lies in one block; returns the position of the block.
 
-        reference  (height, width) uint8 class indices of the whole window, IGNORE_INDEX where nothing is to
-                   be judged: what lies around the interior tells how far boundaries are
-        predicted  the same, of the map
-        purity     the same, percent; 255 or None where it is not known
+        reference  (height, width) uint8 class indices of the window, IGNORE_INDEX for pixels not to evaluate; the
+                   margin around the interior is used for the distance from boundaries
+        predicted  (height, width) uint8 class indices of the map
+        purity     (height, width) uint8 percent; 255 or None if unknown
+        Raises ValueError for a class index of the map that the legend lacks.
         """
         block = self.finder.number(area, planned.interior)
         inside = planned.interior.slices_in(planned.window)
         known = reference != IGNORE_INDEX
         if not known[inside].any():
             return block
-        mapped = np.where(known, predicted, IGNORE_INDEX).astype(np.uint8)
-        if (mapped[known] >= len(self.ground.legend)).any():
+        predicted = np.where(known, predicted, IGNORE_INDEX).astype(np.uint8)
+        if (predicted[known] >= len(self.dataset.legend)).any():
             raise ValueError("a class index of the map is none of the legend's")
-        # only what lies within reach of the interior can tell how far a boundary is
+        # only pixels within the largest tolerance of the interior affect its distances
         near = planned.interior.pad(TOLERANCES[-1])
         near = planned.window.intersection(near) or planned.interior
-        part, core = near.slices_in(planned.window), planned.interior.slices_in(near)
-        distances = [boundary_distance(np.ascontiguousarray(x[part]), TOLERANCES[-1]) for x in (reference, mapped)]
+        around, core = near.slices_in(planned.window), planned.interior.slices_in(near)
+        distances = [
+            boundary_distance(np.ascontiguousarray(x[around]), TOLERANCES[-1]) for x in (reference, predicted)
+        ]
         unknown = np.full(reference.shape, NOT_KNOWN, np.uint8)
-        tally_pixels(
-            reference[inside], mapped[inside], distances[0][core], distances[1][core],
+        count_pixels(
+            reference[inside], predicted[inside], distances[0][core], distances[1][core],
             (unknown if purity is None else purity)[inside],
             self.counts[block], self.by_purity, self.by_distance, self.bands, self.purity_sum,
         )  # fmt: skip
-        self._add_tiles(area, planned.interior, known[inside], (mapped != reference)[inside])
+        self._add_tiles(area, planned.interior, known[inside], (predicted != reference)[inside])
         return block
 
     def add_season(self, name: str, reference: NDArray[np.uint8], predicted: NDArray[np.uint8]) -> None:
-        """Count pixels to a season as well; arrays as in `add`, already cut to the interior."""
-        k = len(self.ground.legend)
+        """Count the pixels of a season; arrays (height, width) as in `add`, already cropped to the interior."""
+        k = len(self.dataset.legend)
         found = ConfusionMatrix.of(reference, predicted, k)
         self.seasons[name] = self.seasons.get(name, ConfusionMatrix.empty(k)) + found
 
-    def _add_tiles(self, area: str, part: Window, known: NDArray[np.bool_], wrong: NDArray[np.bool_]) -> None:
-        rows, cols = np.arange(part.row, part.row_stop), np.arange(part.col, part.col_stop)
-        top, left = part.row // self.side, part.col // self.side
+    def _add_tiles(self, area: str, window: Window, known: NDArray[np.bool_], wrong: NDArray[np.bool_]) -> None:
+        rows, cols = np.arange(window.row, window.row_stop), np.arange(window.col, window.col_stop)
+        top, left = window.row // self.side, window.col // self.side
         first_rows, first_cols = (np.unique(x // self.side, return_index=True)[1] for x in (rows, cols))
         for layer, values in enumerate((known, wrong)):
             sums = np.add.reduceat(values, first_rows, axis=0, dtype=np.int64)
@@ -133,13 +136,13 @@ class EvaluationCounts:
             self.tiles[area][top : top + len(first_rows), left : left + len(first_cols), layer] += sums
 
     def worst_tiles(self) -> list[dict[str, object]]:
-        """The squares with the lowest accuracy of those whose half was judged: place, accuracy, pixels."""
+        """Tiles with the lowest accuracy, of those with at least half of their pixels evaluated."""
         found = []
         for area, sums in self.tiles.items():
             known, wrong = sums[..., 0], sums[..., 1]
             for row, col in np.argwhere(known * 2 >= self.side**2):
                 window = Window(int(row) * self.side, int(col) * self.side, self.side, self.side)
-                inside = window.clip(self.ground.areas[area].shape)
+                inside = window.clip(self.dataset.areas[area].shape)
                 found.append((float(1 - wrong[row, col] / known[row, col]), area, inside, int(known[row, col])))
         return [
             {"area": area, "window": [w.row, w.col, w.height, w.width], "accuracy": share, "pixels": pixels}
@@ -147,17 +150,17 @@ class EvaluationCounts:
         ]
 
     def hectares(self) -> NDArray[np.float64] | None:
-        """(K,) ground of the reference pixels per class; None where an area's pixels have no known size."""
-        sizes = {name: pixel_hectares(self.ground.areas[name].grid) for name in self.tiles}
+        """Area (K,) of the reference pixels per class in hectares; None if a pixel size is unknown."""
+        sizes = {name: pixel_hectares(self.dataset.areas[name].grid) for name in self.tiles}
         if any(size is None for size in sizes.values()):
             return None
-        total = np.zeros(len(self.ground.legend))
+        total = np.zeros(len(self.dataset.legend))
         for name, matrix in self.matrices.by_area().items():
             total += matrix.support * float(sizes[name] or 0)
         return total
 
     def purity_scores(self) -> dict[str, Any] | None:
-        """Scores of pure and of mixed pixels, by groups of purity, and the mean purity; None where unknown."""
+        """Scores by purity group and of all mixed pixels, and the mean purity; None if unknown."""
         if not self.purity_sum[1]:
             return None
         groups = {name: self.by_purity[i] for i, name in enumerate(PURITY_GROUPS)}
@@ -168,7 +171,7 @@ class EvaluationCounts:
         }
 
     def boundary_scores(self) -> dict[str, Any]:
-        """Scores near and far from the reference's boundaries, and boundary IoU by tolerance."""
+        """Scores by distance from the reference's boundaries, and boundary IoU by tolerance."""
         first, second = TOLERANCES
         near = self.by_distance.cumsum(axis=0)
         zones = {
@@ -182,7 +185,7 @@ class EvaluationCounts:
             "boundary_iou": {
                 f"{tolerance} px": {
                     "mean": float(metrics.mean_over(iou[t], averaged)),
-                    "classes": dict(zip(self.ground.legend.keys, iou[t].tolist(), strict=True)),
+                    "classes": dict(zip(self.dataset.legend.keys, iou[t].tolist(), strict=True)),
                 }
                 for t, tolerance in enumerate(TOLERANCES)
             },
@@ -196,7 +199,7 @@ class EvaluationCounts:
 def brief_scores(
     matrices: Mapping[str, ConfusionMatrix], classes: NDArray[np.bool_]
 ) -> dict[str, dict[str, float | int]]:
-    """Pixels, overall accuracy and mean IoU over some ``classes`` (K,) by name, so that the means compare."""
+    """Pixels, overall accuracy and mean IoU by name; means over the same ``classes`` (K,), so comparable."""
     return {
         name: {
             "pixels": matrix.pixels,

@@ -1,7 +1,7 @@
-"""Scores as functions of counts: of one confusion matrix, or of many side by side (resampled blocks).
+"""Accuracy metrics of confusion matrices: of one, or of a stack (bootstrap resamples).
 
 All take ``counts`` (..., K, K), rows = reference, columns = predicted, and compute over the last two axes. A score
-without anything to compute from is NaN: an absent class has no score, neither 0 nor 1, and is left out of means.
+with a zero denominator is NaN: an absent class has no score, neither 0 nor 1, and is left out of means.
 """
 
 from typing import Any
@@ -13,69 +13,71 @@ Counts = NDArray[Any]
 Floats = NDArray[np.float64]
 
 
-def ratio(part: Any, whole: Any) -> Floats:
-    """``part / whole``, NaN where the whole is 0."""
-    part, whole = np.broadcast_arrays(np.asarray(part, float), np.asarray(whole, float))
-    return np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole > 0)
+def ratio(numerator: Any, denominator: Any) -> Floats:
+    """``numerator / denominator``, float64; NaN for a denominator of 0."""
+    above, below = np.broadcast_arrays(np.asarray(numerator, float), np.asarray(denominator, float))
+    return np.divide(above, below, out=np.full(above.shape, np.nan), where=below > 0)
 
 
-def hits(counts: Counts) -> Counts:
-    """(..., K) pixels of each class that are mapped as it."""
+def true_positives(counts: Counts) -> Counts:
+    """True positives (..., K): pixels of each class that are predicted as it."""
     return np.diagonal(counts, axis1=-2, axis2=-1)
 
 
 def support(counts: Counts) -> Counts:
-    """(..., K) reference pixels of each class."""
+    """Support (..., K): reference pixels of each class."""
     return counts.sum(axis=-1)
 
 
-def mapped(counts: Counts) -> Counts:
-    """(..., K) pixels that are mapped as each class."""
+def predicted_pixels(counts: Counts) -> Counts:
+    """Pixels (..., K) predicted as each class."""
     return counts.sum(axis=-2)
 
 
 def overall_accuracy(counts: Counts) -> Floats:
-    """(...) share of pixels whose class is right."""
-    return ratio(hits(counts).sum(axis=-1), counts.sum(axis=(-2, -1)))
+    """Overall accuracy (...): share of pixels predicted correctly (Congalton 1991)."""
+    return ratio(true_positives(counts).sum(axis=-1), counts.sum(axis=(-2, -1)))
 
 
 def producers_accuracy(counts: Counts) -> Floats:
-    """(..., K) recall; NaN where the class is not in the reference."""
-    return ratio(hits(counts), support(counts))
+    """Producer's accuracy (..., K), or recall; NaN for a class not in the reference (Congalton 1991)."""
+    return ratio(true_positives(counts), support(counts))
 
 
 def users_accuracy(counts: Counts) -> Floats:
-    """(..., K) precision; NaN where the class is never predicted."""
-    return ratio(hits(counts), mapped(counts))
+    """User's accuracy (..., K), or precision; NaN for a class never predicted (Congalton 1991)."""
+    return ratio(true_positives(counts), predicted_pixels(counts))
 
 
 def iou(counts: Counts) -> Floats:
-    """(..., K) intersection over union (Jaccard); NaN where the class is not in the reference."""
-    return _of_present(counts, ratio(hits(counts), support(counts) + mapped(counts) - hits(counts)))
+    """Intersection over union (..., K) (Jaccard 1912); NaN for a class not in the reference."""
+    union = support(counts) + predicted_pixels(counts) - true_positives(counts)
+    return _of_present(counts, ratio(true_positives(counts), union))
 
 
 def dice(counts: Counts) -> Floats:
-    """(..., K) Dice coefficient, which is F1; NaN where the class is not in the reference."""
-    return _of_present(counts, ratio(2 * hits(counts), support(counts) + mapped(counts)))
+    """Dice coefficient (..., K), or F1 (Dice 1945); NaN for a class not in the reference."""
+    return _of_present(counts, ratio(2 * true_positives(counts), support(counts) + predicted_pixels(counts)))
 
 
 def frequency_weighted_iou(counts: Counts) -> Floats:
-    """(...) IoU of the classes, weighted by their reference pixels (Long et al. 2015)."""
+    """Frequency-weighted IoU (...): mean IoU weighted by reference pixels (Long et al. 2015, CVPR)."""
     return ratio(np.nansum(iou(counts) * support(counts), axis=-1), counts.sum(axis=(-2, -1)))
 
 
 def kappa(counts: Counts) -> Floats:
-    """(...) Cohen's kappa (1960): agreement beyond chance; NaN where chance alone agrees everywhere.
+    """Cohen's kappa (...) (Cohen 1960): agreement beyond chance; NaN if chance agreement is 1.
 
-    Shown because it is asked for; it says nothing that overall and class accuracies do not (Foody 2020).
+    Reported because users ask for it; it adds nothing to overall and class accuracies (Foody 2020, Remote Sensing
+    of Environment 239, 111630).
     """
     total = counts.sum(axis=(-2, -1), dtype=float)
-    chance = (support(counts).astype(float) * mapped(counts)).sum(axis=-1)
-    return ratio(hits(counts).sum(axis=-1) * total - chance, total**2 - chance)
+    chance = (support(counts).astype(float) * predicted_pixels(counts)).sum(axis=-1)
+    return ratio(true_positives(counts).sum(axis=-1) * total - chance, total**2 - chance)
 
 
 def mean_over(values: Floats, classes: NDArray[np.bool_]) -> Floats:
-    """(...) mean of class scores (..., K) over the chosen ``classes`` (K,) that have one; NaN where none has."""
+    """Mean (...) of class scores (..., K) over ``classes`` (K,), ignoring NaN; NaN if no class has a score."""
     known = np.isfinite(values) & classes
     return ratio(np.where(known, values, 0.0).sum(axis=-1), known.sum(axis=-1))
 

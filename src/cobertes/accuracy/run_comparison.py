@@ -1,4 +1,4 @@
-"""Several runs side by side: scores on the blocks that all held out, and whether the differences are real."""
+"""Comparison of runs: scores on their common held-out blocks, with intervals of the paired differences."""
 
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,26 +14,26 @@ from cobertes.accuracy.bootstrap import (
     Difference,
     Statistic,
     bootstrap,
-    draw_weights,
-    head_statistics,
     interval,
+    overall_statistics,
     paired_difference,
+    resample_weights,
 )
 from cobertes.accuracy.confusion import ConfusionMatrix
 from cobertes.accuracy.metrics import iou
 from cobertes.errors import SettingsError
 
 SCORES = {"miou": "mIoU", "overall_accuracy": "overall accuracy", "balanced_accuracy": "balanced accuracy"}
-"""Scores that are compared, with their names."""
+"""Compared scores, with their titles."""
 
 
 @dataclass(frozen=True)
 class RunsComparison:
-    """Runs on their common blocks.
+    """Comparison of runs on their common blocks.
 
-    names       of the runs; the first is what others are compared with
-    keys        of the classes;  ``averaged`` (K,) those in the means
-    units       drawn again in the bootstrap;  ``blocks`` common to all;  ``left_out`` by run: held out by it alone
+    names       run names; the first is the reference of the differences
+    keys        class keys;  ``averaged`` (K,) classes in the means
+    units       resampled in the bootstrap;  ``blocks`` common to all;  ``left_out`` by run: not held out by all
     relabelled  common blocks whose reference counts differ between runs
     matrices    by run, on the common blocks
     scores      by run and score: value, low, high
@@ -52,7 +52,7 @@ class RunsComparison:
     differences: dict[str, dict[str, Difference]]
 
     def to_dict(self) -> dict[str, Any]:
-        """For ``--json``."""
+        """Convert to JSON."""
         return {
             "runs": self.names,
             "blocks": self.blocks,
@@ -74,41 +74,43 @@ class RunsComparison:
         }
 
 
-def compare_runs(files: Mapping[str, Path], *, draws: int = 2000, seed: int = 0) -> RunsComparison:
+def compare_runs(files: Mapping[str, Path], *, resamples: int = 2000, seed: int = 0) -> RunsComparison:
     """Compare the models of runs on the blocks that all of them held out.
 
     files   name -> blocks.json of the run, at least two
-    Raises InputFileError, and SettingsError where classes differ or no block is common to all.
+    Raises InputFileError; SettingsError for different classes or without a common block.
     """
     if len(files) < 2:
         raise SettingsError("one run can't be compared: name two or more, each another folder")
     loaded = {name: load_blocks(path) for name, path in files.items()}
     keys = next(iter(loaded.values()))[0]
     found = {name: _in_order(name, methods["model"], own, keys) for name, (own, methods) in loaded.items()}
-    of_all = set.intersection(*({block.place for block in one.blocks} for one in found.values()))
-    common = [block.place for block in next(iter(found.values())).blocks if block.place in of_all]
+    shared = set.intersection(*({block.key for block in one.blocks} for one in found.values()))
+    common = [block.key for block in next(iter(found.values())).blocks if block.key in shared]
     if not common:
         raise SettingsError(
             f"{', '.join(files)} share no held-out block. Runs compare where [split] (seed, block, guard) and "
             f"[tiles] size draw the same blocks."
         )
-    on_common = {name: _on(one, common) for name, one in found.items()}
-    return _compare(on_common, keys, {name: len(found[name].blocks) - len(common) for name in found}, draws, seed)
+    on_common = {name: _select(one, common) for name, one in found.items()}
+    return _compare(
+        on_common, keys, {name: len(found[name].blocks) - len(common) for name in found}, resamples, seed
+    )
 
 
 def run_names(folders: Sequence[Path]) -> dict[str, Path]:
-    """Short names for runs: the folders' own, with as many of those above as tells them apart."""
-    whole = [folder.resolve() for folder in folders]
-    if len(set(whole)) < len(whole):
+    """Short unique names of runs: the folder name, with as many parent folders as needed."""
+    paths = [folder.resolve() for folder in folders]
+    if len(set(paths)) < len(paths):
         raise SettingsError("a run is named twice: name two or more, each another folder")
     parts = 1
-    while len({path.parts[-parts:] for path in whole}) < len(whole):
+    while len({path.parts[-parts:] for path in paths}) < len(paths):
         parts += 1
-    return {"/".join(path.parts[-parts:]): folder for path, folder in zip(whole, folders, strict=True)}
+    return {"/".join(path.parts[-parts:]): folder for path, folder in zip(paths, folders, strict=True)}
 
 
-def read_settings(path: Path) -> dict[str, Any]:
-    """A run's settings as one level of dotted keys; empty where there is no file."""
+def read_flat_settings(path: Path) -> dict[str, Any]:
+    """Read a run's settings as dotted keys; empty without a readable file."""
     try:
         return dict(_flat(tomllib.loads(path.read_text(encoding="utf-8"))))
     except (OSError, tomllib.TOMLDecodeError):
@@ -124,14 +126,14 @@ def _flat(settings: Mapping[str, Any], head: str = "") -> Iterator[tuple[str, An
 
 
 def different_settings(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """Key -> its value in each run, of the keys in which the runs differ; None where a run lacks it."""
+    """Settings in which the runs differ: key -> value in each run, None if absent."""
     keys = list(dict.fromkeys(key for one in settings.values() for key in one))
     table = {key: [one.get(key) for one in settings.values()] for key in keys}
     return {key: values for key, values in table.items() if any(value != values[0] for value in values)}
 
 
 def _in_order(name: str, matrices: BlockMatrices, own: Sequence[str], keys: Sequence[str]) -> BlockMatrices:
-    """The matrices with the classes in the order of ``keys``."""
+    """Reorder the classes of the matrices as in ``keys``. Raises SettingsError for different classes."""
     if set(own) != set(keys):
         odd = sorted(set(own) ^ set(keys))
         raise SettingsError(f"{name} has other classes: {', '.join(odd)}. Runs compare where their legends agree.")
@@ -139,31 +141,31 @@ def _in_order(name: str, matrices: BlockMatrices, own: Sequence[str], keys: Sequ
     return BlockMatrices(matrices.blocks, matrices.counts[:, order][:, :, order])
 
 
-def _on(matrices: BlockMatrices, places: Sequence[Any]) -> BlockMatrices:
-    position = {block.place: number for number, block in enumerate(matrices.blocks)}
-    return matrices.where(position[place] for place in places)
+def _select(matrices: BlockMatrices, keys: Sequence[Any]) -> BlockMatrices:
+    position = {block.key: number for number, block in enumerate(matrices.blocks)}
+    return matrices.take(position[key] for key in keys)
 
 
 def _compare(
-    found: Mapping[str, BlockMatrices], keys: list[str], left_out: dict[str, int], draws: int, seed: int
+    found: Mapping[str, BlockMatrices], keys: list[str], left_out: dict[str, int], resamples: int, seed: int
 ) -> RunsComparison:
     first = next(iter(found.values()))
     supports = [one.counts.sum(axis=2) for one in found.values()]
     relabelled = int(np.any([(s != supports[0]).any(axis=1) for s in supports], axis=0).sum())
-    # the first run says which blocks are drawn together; units where no run has a judged pixel are none
+    # units are those of the first run; units without an evaluated pixel in any run are ignored
     sums = {name: BlockMatrices(first.blocks, one.counts).unit_sums() for name, one in found.items()}
-    judged = np.any([one.any(axis=(1, 2)) for one in sums.values()], axis=0)
-    aligned = {name: one[judged] for name, one in sums.items()}
+    evaluated = np.any([one.any(axis=(1, 2)) for one in sums.values()], axis=0)
+    aligned = {name: one[evaluated] for name, one in sums.items()}
     averaged = ConfusionMatrix(sum(one.counts.sum(axis=0) for one in found.values()) // len(found)).averaged
-    statistics = {name: one for name, one in head_statistics(averaged).items() if name in SCORES}
-    asked: dict[str, tuple[Statistic, int | None]] = {name: (one, None) for name, one in statistics.items()}
-    asked |= {f"iou of {key}": (_iou_of(k), k) for k, key in enumerate(keys)}
+    statistics = {name: one for name, one in overall_statistics(averaged).items() if name in SCORES}
+    compared: dict[str, tuple[Statistic, int | None]] = {name: (one, None) for name, one in statistics.items()}
+    compared |= {f"iou of {key}": (_iou_of(k), k) for k, key in enumerate(keys)}
     differences = {
         name: {
             score: paired_difference(
-                aligned[next(iter(found))], units, statistic, of_class=k, draws=draws, seed=seed
+                aligned[next(iter(found))], units, statistic, of_class=k, resamples=resamples, seed=seed
             )
-            for score, (statistic, k) in asked.items()
+            for score, (statistic, k) in compared.items()
         }
         for name, units in list(aligned.items())[1:]
     }
@@ -171,7 +173,7 @@ def _compare(
         names=list(found), keys=keys, averaged=averaged, units=len(next(iter(aligned.values()))),
         blocks=len(first.blocks), left_out=left_out, relabelled=relabelled,
         matrices={name: one.total for name, one in found.items()},
-        scores={name: _with_intervals(units, statistics, draws, seed) for name, units in aligned.items()},
+        scores={name: _with_intervals(units, statistics, resamples, seed) for name, units in aligned.items()},
         differences=differences,
     )  # fmt: skip
 
@@ -181,9 +183,9 @@ def _iou_of(k: int) -> Statistic:
 
 
 def _with_intervals(
-    units: NDArray[np.int64], statistics: Mapping[str, Statistic], draws: int, seed: int
+    units: NDArray[np.int64], statistics: Mapping[str, Statistic], resamples: int, seed: int
 ) -> dict[str, tuple[float, float, float]]:
-    weights = draw_weights(len(units), draws, seed)
+    weights = resample_weights(len(units), resamples, seed)
     found = {}
     for name, statistic in statistics.items():
         value = float(statistic(units.sum(axis=0)[None])[0])
@@ -193,7 +195,7 @@ def _with_intervals(
 
 
 def describe_comparison(comparison: RunsComparison) -> str:
-    """The comparison as lines for a terminal."""
+    """Format the comparison as lines for a terminal."""
     c = comparison
     width = max(12, *map(len, c.names))
     lines = [f"{c.blocks} common held-out blocks, {c.matrices[c.names[0]].pixels:,} labelled pixels"]
@@ -206,9 +208,9 @@ def describe_comparison(comparison: RunsComparison) -> str:
         for score, title in SCORES.items():
             lines.append(f"  {title:<18} {_words(found[score])}")
         for verdict in ("better", "worse"):
-            told = [key for key in c.keys if found[f"iou of {key}"].verdict == verdict]
-            if told:
-                lines.append(f"  IoU {verdict} in    {', '.join(told)}")
+            keys = [key for key in c.keys if found[f"iou of {key}"].verdict == verdict]
+            if keys:
+                lines.append(f"  IoU {verdict} in    {', '.join(keys)}")
     lines += comparison_notes(c)
     return "\n".join(lines)
 
@@ -222,7 +224,7 @@ def _ends(low: float, high: float, form: str) -> str:
 
 
 def comparison_notes(comparison: RunsComparison) -> list[str]:
-    """What a reader has to know beside the figures."""
+    """Notes on the reading of the figures."""
     c = comparison
     notes = []
     for name, count in c.left_out.items():
@@ -232,10 +234,10 @@ def comparison_notes(comparison: RunsComparison) -> list[str]:
         notes.append(f"In {c.relabelled} blocks the runs were judged by different labels or pixels.")
     if c.units < 10:
         notes.append(f"Only {c.units} independent units of ground: intervals are wide, and rough.")
-    # each run but the first is compared by every score and by every class that these blocks hold
-    held = int((c.matrices[c.names[0]].support > 0).sum())
-    told = (len(c.names) - 1) * (len(SCORES) + held)
+    # each run but the first is compared by every score and by every class in these blocks
+    present = int((c.matrices[c.names[0]].support > 0).sum())
+    differences = (len(c.names) - 1) * (len(SCORES) + present)
     notes.append(
-        f"{told} differences are told, each interval for itself: of 20 that are none, one will look real."
+        f"{differences} differences are told, each interval for itself: of 20 that are none, one will look real."
     )
     return notes

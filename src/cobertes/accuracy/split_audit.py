@@ -1,13 +1,13 @@
-"""By how much a random split flatters: two simple classifiers, judged on random tiles and on held-out blocks.
+"""Optimism of a random split: two simple classifiers, evaluated under random tiles and under held-out blocks.
 
-    forest            the per-pixel forest of `accuracy.forest`
-    nearest in space  the class of the nearest training pixel: it sees no image at all, so whatever it scores above
-                      the most frequent class, it owes to the place (Kattenborn et al. 2022; Ploton et al. 2020)
+    forest            the per-pixel forest of `accuracy.baselines`
+    nearest in space  the class of the nearest training pixel: it uses no image at all, so any score above the most
+                      frequent class is due to the location (Kattenborn et al. 2022; Ploton et al. 2020)
 
-Both are judged on the same pixels, those of the held-out blocks, and learn from as many tiles and pixels. Under
-``blocks`` these are training tiles outside the guard bands. Under ``random`` they are drawn from all other ground:
-the held-out tiles are dealt into five parts, and each is judged by what was learnt from random tiles of the rest,
-so four fifths of a tile's neighbours may be among them, as where tiles are split at random.
+Both are evaluated on the same pixels, those of the held-out blocks, and trained on as many tiles and pixels. Under
+``blocks`` these are training tiles outside the guard bands. Under ``random`` it is a five-fold cross-validation:
+the held-out tiles are divided into five folds, and each is predicted after training on random tiles of the rest,
+so four fifths of a tile's neighbours may be among them, as in a random split.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,19 +28,19 @@ from cobertes.progress import SILENT, Progress
 from cobertes.settings import SplitSettings, TileSettings
 from cobertes.tiles.block_split import choose_block, guard_band, make_split
 from cobertes.tiles.dataset import LabelledDataset
-from cobertes.tiles.filters import BETWEEN, GUARD, judge_place
+from cobertes.tiles.filters import BETWEEN, GUARD, locate_in_split
 from cobertes.tiles.index import window_of
-from cobertes.tiles.label_counts import take_census
-from cobertes.tiles.split import EMPTY, VALIDATION, AreaSplit, Split, block_edges
+from cobertes.tiles.label_counts import count_labels
+from cobertes.tiles.split import AreaSplit, Part, Split, block_edges
 
 PIXELS = 100_000
-"""Drawn from all labelled tiles."""
+"""Pixels sampled from all labelled tiles."""
 
-LEARNT = 20_000
-"""Pixels to learn from, at most."""
+TRAINING_PIXELS = 20_000
+"""Maximum number of training pixels."""
 
-PARTS = 5
-"""Parts that held-out tiles are dealt into, as a random split of 80 and 20 % does."""
+FOLDS = 5
+"""Folds of the held-out tiles, as in a random split of 80 and 20 %."""
 
 METHODS = ("random_forest", "nearest_in_space")
 SPLITS = ("random", "blocks")
@@ -48,7 +48,7 @@ SPLITS = ("random", "blocks")
 
 @dataclass(frozen=True)
 class Audit:
-    """Matrices by split and method, one per seed; scores are means over the seeds."""
+    """Confusion matrices by split and method, one per seed; scores are means over the seeds."""
 
     matrices: Mapping[str, Mapping[str, Sequence[ConfusionMatrix]]]
     training_tiles: int
@@ -79,148 +79,148 @@ def _sd(values: Sequence[float]) -> float | None:
 
 @dataclass(frozen=True)
 class _Pixels:
-    """Drawn pixels: features (n, F), class (n,), tile (n,) position in the index, place (n, 2), area (n,)."""
+    """Sampled pixels (n): features (n, F), class, position of the tile in the index, row and col (n, 2), area."""
 
     features: NDArray[np.float32]
     y: NDArray[np.uint8]
     tile: NDArray[np.int64]
-    place: NDArray[np.float64]
+    position: NDArray[np.float64]
     area: NDArray[np.int64]
 
 
 def audit_split(
-    ground: LabelledDataset,
+    dataset: LabelledDataset,
     index: Any,
     settings: SplitSettings,
-    tiles_settings: TileSettings,
+    tile_settings: TileSettings,
     *,
     seeds: Sequence[int] = (0, 1, 2),
     progress: Progress = SILENT,
 ) -> Audit:
-    """Judge both classifiers under random splits and block splits of several seeds.
+    """Evaluate both classifiers under random splits and block splits of several seeds.
 
-    ground    as the tiles stage left it; its split is that of the first seed where polygons decide
+    dataset   labelled dataset of the run; its own split is used if given by polygons
     index     the tile index
-    settings, tiles_settings  of the run: blocks are drawn again for every seed
-    Raises NoTilesError where there is too little to split.
+    settings, tile_settings  of the run: blocks are assigned anew for every seed
+    Raises NoTilesError for too few labelled tiles.
     """
     usable = (index["keep"] | index["reason"].isin([GUARD, BETWEEN])).to_numpy()
     tiles = np.flatnonzero(usable)
     if len(tiles) < 4:
         raise NoTilesError(f"{len(tiles)} labelled tiles are too few to be split at random")
-    pixels = _draw(ground, index, tiles, progress)
+    pixels = _sample_pixels(dataset, index, tiles, progress)
     if settings.method == "random":  # the run's own blocks are single tiles
-        ground = _blocked(ground, settings, tiles_settings)
+        dataset = _with_blocks(dataset, settings, tile_settings)
     matrices: dict[str, dict[str, list[ConfusionMatrix]]] = {s: {m: [] for m in METHODS} for s in SPLITS}
-    counts = _block_counts(ground) if settings.by != "polygons" else {}
-    learnt = 0
+    counts = _block_counts(dataset) if settings.by != "polygons" else {}
+    training_tiles = 0
     with progress.bar("audit", 2 * len(seeds), "splits") as advance:
         for seed in seeds:
-            split = ground.split if settings.by == "polygons" else _redrawn(ground, counts, settings, seed)
-            training, held = _by_blocks(ground, index, tiles, split, pixels)
-            learnt = len(np.unique(pixels.tile[training]))
-            if not learnt or not held.any():
+            split = dataset.split if settings.by == "polygons" else _reassigned(dataset, counts, settings, seed)
+            training, held = _by_blocks(dataset, index, tiles, split, pixels)
+            training_tiles = len(np.unique(pixels.tile[training]))
+            if not training_tiles or not held.any():
                 raise NoTilesError("no training or no validation tile is left under the block split")
-            dealt = _at_random(tiles, learnt, held, pixels, seed)
-            for name, sides in (("random", dealt), ("blocks", [(training, held)])):
+            folds = _random_folds(tiles, training_tiles, held, pixels, seed)
+            for name, rounds in (("random", folds), ("blocks", [(training, held)])):
                 for method in METHODS:
-                    total = ConfusionMatrix.empty(len(ground.legend))
-                    for learning, judged in sides:
-                        total += _judge(method, pixels, learning, judged, len(ground.legend), seed)
+                    total = ConfusionMatrix.empty(len(dataset.legend))
+                    for trained, evaluated in rounds:
+                        total += _evaluate(method, pixels, trained, evaluated, len(dataset.legend), seed)
                     matrices[name][method].append(total)
                 advance(1)
-    return Audit(matrices, learnt)
+    return Audit(matrices, training_tiles)
 
 
-def _draw(ground: LabelledDataset, index: Any, tiles: NDArray[np.int64], progress: Progress) -> _Pixels:
-    names = {name: number for number, name in enumerate(ground.areas)}
+def _sample_pixels(dataset: LabelledDataset, index: Any, tiles: NDArray[np.int64], progress: Progress) -> _Pixels:
+    names = {name: number for number, name in enumerate(dataset.areas)}
     share = min(1.0, PIXELS / max(1, int(index["counts"].iloc[tiles].map(sum).sum())))
     found: list[tuple[Any, ...]] = []
     with progress.bar("audit: pixels", len(tiles), "tiles") as advance:
         for number in tiles.tolist():
             row = index.iloc[number]
             window = window_of(row)
-            x, y = read_features(ground, row["area"], window, MARGIN)
-            chosen = np.random.default_rng(number).random(y.shape) < share
-            chosen &= y != IGNORE_INDEX
-            rows, cols = np.nonzero(chosen)
-            place = np.stack([rows + window.row, cols + window.col], axis=1).astype(float)
+            x, y = read_features(dataset, row["area"], window, MARGIN)
+            sampled = np.random.default_rng(number).random(y.shape) < share
+            sampled &= y != IGNORE_INDEX
+            rows, cols = np.nonzero(sampled)
+            position = np.stack([rows + window.row, cols + window.col], axis=1).astype(float)
             found.append((
-                x[:, chosen].T, y[chosen], np.full(len(rows), number), place,
+                x[:, sampled].T, y[sampled], np.full(len(rows), number), position,
                 np.full(len(rows), names[row["area"]]),
             ))  # fmt: skip
             advance(1)
     return _Pixels(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
 
 
-def _block_counts(ground: LabelledDataset) -> dict[str, NDArray[np.int64]]:
+def _block_counts(dataset: LabelledDataset) -> dict[str, NDArray[np.int64]]:
     found = {}
-    for name, area in ground.areas.items():
-        split = ground.split.areas[name]
-        census = take_census(
-            ground.labels[name], area.shape, split.row_edges.tolist(), split.col_edges.tolist(), ground.legend
+    for name, area in dataset.areas.items():
+        split = dataset.split.areas[name]
+        histogram = count_labels(
+            dataset.labels[name], area.shape, split.row_edges.tolist(), split.col_edges.tolist(), dataset.legend
         )
-        found[name] = census.grid(split.row_edges, split.col_edges)
+        found[name] = histogram.grid(split.row_edges, split.col_edges)
     return found
 
 
-def _blocked(ground: LabelledDataset, settings: SplitSettings, tiles: TileSettings) -> LabelledDataset:
-    """The ground with the blocks and the guard band that it would have if it were not split at random."""
+def _with_blocks(dataset: LabelledDataset, settings: SplitSettings, tiles: TileSettings) -> LabelledDataset:
+    """Dataset with the blocks and guard band of a block split, not yet assigned to parts."""
     by_block = settings.model_copy(update={"method": "block"})
-    block = choose_block([area.shape for area in ground.areas.values()], tiles.size, by_block)
+    block = choose_block([area.shape for area in dataset.areas.values()], tiles.size, by_block)
     areas = {}
-    for name, area in ground.areas.items():
+    for name, area in dataset.areas.items():
         rows, cols = block_edges(area.shape[0], block), block_edges(area.shape[1], block)
-        areas[name] = AreaSplit(np.full((len(rows) - 1, len(cols) - 1), EMPTY), rows, cols)
-    return replace(ground, split=Split(areas, block, guard_band(tiles.size, by_block)))
+        areas[name] = AreaSplit(np.full((len(rows) - 1, len(cols) - 1), Part.NONE), rows, cols)
+    return replace(dataset, split=Split(areas, block, guard_band(tiles.size, by_block)))
 
 
-def _redrawn(
-    ground: LabelledDataset, counts: Mapping[str, NDArray[np.int64]], settings: SplitSettings, seed: int
+def _reassigned(
+    dataset: LabelledDataset, counts: Mapping[str, NDArray[np.int64]], settings: SplitSettings, seed: int
 ) -> Split:
-    """The block split of another seed, over the same blocks."""
-    areas: list[Area] = [ground.areas[name] for name in sorted(ground.areas)]
-    edges = {name: (split.row_edges, split.col_edges) for name, split in ground.split.areas.items()}
+    """Assign the same blocks with another seed."""
+    areas: list[Area] = [dataset.areas[name] for name in sorted(dataset.areas)]
+    edges = {name: (split.row_edges, split.col_edges) for name, split in dataset.split.areas.items()}
     return make_split(
-        areas, counts, edges, block=ground.split.block, guard=ground.split.guard, classes=ground.legend.keys,
+        areas, counts, edges, block=dataset.split.block, guard=dataset.split.guard, classes=dataset.legend.keys,
         settings=settings.model_copy(update={"seed": seed, "method": "block"}), quiet=True,
     )  # fmt: skip
 
 
 def _by_blocks(
-    ground: LabelledDataset, index: Any, tiles: NDArray[np.int64], split: Split, pixels: _Pixels
+    dataset: LabelledDataset, index: Any, tiles: NDArray[np.int64], split: Split, pixels: _Pixels
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Pixels to learn from, of training tiles outside guard bands; pixels that judge, in validation blocks."""
+    """Masks (n,) of the training pixels (tiles outside guard bands) and of the pixels in validation blocks."""
     training = set()
     for number in tiles.tolist():
         row = index.iloc[number]
         window = window_of(row)
-        situation = judge_place(window, split.areas[row["area"]], split.guard)
-        if not situation.reason and situation.split == "train":
+        location = locate_in_split(window, split.areas[row["area"]], split.guard)
+        if not location.reason and location.split == "train":
             training.add(number)
     held = np.zeros(len(pixels.y), bool)
-    for number, name in enumerate(ground.areas):
+    for number, name in enumerate(dataset.areas):
         inside, blocks = pixels.area == number, split.areas[name]
-        row = np.searchsorted(blocks.row_edges, pixels.place[inside, 0], "right") - 1
-        col = np.searchsorted(blocks.col_edges, pixels.place[inside, 1], "right") - 1
-        held[inside] = blocks.letters[row, col] == VALIDATION
+        row = np.searchsorted(blocks.row_edges, pixels.position[inside, 0], "right") - 1
+        col = np.searchsorted(blocks.col_edges, pixels.position[inside, 1], "right") - 1
+        held[inside] = blocks.parts[row, col] == Part.VALIDATION
     return np.isin(pixels.tile, list(training)), held
 
 
-def _at_random(
-    tiles: NDArray[np.int64], learnt: int, held: NDArray[np.bool_], pixels: _Pixels, seed: int
+def _random_folds(
+    tiles: NDArray[np.int64], training_tiles: int, held: NDArray[np.bool_], pixels: _Pixels, seed: int
 ) -> list[tuple[NDArray[np.bool_], NDArray[np.bool_]]]:
-    """Held-out pixels in parts, each with the pixels of as many random tiles of all the rest."""
+    """Folds of a cross-validation: masks (n,) of the pixels of random training tiles, and of the fold."""
     rng = np.random.default_rng(seed)
-    parts = np.array_split(rng.permutation(np.unique(pixels.tile[held])), PARTS)
-    sides = []
-    for part in filter(len, parts):
-        others = rng.permutation(np.setdiff1d(tiles, part))[:learnt]
-        sides.append((np.isin(pixels.tile, others), held & np.isin(pixels.tile, part)))
-    return sides
+    folds = np.array_split(rng.permutation(np.unique(pixels.tile[held])), FOLDS)
+    masks = []
+    for fold in filter(len, folds):
+        others = rng.permutation(np.setdiff1d(tiles, fold))[:training_tiles]
+        masks.append((np.isin(pixels.tile, others), held & np.isin(pixels.tile, fold)))
+    return masks
 
 
-def _judge(
+def _evaluate(
     method: str,
     pixels: _Pixels,
     training: NDArray[np.bool_],
@@ -230,22 +230,22 @@ def _judge(
 ) -> ConfusionMatrix:
     rng = np.random.default_rng(seed)
     learnt = np.flatnonzero(training)
-    if len(learnt) > LEARNT:
-        learnt = rng.choice(learnt, LEARNT, replace=False)
+    if len(learnt) > TRAINING_PIXELS:
+        learnt = rng.choice(learnt, TRAINING_PIXELS, replace=False)
     if method == "random_forest":
         forest = RandomForestClassifier(TREES, min_samples_leaf=SAMPLES_PER_LEAF, n_jobs=-1, random_state=seed)
         forest.fit(pixels.features[learnt], pixels.y[learnt])
         predicted = forest.predict(pixels.features[held])
-    else:  # areas lie too far apart to be neighbours
-        apart = pixels.place.max() * 10 + 1
-        place = np.column_stack([pixels.place, pixels.area * apart])
-        _, nearest = cKDTree(place[learnt]).query(place[held])
+    else:  # an offset per area, so that pixels of different areas are no neighbours
+        offset = pixels.position.max() * 10 + 1
+        position = np.column_stack([pixels.position, pixels.area * offset])
+        _, nearest = cKDTree(position[learnt]).query(position[held])
         predicted = pixels.y[learnt][nearest]
     return ConfusionMatrix.of(pixels.y[held], predicted, classes)
 
 
 def describe_audit(audit: Audit, seeds: Sequence[int]) -> str:
-    """The audit as a table, and what it means in a line."""
+    """Format the audit as a table with a line of conclusion."""
     scores = audit.scores()
     lines = [f"{'':<18}{'':<18}{'random tiles':>16}{'held-out blocks':>18}{'flattered by':>14}"]
     for method in METHODS:

@@ -31,7 +31,7 @@ def compare_runs(
 
     cobertes compare-runs runs/plain runs/weighted -o comparison.html
     """
-    from cobertes.accuracy.run_comparison import compare_runs, describe_comparison, read_settings, run_names
+    from cobertes.accuracy.run_comparison import compare_runs, describe_comparison, read_flat_settings, run_names
     from cobertes.geo.cog_writer import check_writable
     from cobertes.workflow.run_folder import RunFolder, require_run
 
@@ -41,7 +41,7 @@ def compare_runs(
     for run in files.values():
         if not run.blocks.exists():
             require_run(run.path)  # one that was not judged yet is told apart from what is no run
-    settings = {name: read_settings(run.project) for name, run in files.items()}
+    settings = {name: read_flat_settings(run.project) for name, run in files.items()}
     found = compare_runs({name: run.blocks for name, run in files.items()})
     text = describe_comparison(found)
     drawn_at_random = [name for name, one in settings.items() if one.get("split.method") == "random"]

@@ -29,7 +29,7 @@ from cobertes.learn.inference import each_season, judge, plan_blocks
 from cobertes.learn.model_file import ModelHeader, load_model, model_path
 from cobertes.progress import SILENT, Progress
 from cobertes.tiles.dataset import LabelledDataset
-from cobertes.tiles.split import TRAIN, VALIDATION
+from cobertes.tiles.split import Part
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ def quantize_model(path: Path, ground: LabelledDataset, *, progress: Progress = 
     with redirect_stdout(sys.stderr):  # its bars would stand in the way of --json
         small = nncf.quantize(network, nncf.Dataset(windows), subset_size=len(windows))
     scores = {}
-    plan = plan_blocks(ground, VALIDATION, header.window, header.window // 4)
+    plan = plan_blocks(ground, Part.VALIDATION, header.window, header.window // 4)
     for name, made in (("fp32", network), ("int8", small)):
         forward = each_season(openvino_forward(partial(_as_is, made), name), header.inputs)
         with progress.bar(f"judging {name}", len(plan), "windows") as advance:
@@ -82,7 +82,7 @@ def _as_is(network: Any, shape: Shape) -> Any:
 
 def _training_windows(ground: LabelledDataset, header: ModelHeader) -> Iterator[NDArray[np.float32]]:
     """(1, H, W, C) each, of training ground spread over all areas."""
-    plan = plan_blocks(ground, TRAIN, header.window, 0)
+    plan = plan_blocks(ground, Part.TRAIN, header.window, 0)
     step = max(1, len(plan) // CALIBRATION_WINDOWS)
     for name, planned in plan[::step][:CALIBRATION_WINDOWS]:
         observed, _ = ground.read_hwc(name, planned.window)

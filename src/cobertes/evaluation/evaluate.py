@@ -15,9 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cobertes.accuracy.baselines import judge_forest, most_frequent, train_forest
+from cobertes.accuracy.baselines import evaluate_forest, most_frequent, train_forest
 from cobertes.accuracy.block_confusion import BlockMatrices, block_scores
-from cobertes.accuracy.bootstrap import head_statistics, paired_difference, score_intervals
+from cobertes.accuracy.bootstrap import overall_statistics, paired_difference, score_intervals
 from cobertes.accuracy.boundaries import NOT_KNOWN
 from cobertes.accuracy.calibration import LogitSample, calibrate
 from cobertes.accuracy.confusion import ConfusionMatrix
@@ -32,9 +32,8 @@ from cobertes.predict.predict import DEFAULT_BLEND, default_overlap
 from cobertes.progress import SILENT, Progress
 from cobertes.tiles.band_statistics import Statistics
 from cobertes.tiles.dataset import LabelledDataset
-from cobertes.tiles.index import HELD_OUT
-from cobertes.tiles.label_counts import read_labels
-from cobertes.tiles.split import SPLIT_NAMES
+from cobertes.tiles.label_io import read_labels
+from cobertes.tiles.split import Part
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +78,7 @@ class Assessment:
 
     def differences(self) -> dict[str, dict[str, dict[str, Any]]]:
         """By how much the model is better than each baseline, with intervals, by score."""
-        heads = head_statistics(self.model.averaged)
+        heads = overall_statistics(self.model.averaged)
         return {
             name: {
                 score: paired_difference(
@@ -149,30 +148,29 @@ def assess(
     model, labels = ([(c.code, c.key) for c in legend.classes] for legend in (engine.header.legend, ground.legend))
     if model != labels:
         raise LegendError("the labels have other classes than the model. Train again: --from train")
-    split = "test" if any(area.windows(HELD_OUT["test"]) for area in ground.split.areas.values()) else "validation"
-    letter = HELD_OUT[split]
+    has_test = any(area.windows(Part.TEST) for area in ground.split.areas.values())
+    part = Part.TEST if has_test else Part.VALIDATION
     size = window or engine.header.window
     mapped = AsMapped(ground, size, default_overlap(size) if overlap is None else overlap, blend)
     sample = LogitSample(seed=seed)
     judgement = judge_model(
-        engine, ground, letter, mapped.held_out(letter), mapped=mapped, purity=purity or {}, tile_size=tile_size,
+        engine, ground, part, mapped.held_out(part), mapped=mapped, purity=purity or {}, tile_size=tile_size,
         batch_size=batch_size, sample=sample, progress=progress,
     )  # fmt: skip
     if not judgement.counts.any():
-        raise NoTilesError(f"no labelled and observed pixel lies in the {split} blocks: nothing to judge by")
-    forest = judge_forest(
-        train_forest(ground, index, seed=seed, progress=progress), ground, letter, progress=progress
+        raise NoTilesError(f"no labelled and observed pixel lies in the {part.label} blocks: nothing to judge by")
+    forest = evaluate_forest(
+        train_forest(ground, index, seed=seed, progress=progress), ground, part, progress=progress
     )
     frequent = most_frequent(judgement.matrices, statistics.class_counts)
-    fitted, judged, fitted_on = sample, None, split
-    if split == "test":  # nothing is fitted to blocks that are to be free of doubt
-        held_out = HELD_OUT["validation"]
-        others = mapped.held_out(held_out)
+    fitted, judged, fitted_on = sample, None, part.label
+    if has_test:  # nothing is fitted to blocks that are to be free of doubt
+        others = mapped.held_out(Part.VALIDATION)
         if not mapped.blends:  # some will do; blending needs neighbours
             others = others[:: max(1, len(others) // CALIBRATION_WINDOWS)]
         fitted = LogitSample(seed=seed)
         judge_model(
-            engine, ground, held_out, others, mapped=mapped, purity={}, tile_size=tile_size,
+            engine, ground, Part.VALIDATION, others, mapped=mapped, purity={}, tile_size=tile_size,
             batch_size=batch_size, sample=fitted, progress=progress,
         )  # fmt: skip
         if fitted.labels:
@@ -181,13 +179,13 @@ def assess(
             fitted = sample
     calibration = calibrate(fitted, judged, split=fitted_on)
     calibration |= {"model": engine.header.training.get("fingerprint"), "views": engine.tta}
-    return Assessment(split, judgement, {"most_frequent": frequent, "random_forest": forest}, calibration)
+    return Assessment(part.label, judgement, {"most_frequent": frequent, "random_forest": forest}, calibration)
 
 
 def judge_model(
     engine: Engine,
     ground: LabelledDataset,
-    letter: str,
+    part: Part,
     plan: Sequence[HeldOut],
     *,
     mapped: AsMapped,
@@ -199,13 +197,13 @@ def judge_model(
 ) -> EvaluationCounts:
     """Count what the model says in windows of a split's held-out blocks; collect a ``sample`` of logits.
 
-    plan  of ``mapped.held_out(letter)``, all or some; where windows blend, some would be other logits
+    plan  of ``mapped.held_out(part)``, all or some; where windows blend, some would be other logits
     Other arguments as in `assess`.
     """
-    judgement = EvaluationCounts.begin(ground, letter, tile_size)
+    judgement = EvaluationCounts.begin(ground, part, tile_size)
     mapped.begin()
     waiting: list[tuple[HeldOut, _Read]] = []
-    with progress.bar(f"judging on {SPLIT_NAMES[letter]}", len(plan), "windows") as advance:
+    with progress.bar(f"judging on {part.label}", len(plan), "windows") as advance:
         for batch in read_ahead(plan, _reader(mapped, engine.header.inputs, purity), batch_size):
             waiting += [(item, one) for item, one in batch if one is not None]
             if len(waiting) >= batch_size:

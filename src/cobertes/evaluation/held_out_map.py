@@ -14,6 +14,7 @@ from cobertes.geo.blending import INTERIOR, Blender, WindowPlan
 from cobertes.geo.windows import TiledWindow, Window
 from cobertes.learn.inference import HeldOut
 from cobertes.tiles.dataset import LabelledDataset
+from cobertes.tiles.split import Part
 
 
 class AsMapped:
@@ -42,7 +43,7 @@ class AsMapped:
         self._last: tuple[str, int, int] | None = None
         self._block: Tensor | None = None
 
-    def held_out(self, letter: str) -> list[HeldOut]:
+    def held_out(self, part: Part) -> list[HeldOut]:
         """The windows that blocks of a split take part in, in the map's order; one for every part of a block.
 
         The interior of a window that only lends a zone to others has no pixels.
@@ -51,7 +52,7 @@ class AsMapped:
         for name, plan in self.plans.items():
             split = self.ground.split.areas[name]
             parts = {
-                (row, col): split.parts(plan.block(row, col), letter)
+                (row, col): split.intersections(plan.block(row, col), part)
                 for row in range(len(plan.rows))
                 for col in range(len(plan.cols))
             }

@@ -17,6 +17,7 @@ from cobertes.labels.legend import IGNORE_INDEX
 from cobertes.learn.encoding import Inputs
 from cobertes.learn.losses import CROSS_ENTROPY
 from cobertes.tiles.dataset import LabelledDataset
+from cobertes.tiles.split import Part
 
 READ_THREADS = max(2, min(8, (os.cpu_count() or 2) // 2))
 BATCHES_AHEAD = 3
@@ -56,13 +57,13 @@ HeldOut = tuple[str, TiledWindow]
 """An area's name and a planned window of it whose interior is held-out ground."""
 
 
-def plan_blocks(ground: LabelledDataset, letter: str, size: int, overlap: int) -> list[HeldOut]:
+def plan_blocks(ground: LabelledDataset, part: Part, size: int, overlap: int) -> list[HeldOut]:
     """Windows laid out over the held-out ground alone: little computation, for every epoch's validation."""
     return [
         (name, planned)
         for name, split in ground.split.areas.items()
-        for part in split.rectangles(letter)
-        for strip in plan_strips(part, size, overlap)
+        for rectangle in split.rectangles(part)
+        for strip in plan_strips(rectangle, size, overlap)
         for planned in strip
     ]
 

@@ -25,8 +25,8 @@ from cobertes.learn.inference import read_groups_ahead
 from cobertes.settings import AugmentationSettings, TrainSettings
 from cobertes.tiles.dataset import LabelledDataset
 from cobertes.tiles.filters import BETWEEN, GUARD, POOR
-from cobertes.tiles.label_counts import count_bands
-from cobertes.tiles.split import TRAIN
+from cobertes.tiles.label_io import count_bands
+from cobertes.tiles.split import Part
 
 CROP_TRIES = 8
 
@@ -171,7 +171,7 @@ class Sampler:
         margin = -(-self.reach // 2)
         for name, (row, col, height, width) in zip(self.area, self.tiles.tolist(), strict=True):
             around = Window(row, col, height, width).pad(margin)
-            windows.setdefault(name, []).extend(self.ground.split.areas[name].parts(around, TRAIN))
+            windows.setdefault(name, []).extend(self.ground.split.areas[name].intersections(around, Part.TRAIN))
         return windows
 
     def __len__(self) -> int:

@@ -22,7 +22,7 @@ from cobertes.learn.unet import UNetSettings
 from cobertes.settings import AugmentationSettings, ModelSettings, TrainSettings, with_defaults
 from cobertes.tiles.band_statistics import Statistics
 from cobertes.tiles.dataset import LabelledDataset
-from cobertes.tiles.split import VALIDATION
+from cobertes.tiles.split import Part
 from cobertes.tiles.store import Store
 
 log = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ class TrainingPlan:
 
     def held_out(self) -> list[HeldOut]:
         """The windows over the validation blocks."""
-        return plan_blocks(self.ground, VALIDATION, self.window, overlap=0)
+        return plan_blocks(self.ground, Part.VALIDATION, self.window, overlap=0)
 
     def feeding_windows(self) -> dict[str, list[Window]]:
         """By area, the ground that training and validation read."""

@@ -269,7 +269,7 @@ def _blocks(area: Area, split: Mapping[str, Any] | None) -> list[dict[str, Any]]
         joined = AreaSplit(np.array([list(letters) for letters in rows]), row_edges, col_edges)
         return [
             {"letter": str(letter), "x": w.col, "y": w.row, "width": w.width, "height": w.height}
-            for letter in np.unique(joined.letters)
+            for letter in np.unique(joined.parts)
             for w in joined.rectangles(letter)
         ]
     return [

@@ -1,1 +1,1 @@
-"""WHICH: the tile index, the block split, statistics."""
+"""WHICH: tile index, block split, band statistics, tile store."""

@@ -1,4 +1,4 @@
-"""Mean, standard deviation, percentiles and class counts of the training ground, streaming and each pixel once."""
+"""Mean, standard deviation, percentiles and class counts of the training tiles, streaming, each pixel once."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,14 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 ROUNDING = 1e-9
-"""Spread, as a share of the mean, that sums of floating-point numbers make out of a constant band."""
+"""Standard deviation, relative to the mean, that rounding alone can give a constant band."""
 
 PERCENTILES = (1, 2, 25, 50, 75, 98, 99)
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Count, mean and sum of squared deviations of n bands (n,); two can be added (Chan et al. 1983)."""
+    """Count, mean and sum of squared deviations of n bands (n,); adding pools two samples (Chan et al. 1983)."""
 
     count: NDArray[np.int64]
     mean: NDArray[np.float64]
@@ -30,7 +30,7 @@ class Moments:
 
     @classmethod
     def total(cls, count: NDArray[np.int64], mean: NDArray[np.float64], squares: NDArray[np.float64]) -> "Moments":
-        """Of many parts along the first axis, added in pairs: rounding grows with the log of their number."""
+        """Pool many samples along the first axis, in pairs: rounding grows with the log of their number."""
         while len(count) > 1:
             even = len(count) // 2 * 2
             pair = cls(count[:even:2], mean[:even:2], squares[:even:2]) + cls(
@@ -44,17 +44,17 @@ class Moments:
 
     @property
     def std(self) -> NDArray[np.float64]:
-        """Standard deviation; 1 where a band is constant, so that it can be divided by."""
+        """Standard deviation (n,); 1 for a constant band, so that it can be a divisor."""
         std = np.sqrt(self.squares / np.maximum(self.count, 1))
         return np.where(std > ROUNDING * abs(self.mean), std, 1.0)
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """What normalisation and class weights need, from the training tiles alone.
+    """Band statistics and class counts of the training tiles, for normalisation and class weights.
 
-    ``mean``, ``std`` (seasons, bands) and ``percentiles`` (seasons, bands, 7; of `PERCENTILES`, from a sample) in
-    the scene's units; ``class_counts`` (K,) labelled pixels.
+    ``mean``, ``std`` (seasons, bands) and ``percentiles`` (seasons, bands, 7; `PERCENTILES` of a sample) in the
+    scene's units; ``class_counts`` (K,) labelled pixels.
     """
 
     seasons: tuple[str, ...]
@@ -66,7 +66,7 @@ class Statistics:
     class_counts: NDArray[np.int64]
 
     def to_dict(self, keys: Sequence[str]) -> dict[str, Any]:
-        """For statistics.json; ``keys`` name the classes."""
+        """Convert to statistics.json; ``keys`` are the class keys (K,)."""
         return {
             "seasons": list(self.seasons),
             "bands": list(self.bands),
@@ -82,7 +82,7 @@ class Statistics:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "Statistics":
-        """From what `to_dict` gives."""
+        """Restore from the output of `to_dict`."""
         seasons = tuple(data["seasons"])
         percentiles = [[data["percentiles"][s][str(p)] for p in PERCENTILES] for s in seasons]
         return cls(

@@ -1,13 +1,13 @@
-"""Clouds and snow over the ground: from a mask raster's codes, or estimated from the bands.
+"""Cloud and snow masks: from the codes of a mask raster, or estimated by spectral tests.
 
 Snow: NDSI > 0.4 and red > 0.2, the first pass of Let-it-snow (Gascoin et al. 2019, Earth System Science Data 11,
 493-514). Cloud: the spectral tests for potential clouds of Fmask (Zhu & Woodcock 2012, Remote Sensing of
 Environment 118, 83-94, equations 1 to 4) without its thermal ones: swir2 > 0.03, NDSI < 0.8, NDVI < 0.8;
-whiteness < 0.7; blue - 0.5 red > 0.08; nir / swir1 > 0.75. Those alone also take bright soil and roofs, so a
-cloud must have a red reflectance over 0.25 besides, the brightness that Sen2Cor takes for certain (Louis et al.
+whiteness < 0.7; blue - 0.5 red > 0.08; nir / swir1 > 0.75. These alone also match bright soil and roofs, so a
+cloud must have a red reflectance over 0.25 as well, the brightness that Sen2Cor takes for certain (Louis et al.
 2016, Living Planet Symposium, SP-740). NDSI = (green - swir1) / (green + swir1), NDVI = (nir - red) / (nir + red).
 
-It is a rule of thumb for choosing tiles; where a mask is at hand (Sentinel-2's SCL), it is the better one.
+It is a rule of thumb for filtering tiles; a mask (such as Sentinel-2's SCL) is better, if available.
 """
 
 from collections.abc import Sequence
@@ -26,8 +26,8 @@ CLEAR, CLOUD, SNOW = 0, 1, 2
 NEEDED = ("blue", "green", "red", "nir", "swir1")
 
 
-def cover_of_codes(codes: NDArray[np.uint8], settings: TileSettings) -> NDArray[np.uint8]:
-    """(height, width) uint8 CLEAR, CLOUD or SNOW of a mask's codes."""
+def classify_codes(codes: NDArray[np.uint8], settings: TileSettings) -> NDArray[np.uint8]:
+    """Classify the codes of a mask (such as SCL) as CLEAR, CLOUD or SNOW, (height, width) uint8."""
     table = np.zeros(256, np.uint8)
     table[settings.cloud_codes] = CLOUD
     table[settings.snow_codes] = SNOW
@@ -35,24 +35,24 @@ def cover_of_codes(codes: NDArray[np.uint8], settings: TileSettings) -> NDArray[
 
 
 @dataclass(frozen=True)
-class BandTests:
-    """The tests for a scene's bands: ``positions`` of blue, green, red, nir, swir1, swir2 (-1: there is none)."""
+class SpectralTests:
+    """Spectral tests for a scene: ``positions`` (6,) of blue, green, red, nir, swir1 and swir2 (-1: absent)."""
 
     positions: NDArray[np.int64]
     scale: float
     offset: float
 
     @classmethod
-    def of(cls, bands: Sequence[str], settings: TileSettings) -> "BandTests | None":
-        """None where the names do not tell the bands that are needed."""
+    def for_bands(cls, bands: Sequence[str], settings: TileSettings) -> "SpectralTests | None":
+        """Create the tests for band names; None if a required band is not among them."""
         position = colour_positions(bands)
         if not set(NEEDED) <= position.keys():
             return None
         order = [position[colour] for colour in NEEDED] + [position.get("swir2", -1)]
         return cls(np.array(order, np.int64), settings.reflectance_scale, settings.reflectance_offset)
 
-    def cover(self, pixels: NDArray[Any]) -> NDArray[np.uint8]:
-        """(height, width) uint8 CLEAR, CLOUD or SNOW of ``pixels`` (height, width, bands)."""
+    def classify(self, pixels: NDArray[Any]) -> NDArray[np.uint8]:
+        """Classify ``pixels`` (height, width, bands) as CLEAR, CLOUD or SNOW, (height, width) uint8."""
         out = np.empty(pixels.shape[:2], np.uint8)
         _test(pixels, self.positions, self.scale, self.offset, out)
         return out
@@ -66,7 +66,7 @@ def _test(
         for col in range(pixels.shape[1]):
             out[row, col] = 0
             red = (pixels[row, col, positions[2]] + offset) / scale
-            if not red > 0.2:  # neither test holds: most pixels end here
+            if not red > 0.2:  # fails both tests, as most pixels do
                 continue
             blue = (pixels[row, col, positions[0]] + offset) / scale
             green = (pixels[row, col, positions[1]] + offset) / scale

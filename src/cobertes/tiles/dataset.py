@@ -1,4 +1,4 @@
-"""Labelled ground: areas with their labels and split, read window by window by all that learns or judges."""
+"""Labelled dataset: areas with their labels and split, read window by window for training and evaluation."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ from cobertes.geo.scene import Observation, Scene, valid_in_any
 from cobertes.geo.windows import Window
 from cobertes.labels.legend import IGNORE_INDEX, Legend
 from cobertes.numba_cache import compiled
-from cobertes.tiles.label_counts import count_bands, read_labels, read_shares
+from cobertes.tiles.label_io import count_bands, read_labels, read_shares
 from cobertes.tiles.split import Split
 from cobertes.tiles.store import LABELS, SCENE, SHARES, Store
 
@@ -25,11 +25,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class LabelledDataset:
-    """The areas by name, their labels on the scenes' grid, legend and split, and a store of both.
+    """Areas by name, their labels on the scenes' grid, legend, split, and a tile store of both.
 
-    ``shares`` are files by area with the share of each class, or with the purity, where they are learnt from;
-    ``unreadable`` says what becomes of windows that a scene can't give: InputFileError, or a warning, and nothing
-    was observed there.
+    ``shares`` are files by area with the share of each class, or the purity, if they are training targets;
+    ``unreadable``: scene windows that can't be read raise InputFileError ("error"), or are logged and taken as not
+    observed ("skip").
     """
 
     areas: Mapping[str, Area]
@@ -41,10 +41,10 @@ class LabelledDataset:
     shares: Mapping[str, Path] = field(default_factory=dict)
 
     def read_chw(self, area: str, window: Window) -> tuple[dict[str, Observation], NDArray[np.uint8]]:
-        """What was observed in each season, by band, and the class indices (height, width) uint8.
+        """Read each season (bands, height, width) with its validity, and class indices (height, width) uint8.
 
-        The window may reach out of the area. IGNORE_INDEX stands outside, where nothing is labelled, and where
-        no season was observed, whatever the label.
+        The window may extend beyond the area. IGNORE_INDEX marks pixels outside, without a label, and those that
+        no season observed, whatever the label. Raises InputFileError.
         """
         observed: dict[str, Observation] = {}
         for season, scene in self.areas[area].scenes.items():
@@ -52,13 +52,13 @@ class LabelledDataset:
                 observed[season] = scene.read_chw(window)
             except InputFileError as error:
                 self._skip(error)
-                observed[season] = _nothing((len(scene.bands), *window.shape), window, scene)
+                observed[season] = _unobserved((len(scene.bands), *window.shape), window, scene)
         return observed, self._labels(area, window, observed)
 
     def read_hwc(
         self, area: str, window: Window, seasons: Sequence[str] | None = None
     ) -> tuple[dict[str, Observation], NDArray[np.uint8]]:
-        """The same with each pixel's bands together, of some seasons or all; from the store where it holds it."""
+        """Read as `read_chw`, but (height, width, bands), of some seasons or all; from the store if possible."""
         scenes = self.areas[area].scenes
         observed = {season: self._pixels(area, season, window) for season in seasons or scenes}
         return observed, self._labels(area, window, observed)
@@ -71,14 +71,14 @@ class LabelledDataset:
             valid = valid_mask_hwc(stored, scene.nodata)
             if inside == window:
                 return stored, valid
-            pixels, seen = _nothing((*window.shape, len(scene.bands)), window, scene)
-            pixels[inside.slices_in(window)], seen[inside.slices_in(window)] = stored, valid
-            return pixels, seen
+            pixels, observed = _unobserved((*window.shape, len(scene.bands)), window, scene)
+            pixels[inside.slices_in(window)], observed[inside.slices_in(window)] = stored, valid
+            return pixels, observed
         try:
             return scene.read_hwc(window)
         except InputFileError as error:
             self._skip(error)
-            return _nothing((*window.shape, len(scene.bands)), window, scene)
+            return _unobserved((*window.shape, len(scene.bands)), window, scene)
 
     def _labels(self, area: str, window: Window, observed: Mapping[str, Observation]) -> NDArray[np.uint8]:
         y = np.full(window.shape, IGNORE_INDEX, np.uint8)
@@ -87,11 +87,11 @@ class LabelledDataset:
             stored = self._stored(area, LABELS, "", inside)
             codes = read_labels(self.labels[area], inside) if stored is None else stored[..., 0]
             part = inside.slices_in(window)
-            _look_up(codes, valid_in_any(observed)[part], self.legend.index_table(), y[part])
+            _index_codes(codes, valid_in_any(observed)[part], self.legend.index_table(), y[part])
         return y
 
     def read_shares(self, area: str, window: Window) -> NDArray[np.uint8]:
-        """Shares of classes, or purity, (height, width, bands) uint8 percent; 0 where nothing is known."""
+        """Read class shares, or purity, (height, width, bands) uint8 percent; 0 if unknown or outside the area."""
         inside = window.clip(self.areas[area].shape)
         if 0 in inside.shape:
             return np.zeros((*window.shape, count_bands(self.shares[area])), np.uint8)
@@ -115,16 +115,16 @@ class LabelledDataset:
 
 
 @compiled
-def _look_up(
-    codes: NDArray[np.uint8], seen: NDArray[np.bool_], table: NDArray[np.uint8], out: NDArray[np.uint8]
+def _index_codes(
+    codes: NDArray[np.uint8], observed: NDArray[np.bool_], table: NDArray[np.uint8], out: NDArray[np.uint8]
 ) -> None:
-    """Class indices of ``codes`` where something was ``seen``; all (height, width)."""
+    """Write the class indices of the ``observed`` pixels' ``codes`` to ``out``; all (height, width)."""
     for row in range(codes.shape[0]):
         for col in range(codes.shape[1]):
-            if seen[row, col]:
+            if observed[row, col]:
                 out[row, col] = table[codes[row, col]]
 
 
-def _nothing(shape: tuple[int, ...], window: Window, scene: Scene) -> Observation:
-    """What a window shows where nothing was observed."""
+def _unobserved(shape: tuple[int, ...], window: Window, scene: Scene) -> Observation:
+    """Zeros of ``shape``, and a validity mask (height, width) that is False everywhere."""
     return np.zeros(shape, scene.dtype), np.zeros(window.shape, bool)

@@ -1,11 +1,11 @@
-"""Which tiles are kept: rules with reasons, in order; the first one that a tile breaks is its reason.
+"""Tile filters, in order; the first filter that excludes a tile is its reason.
 
-    by the labels alone     no labels -> only CLASSES -> single class        (such tiles are never read)
-    by what was observed    unreadable -> no observation -> few labelled pixels -> few valid pixels
+    by labels               no labels -> only CLASSES -> single class        (such tiles are never read)
+    by measurements         unreadable -> no observation -> few labelled pixels -> few valid pixels
                             -> cloudy -> snowy
-    by the place            between splits -> guard band
+    by location             between splits -> guard band
 
-A rule looks at what was measured and kept, so changing one costs no reading.
+Filters use cached measurements, so changing one reads no scene.
 """
 
 from collections.abc import Sequence
@@ -17,28 +17,28 @@ from numpy.typing import NDArray
 from cobertes.geo.windows import Window
 from cobertes.labels.legend import Legend
 from cobertes.settings import TileSettings
-from cobertes.tiles.split import EMPTY, LEFT_OUT, SPLIT_NAMES, TRAIN, AreaSplit
+from cobertes.tiles.split import AreaSplit, Part
 from cobertes.tiles.tile_measurements import TileMeasurements
 
 CLOUDY, SNOWY = "cloudy", "snowy"
 GUARD, BETWEEN = "guard band", "between splits"
 
 POOR = (CLOUDY, SNOWY, "unreadable")
-"""Reasons for which not even a random crop may touch a tile's own ground."""
+"""Reasons that exclude the tile's interior from random crops as well."""
 
 Reasons = NDArray[np.object_]
-"""(n,) a reason per tile, "" where there is none."""
+"""(n,) reason per tile, "" if none."""
 
 
-def judge_labels(counts: NDArray[np.int64], settings: TileSettings, legend: Legend) -> Reasons:
-    """What the labels alone rule out. ``counts`` (n, K) pixels per class."""
+def filter_by_labels(counts: NDArray[np.int64], settings: TileSettings, legend: Legend) -> Reasons:
+    """Exclude tiles by their labels alone; ``counts`` (n, K) pixels per class."""
     present = counts > 0
     reasons = np.full(len(counts), "", object)
     dropped = np.zeros(len(legend), bool)
     dropped[[legend.index(what) for what in settings.drop_only]] = True
-    nothing = ~present.any(axis=1)
-    only = ~nothing & ~(present & ~dropped).any(axis=1)
-    reasons[nothing] = "no labels"
+    unlabelled = ~present.any(axis=1)
+    only = ~unlabelled & ~(present & ~dropped).any(axis=1)
+    reasons[unlabelled] = "no labels"
     for number in np.flatnonzero(only):
         reasons[number] = f"only {', '.join(legend.keys[i] for i in np.flatnonzero(present[number]))}"
     if settings.drop_single_class:
@@ -46,50 +46,52 @@ def judge_labels(counts: NDArray[np.int64], settings: TileSettings, legend: Lege
     return reasons
 
 
-def judge_observations(seen: TileMeasurements, sizes: NDArray[np.int64], settings: TileSettings) -> Reasons:
-    """What was seen rules out. ``sizes`` (n,) pixels of each tile; tiles that were not read have no reason."""
-    labelled = seen.counts.sum(axis=1)
-    rules = [
-        ("unreadable", seen.unreadable),
+def filter_by_measurements(
+    measurements: TileMeasurements, sizes: NDArray[np.int64], settings: TileSettings
+) -> Reasons:
+    """Exclude tiles by what was measured; ``sizes`` (n,) pixels of each tile. Tiles not read have no reason."""
+    labelled = measurements.counts.sum(axis=1)
+    filters = [
+        ("unreadable", measurements.unreadable),
         ("no observation", labelled == 0),
         ("few labelled pixels", labelled < settings.min_labelled * sizes),
-        ("few valid pixels", (seen.valid < settings.min_valid).any(axis=1)),
+        ("few valid pixels", (measurements.valid < settings.min_valid).any(axis=1)),
     ]
     if settings.clouds == "drop":
-        rules.append((CLOUDY, (seen.cloud > settings.max_cloud).any(axis=1)))
+        filters.append((CLOUDY, (measurements.cloud > settings.max_cloud).any(axis=1)))
     if settings.snow == "drop":
-        rules.append((SNOWY, (seen.snow > settings.max_snow).any(axis=1)))
+        filters.append((SNOWY, (measurements.snow > settings.max_snow).any(axis=1)))
     reasons = np.full(len(labelled), "", object)
-    for reason, broken in reversed(rules):
-        reasons[broken & seen.read] = reason
+    for reason, excluded in reversed(filters):
+        reasons[excluded & measurements.read] = reason
     return reasons
 
 
 @dataclass(frozen=True)
-class Situation:
-    """Where a tile lies in the split: the ``block`` under its middle, the name of its ``split``, a ``reason``."""
+class SplitLocation:
+    """Location of a tile: ``block`` under its centre, name of its ``split``, ``reason`` to exclude it or ""."""
 
     block: str
     split: str
     reason: str
 
 
-def judge_place(window: Window, split: AreaSplit, guard: int) -> Situation:
-    """Whether a tile lies in one split, and far enough from others."""
-    letters = set(np.unique(split.touched(window)).tolist()) - {EMPTY}
+def locate_in_split(window: Window, split: AreaSplit, guard: int) -> SplitLocation:
+    """Locate a tile in the split; excluded if it spans parts or lies within ``guard`` pixels of another."""
+    parts = {Part(letter) for letter in np.unique(split.parts_under(window))} - {Part.NONE}
     block = "{}-{}".format(*split.block_of(window))
-    name = SPLIT_NAMES[next(iter(letters))] if len(letters) == 1 else SPLIT_NAMES[EMPTY]
+    part = next(iter(parts)) if len(parts) == 1 else Part.NONE
     reason = ""
-    if len(letters) > 1:
+    if len(parts) > 1:
         reason = BETWEEN
-    elif letters == {LEFT_OUT} or (letters == {TRAIN} and not split.allows_training(window, guard)):
+    elif parts == {Part.GUARD} or (parts == {Part.TRAIN} and not split.allows_training(window, guard)):
         reason = GUARD
-    return Situation(block, name, reason)
+    return SplitLocation(block, part.label, reason)
 
 
-def first_reasons(*judged: Sequence[str] | Reasons) -> Reasons:
-    """Of several judgements in order, the first reason of each tile."""
-    found = np.full(len(judged[0]), "", object)
-    for reasons in judged:
+def first_reasons(*filters: Sequence[str] | Reasons) -> Reasons:
+    """Combine the reasons of several filters, in order: the first reason of each tile."""
+    found = np.full(len(filters[0]), "", object)
+    for reasons in filters:
         found = np.where(found == "", np.asarray(reasons, object), found)
     return found

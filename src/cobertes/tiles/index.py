@@ -1,10 +1,10 @@
-"""The tile index: one row per place, its seasons together; nothing is cut into files.
+"""Tile index: one row per location, its seasons together; no tile is written to a file.
 
-    labels  --census-->  class counts of tiles, interiors and blocks; the range of autocorrelation
-                         |-> rules on labels: tiles without labels, of sea alone ... are never read
-                         '-> the split, drawn from the blocks' counts
-    scenes  --observe->  validity, clouds, snow, moments of each remaining tile (kept for the next time)
-                         '-> rules on what was seen, then on the place in the split -> keep, reason
+    labels  --count--->  class histograms of tiles, interiors and blocks; the range of autocorrelation
+                         |-> filters on labels: tiles without labels, of sea alone ... are never read
+                         '-> the split, from the histograms of the blocks
+    scenes  --measure->  validity, clouds, snow, moments of each remaining tile (cached)
+                         '-> filters on measurements, then on the location in the split -> keep, reason
 
 Each pixel counts once in the statistics at any overlap, because the tiles' interiors partition an area.
 """
@@ -12,8 +12,9 @@ Each pixel counts once in the statistics at any overlap, because the tiles' inte
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import geopandas as gpd
 import numpy as np
@@ -35,43 +36,40 @@ from cobertes.tiles.filters import (
     CLOUDY,
     GUARD,
     SNOWY,
-    Situation,
+    SplitLocation,
+    filter_by_labels,
+    filter_by_measurements,
     first_reasons,
-    judge_labels,
-    judge_observations,
-    judge_place,
+    locate_in_split,
 )
-from cobertes.tiles.label_counts import LabelCounts, square_side, take_census
+from cobertes.tiles.label_counts import LabelCounts, count_labels, square_side
 from cobertes.tiles.polygon_split import read_polygons
-from cobertes.tiles.split import SPLIT_NAMES, TEST, TRAIN, VALIDATION, Split, block_edges
-from cobertes.tiles.tile_measurements import Place, TileMeasurements, TileReader, observe
-from cobertes.tiles.variogram import RangeMeter
+from cobertes.tiles.split import Part, Split, block_edges
+from cobertes.tiles.tile_measurements import Tile, TileMeasurements, TileReader, measure_tiles
+from cobertes.tiles.variogram import RangeEstimator
 
 log = logging.getLogger(__name__)
 
 RANGE_AREAS = 50
-"""Areas, evenly chosen, from which the range of autocorrelation is measured, at most."""
-
-HELD_OUT = {"validation": VALIDATION, "test": TEST}
-"""Names of the splits that can be judged."""
+"""Maximum number of areas, evenly chosen, from which the range of autocorrelation is measured."""
 
 
 @dataclass(frozen=True)
 class TileIndex:
-    """What the tiles stage finds: the table, the split and the statistics of the training tiles.
+    """Tile table, split and statistics of the training tiles.
 
     ``table`` has the columns area, row, col, height, width, block, split, keep, reason, labelled (share of
     pixels with a label); per season valid_SEASON (share with an observation), cloud_SEASON and snow_SEASON
-    (shares of the observed pixels; all NaN where the scenes were not read, the last two also where nothing
-    tells); counts (labelled pixels per class index; observed ones only, where the scenes were read), dominant
+    (shares of the observed pixels; all NaN if the scenes were not read, the last two also without a mask and
+    usable bands); counts (labelled pixels per class index; observed ones only, if the scenes were read), dominant
     (class key), entropy (of the class shares, in bits) and geometry.
-    ``reach`` is how far labels resemble each other in pixels, None where it was not asked or not found.
+    ``range_px`` is the range of autocorrelation of the labels in pixels, None if not needed or not found.
     """
 
     table: gpd.GeoDataFrame
     split: Split
     statistics: Statistics
-    reach: float | None = None
+    range_px: float | None = None
 
 
 def build_index(
@@ -86,67 +84,55 @@ def build_index(
     fingerprint: str = "",
     progress: Progress = SILENT,
 ) -> TileIndex:
-    """Index the tiles of all areas, draw the split, and measure the training ground.
+    """Index the tiles of all areas, assign the split, and compute the statistics of the training tiles.
 
     labels     area name -> labels on the area's grid
-    polygons   a user's own split (``split.by = "polygons"``)
-    cache      where observations are kept for the next time, and found again where ``fingerprint``, the
-               fingerprint of scenes, labels and tiles, is the same
-    Raises NoTilesError where nothing is left to learn from, SplitError where the ground can't be split,
-    SettingsError where a tile's overlap is not smaller than its size.
+    polygons   split given by the user (``split.by = "polygons"``)
+    cache      file of the tile measurements, reused if its ``fingerprint`` (of scenes, labels and tiles) matches
+    Raises NoTilesError without training or validation tiles, SplitError for too few blocks, SettingsError for an
+    overlap not smaller than the tile, InputFileError.
     """
     areas = sorted(areas, key=lambda area: area.name)
-    _require_fitting(tiles, split)
-    by_area = {area.name: _places(area, tiles) for area in areas}
-    places = [place for area in areas for place in by_area[area.name]]
-    stride = tiles.size - tiles.overlap
+    _require_valid(tiles, split)
+    by_area = {area.name: _tiles_of(area, tiles) for area in areas}
+    found = [tile for area in areas for tile in by_area[area.name]]
     with progress.bar("labels of tiles", len(areas), "areas") as advance:
-        censuses, reach = _take_censuses(areas, labels, legend, tiles, split, advance)
-    if not any(census.table.any() for census in censuses.values()):
+        histograms, range_px = _count_labels(areas, labels, legend, tiles, split, advance)
+    if not any(histogram.table.any() for histogram in histograms.values()):
         raise NoTilesError(
-            f"none of {len(places)} tiles has a label. Check that the reference map lies on the scenes, its codes "
+            f"none of {len(found)} tiles has a label. Check that the reference map lies on the scenes, its codes "
             f"and labels.as-nodata."
         )
-    block = choose_block([area.shape for area in areas], stride, split, reach)
-    if reach is not None:
-        _tell_range(reach, block, areas[0])
+    block = choose_block([area.shape for area in areas], tiles.size - tiles.overlap, split, range_px)
+    if range_px is not None:
+        _log_range(range_px, block, areas[0])
     guard = guard_band(tiles.size, split)
     edges = {a.name: (block_edges(a.shape[0], block), block_edges(a.shape[1], block)) for a in areas}
     block_counts = {
-        a.name: _block_counts(a, labels[a.name], censuses[a.name], edges[a.name], legend) for a in areas
+        a.name: _block_counts(a, labels[a.name], histograms[a.name], edges[a.name], legend) for a in areas
     }
-    drawn = make_split(
+    assigned = make_split(
         areas, block_counts, edges, block=block, guard=guard, classes=legend.keys, settings=split,
         polygons=None if polygons is None else read_polygons(polygons),
     )  # fmt: skip
 
-    counts, own = (
-        np.concatenate([
-            censuses[name].counts([getattr(place, side) for place in found]) for name, found in by_area.items()
-        ])
-        for side in ("window", "interior")
+    counts, own = (_tile_counts(histograms, by_area, which) for which in ("window", "interior"))
+    by_labels = filter_by_labels(counts, tiles, legend)
+    measurements = TileMeasurements.load(cache, fingerprint) if cache else None
+    if measurements is None:
+        scenes = areas[0].scenes
+        measurements = TileMeasurements.empty(counts, own, len(scenes), len(next(iter(scenes.values())).bands))
+    measure_tiles(
+        TileReader.for_areas(areas, labels, legend, tiles), found, by_labels == "", measurements,
+        save=partial(measurements.save, cache, fingerprint) if cache else None, progress=progress,
     )  # fmt: skip
-    by_labels = judge_labels(counts, tiles, legend)
-    scene = next(iter(areas[0].scenes.values()))
-    seen = (TileMeasurements.load(cache, fingerprint) if cache else None) or TileMeasurements.empty(
-        counts, own, len(areas[0].scenes), len(scene.bands)
-    )
-    observe(
-        TileReader.of(areas, labels, legend, tiles),
-        places,
-        by_labels == "",
-        seen,
-        save=lambda: seen.save(cache, fingerprint) if cache else None,
-        progress=progress,
-    )
-    sizes = np.array([place.window.height * place.window.width for place in places])
-    situations = [judge_place(place.window, drawn.areas[place.area], guard) for place in places]
-    reasons = first_reasons(
-        by_labels, judge_observations(seen, sizes, tiles), [situation.reason for situation in situations]
-    )
-    index = _frame(areas, places, situations, reasons, seen, counts, legend)
-    _require_training_tiles(index, tiles, block)
-    return TileIndex(index, drawn, _statistics(areas[0], index, seen), reach)
+    locations = [locate_in_split(tile.window, assigned.areas[tile.area], guard) for tile in found]
+    sizes = np.array([tile.window.height * tile.window.width for tile in found])
+    by_measurements = filter_by_measurements(measurements, sizes, tiles)
+    reasons = first_reasons(by_labels, by_measurements, [location.reason for location in locations])
+    table = _table(areas, found, locations, reasons, measurements, counts, legend)
+    _require_training_tiles(table, tiles, block)
+    return TileIndex(table, assigned, _statistics(areas[0], table, measurements), range_px)
 
 
 def save_index(index: gpd.GeoDataFrame, path: Path) -> None:
@@ -166,11 +152,11 @@ def load_index(path: Path) -> gpd.GeoDataFrame:
 
 
 def window_of(row: Any) -> Window:
-    """The window of a row of the index."""
+    """Window of a row of the index."""
     return Window(int(row.row), int(row.col), int(row.height), int(row.width))
 
 
-def _require_fitting(tiles: TileSettings, split: SplitSettings) -> None:
+def _require_valid(tiles: TileSettings, split: SplitSettings) -> None:
     if tiles.overlap >= tiles.size:
         raise SettingsError(
             f"tiles.overlap = {tiles.overlap} px must be smaller than tiles.size = {tiles.size} px"
@@ -186,20 +172,31 @@ def _require_fitting(tiles: TileSettings, split: SplitSettings) -> None:
         )
 
 
-def _places(area: Area, tiles: TileSettings) -> list[Place]:
-    """The tiles of an area, row by row, with their interiors."""
+def _tiles_of(area: Area, tiles: TileSettings) -> list[Tile]:
+    """Tiles of an area in row-major order, with their interiors."""
     rows, cols = (
         {start: (a, b) for start, a, b in interiors(length, tiles.size, tiles.overlap)} for length in area.shape
     )
     found = []
     for window in tile_windows(area.shape, tiles.size, tiles.overlap):
         (top, bottom), (left, right) = rows[window.row], cols[window.col]
-        found.append(Place(area.name, window, Window(top, left, bottom - top, right - left)))
+        found.append(Tile(area.name, window, Window(top, left, bottom - top, right - left)))
     return found
 
 
+def _tile_counts(
+    histograms: Mapping[str, LabelCounts],
+    tiles: Mapping[str, Sequence[Tile]],
+    which: Literal["window", "interior"],
+) -> NDArray[np.int64]:
+    """Count (n, K) labelled pixels per class of the windows, or interiors, of all tiles."""
+    return np.concatenate([
+        histograms[name].counts([getattr(tile, which) for tile in found]) for name, found in tiles.items()
+    ])  # fmt: skip
+
+
 def _cuts(area: Area, tiles: TileSettings) -> tuple[list[int], list[int]]:
-    """Borders along rows and columns that tiles, interiors and blocks of whole tiles may have."""
+    """Row and column borders of all tiles, interiors and blocks of whole tiles."""
 
     def along(length: int) -> list[int]:
         stride = tiles.size - tiles.overlap
@@ -213,17 +210,17 @@ def _cuts(area: Area, tiles: TileSettings) -> tuple[list[int], list[int]]:
 def _block_counts(
     area: Area,
     labels: Path,
-    census: LabelCounts,
+    histogram: LabelCounts,
     edges: tuple[NDArray[np.int64], NDArray[np.int64]],
     legend: Legend,
 ) -> NDArray[np.int64]:
-    """(block rows, block cols, K) pixels per class; read again where blocks do not end where tiles do."""
-    if not (np.isin(edges[0], census.row_cuts).all() and np.isin(edges[1], census.col_cuts).all()):
-        census = take_census(labels, area.shape, edges[0].tolist(), edges[1].tolist(), legend)
-    return census.grid(*edges)
+    """Count (block rows, block cols, K) pixels per class; reads again if blocks and tiles end at other pixels."""
+    if not (np.isin(edges[0], histogram.row_cuts).all() and np.isin(edges[1], histogram.col_cuts).all()):
+        histogram = count_labels(labels, area.shape, edges[0].tolist(), edges[1].tolist(), legend)
+    return histogram.grid(*edges)
 
 
-def _take_censuses(
+def _count_labels(
     areas: Sequence[Area],
     labels: Mapping[str, Path],
     legend: Legend,
@@ -231,78 +228,78 @@ def _take_censuses(
     split: SplitSettings,
     advance: Advance,
 ) -> tuple[dict[str, LabelCounts], float | None]:
-    """Every area's census; and how far labels resemble each other, where the size of the blocks depends on it."""
-    wanted = split.by == "block" and split.block is None and split.method == "block"
-    looked_at = {area.name for area in areas[:: -(-len(areas) // RANGE_AREAS)]} if wanted else set()
-    meter = RangeMeter([area.shape for area in areas], square_side(max(max(area.shape) for area in areas)))
+    """Histograms of every area, and the range of autocorrelation in pixels if the block size depends on it."""
+    range_needed = split.by == "block" and split.block is None and split.method == "block"
+    sampled = {area.name for area in areas[:: -(-len(areas) // RANGE_AREAS)]} if range_needed else set()
+    estimator = RangeEstimator([area.shape for area in areas], square_side(max(max(area.shape) for area in areas)))
     found = {}
     for area in areas:
-        census = take_census(
-            labels[area.name], area.shape, *_cuts(area, tiles), legend, advance, squares=area.name in looked_at
+        histogram = count_labels(
+            labels[area.name], area.shape, *_cuts(area, tiles), legend, advance, squares=area.name in sampled
         )
-        if census.squares.size:
-            meter.add(census.squares, census.side)
-        found[area.name] = replace(census, squares=census.squares[:0])  # they are large
-    return found, meter.result().range_ if wanted else None
+        if histogram.squares.size:
+            estimator.add(histogram.squares, histogram.side)
+        found[area.name] = replace(histogram, squares=histogram.squares[:0])  # they are large
+    return found, estimator.result().range_ if range_needed else None
 
 
-def _tell_range(reach: float, block: int, area: Area) -> None:
+def _log_range(range_px: float, block: int, area: Area) -> None:
     size = (
         ""
         if area.grid.crs is None or area.grid.crs.geographic
-        else f" ({reach * resolution(area.grid) / 1000:.1f} km)"
+        else f" ({range_px * resolution(area.grid) / 1000:.1f} km)"
     )
-    if block >= reach:
-        log.info("labels resemble each other over %.0f px%s: blocks of %d px", reach, size, block)
+    if block >= range_px:
+        log.info("labels resemble each other over %.0f px%s: blocks of %d px", range_px, size, block)
     else:
         log.warning(
             "labels resemble each other over %.0f px%s, but larger blocks than %d px would be fewer than 20: "
             "held-out ground is not quite new ground",
-            reach,
+            range_px,
             size,
             block,
         )
 
 
-def _frame(
+def _table(
     areas: Sequence[Area],
-    places: Sequence[Place],
-    situations: Sequence[Situation],
+    tiles: Sequence[Tile],
+    locations: Sequence[SplitLocation],
     reasons: NDArray[np.object_],
-    seen: TileMeasurements,
+    measurements: TileMeasurements,
     counts: NDArray[np.int64],
     legend: Legend,
 ) -> gpd.GeoDataFrame:
-    geometry, crs = _geometries(areas, places)
-    windows = [place.window for place in places]
+    geometry, crs = _geometries(areas, tiles)
+    windows = [tile.window for tile in tiles]
     size = np.array([window.height * window.width for window in windows])
-    total = seen.counts.sum(axis=1)
-    shares = seen.counts / np.maximum(total, 1)[:, None]
+    total = measurements.counts.sum(axis=1)
+    shares = measurements.counts / np.maximum(total, 1)[:, None]
     logs = np.log2(shares, out=np.zeros_like(shares), where=shares > 0)
     keys = np.array([*legend.keys, None], object)
     columns: dict[str, Any] = {
-        "area": [place.area for place in places],
+        "area": [tile.area for tile in tiles],
         **{side: [getattr(window, side) for window in windows] for side in ("row", "col", "height", "width")},
-        "block": [situation.block for situation in situations],
-        "split": [situation.split for situation in situations],
+        "block": [location.block for location in locations],
+        "split": [location.split for location in locations],
         "keep": reasons == "",
         "reason": reasons,
         "labelled": counts.sum(axis=1) / size,
     }
     for s, season in enumerate(areas[0].scenes):
         for what in ("valid", "cloud", "snow"):
-            columns[f"{what}_{season}"] = getattr(seen, what)[:, s]
-    columns["counts"] = seen.counts.tolist()
-    columns["dominant"] = keys[np.where(total > 0, seen.counts.argmax(axis=1), len(legend))]
+            columns[f"{what}_{season}"] = getattr(measurements, what)[:, s]
+    columns["counts"] = measurements.counts.tolist()
+    columns["dominant"] = keys[np.where(total > 0, measurements.counts.argmax(axis=1), len(legend))]
     columns["entropy"] = np.where(total > 0, -(shares * logs).sum(axis=1), np.nan)
     return gpd.GeoDataFrame(columns, geometry=geometry, crs=crs)
 
 
-def _geometries(areas: Sequence[Area], places: Sequence[Place]) -> tuple[list[Polygon], str | None]:
-    """Outlines in EPSG:4326; where an area has no CRS, all in pixels, areas side by side."""
+def _geometries(areas: Sequence[Area], tiles: Sequence[Tile]) -> tuple[list[Polygon], str | None]:
+    """Outlines in EPSG:4326; if an area has no CRS, all in pixels, with the areas side by side."""
     windows: dict[str, list[Window]] = {area.name: [] for area in areas}
-    for place in places:  # area by area, as the areas come
-        windows[place.area].append(place.window)
+    for tile in tiles:  # in the order of the areas
+        windows[tile.area].append(tile.window)
     outlines: list[Polygon] = []
     if all(area.grid.crs is not None for area in areas):
         for area in areas:
@@ -319,19 +316,18 @@ def _geometries(areas: Sequence[Area], places: Sequence[Place]) -> tuple[list[Po
 
 def _require_training_tiles(index: gpd.GeoDataFrame, tiles: TileSettings, block: int) -> None:
     kept = index[index["keep"]]
-    for letter in (TRAIN, VALIDATION):
-        if (kept["split"] == SPLIT_NAMES[letter]).any():
+    for part in (Part.TRAIN, Part.VALIDATION):
+        if (kept["split"] == part.label).any():
             continue
         reasons = index.loc[~index["keep"], "reason"].value_counts()
         why = ", ".join(f"{reason} {count}" for reason, count in reasons.items()) or "none"
         raise NoTilesError(
-            f"no {SPLIT_NAMES[letter]} tile is left of {len(index)} (left out: {why}). "
-            + _way_out(reasons, tiles, block)
+            f"no {part.label} tile is left of {len(index)} (left out: {why}). " + _way_out(reasons, tiles, block)
         )
 
 
 def _way_out(reasons: Any, tiles: TileSettings, block: int) -> str:
-    """What to do about the rule that most tiles met."""
+    """Advice about the filter that excluded most tiles."""
     asks_more = {
         "few labelled pixels": ("min-labelled", tiles.min_labelled),
         "few valid pixels": ("min-valid", tiles.min_valid),
@@ -353,13 +349,13 @@ def _way_out(reasons: Any, tiles: TileSettings, block: int) -> str:
     return "Check the reference map's place, its codes and tiles.drop-only."
 
 
-def _statistics(area: Area, index: gpd.GeoDataFrame, seen: TileMeasurements) -> Statistics:
-    training = (index["keep"] & (index["split"] == SPLIT_NAMES[TRAIN])).to_numpy()
+def _statistics(area: Area, index: gpd.GeoDataFrame, measurements: TileMeasurements) -> Statistics:
+    training = (index["keep"] & (index["split"] == Part.TRAIN.label)).to_numpy()
     seasons = tuple(area.scenes)
     total = Moments.total(
-        np.repeat(seen.pixels[training][:, :, None], seen.mean.shape[2], axis=2),
-        seen.mean[training],
-        seen.squares[training],
+        np.repeat(measurements.pixels[training][:, :, None], measurements.mean.shape[2], axis=2),
+        measurements.mean[training],
+        measurements.squares[training],
     )
     for season, pixels in zip(seasons, total.count[:, 0], strict=True):
         if pixels == 0:
@@ -367,9 +363,11 @@ def _statistics(area: Area, index: gpd.GeoDataFrame, seen: TileMeasurements) -> 
                 f"season '{season}' has no valid pixel in the training tiles. Check its files and their nodata "
                 f"value (`scene-nodata`), or leave the season out."
             )
-    sample = seen.sample[training].reshape(-1, *seen.sample.shape[2:]).astype(np.float64)  # (pixels, S, B)
-    unseen = np.isnan(sample).all(axis=0)
-    sample[:, unseen] = total.mean[unseen]  # so few observed pixels that none was drawn
+    sample = (
+        measurements.sample[training].reshape(-1, *measurements.sample.shape[2:]).astype(np.float64)
+    )  # (pixels, S, B)
+    unobserved = np.isnan(sample).all(axis=0)
+    sample[:, unobserved] = total.mean[unobserved]  # so few observed pixels that none was sampled
     percentiles = np.nanpercentile(sample, PERCENTILES, axis=0)
     return Statistics(
         seasons,
@@ -378,5 +376,5 @@ def _statistics(area: Area, index: gpd.GeoDataFrame, seen: TileMeasurements) -> 
         total.std,
         np.moveaxis(percentiles, 0, 2),
         int(total.count.max()),
-        seen.own_counts[training].sum(axis=0),
+        measurements.own_counts[training].sum(axis=0),
     )

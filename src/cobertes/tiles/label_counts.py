@@ -1,12 +1,12 @@
-"""Labels counted once: the classes of any tile, interior or block, from one streaming pass.
+"""Class histograms of any tile, interior or block, from one streaming pass over the labels.
 
 The borders of all of these cut an area into cells; the pass counts the classes of each cell, and a summed-area
-table (Crow 1984) gives those of any window whose borders are among the cuts:
+table (Crow 1984) gives the histogram of any window whose borders are among the cuts:
 
     cuts   0   s   e   0'      counts of a window = table[bottom, right] - table[top, right]
            |---|---|---|                           - table[bottom, left] + table[top, left]
 
-Beside it, the shares of the classes in square cells are kept, from which their range is measured.
+The histograms of square cells are counted in the same pass, for the range of autocorrelation.
 """
 
 from collections.abc import Iterable, Sequence
@@ -18,47 +18,17 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from cobertes.errors import InputFileError
-from cobertes.geo.io import open_raster, read_window
 from cobertes.geo.windows import Window
 from cobertes.labels.legend import Legend
 from cobertes.numba_cache import compiled
 from cobertes.progress import Advance
+from cobertes.tiles.label_io import read_labels
 
 STRIP_ROWS = 512
 READ_THREADS = 2
 
 SQUARES = 512
-"""Square cells along the longer side of an area, at most."""
-
-
-def read_labels(path: Path, window: Window) -> NDArray[np.uint8]:
-    """Class codes of a window of a labels file, (height, width) uint8; the window lies inside."""
-    return _read(path, window)[0]
-
-
-def read_shares(path: Path, window: Window) -> NDArray[np.uint8]:
-    """Shares of classes, or purity, in a window, (height, width, bands) uint8 percent; 0 where unknown."""
-    shares = np.ascontiguousarray(np.moveaxis(_read(path, window), 0, 2))
-    shares[shares == UNKNOWN_SHARE] = 0
-    return shares
-
-
-UNKNOWN_SHARE = 255
-
-
-def count_bands(path: Path) -> int:
-    """Bands of a file of labels or shares."""
-    with open_raster(path) as dataset:
-        return int(dataset.count)
-
-
-def _read(path: Path, window: Window) -> NDArray[np.uint8]:
-    try:
-        return read_window(path, window)
-    except InputFileError as error:
-        reason = error.__cause__ or error
-        raise InputFileError(f"can't read the labels {path}: {reason}. Run the labels stage again.") from error
+"""Maximum number of square cells along the longer side of an area."""
 
 
 @compiled
@@ -71,23 +41,23 @@ def _count(
 ) -> None:
     """Add the pixels of each class to ``counts`` (cell rows, cell cols, K); ``rows`` (height,) are cell rows."""
     classes = counts.shape[2]
-    lane = np.zeros(256, np.int64)
+    histogram = np.zeros(256, np.int64)
     for row in range(codes.shape[0]):
         for cell in range(len(col_cuts) - 1):
-            lane[:] = 0
+            histogram[:] = 0
             for col in range(col_cuts[cell], col_cuts[cell + 1]):
-                lane[index[codes[row, col]]] += 1
+                histogram[index[codes[row, col]]] += 1
             for k in range(classes):
-                counts[rows[row], cell, k] += lane[k]
+                counts[rows[row], cell, k] += histogram[k]
 
 
 @dataclass(frozen=True)
 class LabelCounts:
-    """The classes of an area's labels.
+    """Class histogram of an area's labels, as a summed-area table.
 
-    row_cuts, col_cuts  borders that windows may have
+    row_cuts, col_cuts  (rows + 1,), (cols + 1,) borders that windows may have
     table               (rows + 1, cols + 1, K) int64: pixels per class above and left of a pair of cuts
-    squares             (K, rows, cols) int32: pixels per class in squares of ``side`` pixels; none if not asked
+    squares             (K, rows, cols) int32: pixels per class in squares of ``side`` pixels; K = 0 if not counted
     """
 
     row_cuts: NDArray[np.int64]
@@ -97,7 +67,7 @@ class LabelCounts:
     side: int
 
     def counts(self, windows: Sequence[Window]) -> NDArray[np.int64]:
-        """(n, K) pixels per class of windows whose borders are cuts."""
+        """Count the pixels per class (n, K) of windows whose borders are cuts."""
         sides = np.array([(w.row, w.row_stop, w.col, w.col_stop) for w in windows], np.int64).reshape(-1, 4)
         top, bottom = (np.searchsorted(self.row_cuts, sides[:, i]) for i in (0, 1))
         left, right = (np.searchsorted(self.col_cuts, sides[:, i]) for i in (2, 3))
@@ -105,18 +75,18 @@ class LabelCounts:
         return np.asarray(t[bottom, right] - t[top, right] - t[bottom, left] + t[top, left])
 
     def grid(self, row_edges: NDArray[np.int64], col_edges: NDArray[np.int64]) -> NDArray[np.int64]:
-        """(rows, cols, K) pixels per class between edges that are cuts."""
+        """Count the pixels per class (rows, cols, K) between edges that are cuts."""
         corners = self.table[np.searchsorted(self.row_cuts, row_edges)]
         corners = corners[:, np.searchsorted(self.col_cuts, col_edges)]
         return np.asarray(np.diff(np.diff(corners, axis=0), axis=1))
 
 
 def square_side(length: int) -> int:
-    """Side, in pixels, of the square cells of an area whose longer side is ``length``."""
+    """Side in pixels of the square cells of an area whose longer side is ``length``."""
     return max(1, -(-length // SQUARES))
 
 
-def take_census(
+def count_labels(
     path: Path,
     shape: tuple[int, int],
     row_cuts: Iterable[int],
@@ -126,7 +96,13 @@ def take_census(
     *,
     squares: bool = False,
 ) -> LabelCounts:
-    """Count the labels of an area, strip by strip. ``advance`` gets the share of it that was read."""
+    """Count the labels of an area, strip by strip. Raises InputFileError.
+
+    shape               (height, width) in pixels
+    row_cuts, col_cuts  borders of the windows to be counted, in pixels
+    advance             receives the share of the area that was read
+    squares             count square cells as well
+    """
     index = legend.index_table()
     rows, cols = (np.unique([0, length, *cuts]) for length, cuts in zip(shape, (row_cuts, col_cuts), strict=True))
     side = square_side(max(shape))

@@ -1,4 +1,4 @@
-"""A user's own split: polygons that say which ground is learnt from and which is kept to judge."""
+"""Split given by the user: polygons with the part (train, validation or test) of each location."""
 
 from pathlib import Path
 
@@ -12,14 +12,14 @@ from cobertes.geo.area import Area
 from cobertes.geo.grid import crop, footprint
 from cobertes.geo.vector import read_vector
 from cobertes.geo.windows import Window
-from cobertes.tiles.split import EMPTY, LEFT_OUT, TEST, TRAIN, VALIDATION
+from cobertes.tiles.split import Part
 
 COLUMN = "split"
-LETTERS = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
+PARTS = {part.label: part for part in (Part.TRAIN, Part.VALIDATION, Part.TEST)}
 
 
 def read_polygons(path: Path) -> gpd.GeoDataFrame:
-    """Polygons with a column ``split``. Raises InputFileError, SplitError where they are not what is needed."""
+    """Read polygons with a column ``split``. Raises InputFileError; SplitError for a bad column, CRS or value."""
     if not path.is_file():
         raise InputFileError(f"no file of polygons at {path} (split.polygons)")
     found = read_vector(path)
@@ -33,10 +33,10 @@ def read_polygons(path: Path) -> gpd.GeoDataFrame:
     if found.crs is None:
         raise SplitError(f"{path} has no CRS: its polygons can't be placed on the scenes.")
     for name in found[COLUMN].unique():
-        if name not in LETTERS:
+        if name not in PARTS:
             raise SplitError(
                 f"{path}: a polygon's {COLUMN} is '{name}', needed train, validation or test."
-                f"{did_you_mean(str(name), LETTERS)}"
+                f"{did_you_mean(str(name), PARTS)}"
             )
     if "validation" not in set(found[COLUMN]) or "train" not in set(found[COLUMN]):
         raise SplitError(
@@ -45,16 +45,18 @@ def read_polygons(path: Path) -> gpd.GeoDataFrame:
     return found.assign(geometry=found.geometry.make_valid())
 
 
-def letters_of(
+def parts_from_polygons(
     area: Area,
     edges: tuple[NDArray[np.int64], NDArray[np.int64]],
     counts: NDArray[np.int64],
     polygons: gpd.GeoDataFrame,
 ) -> NDArray[np.str_]:
-    """A letter per block: that of the polygon over its middle.
+    """Assign each block the part of the polygon over its centre; returns (block rows, block cols) str.
 
-    A block of training ground that held-out polygons touch, and ground outside all polygons, is left out.
-    Where polygons overlap, test goes before validation, and that before train. Raises SplitError without CRS.
+    counts    (block rows, block cols, K) labelled pixels per class
+    A training block that held-out polygons touch, and a block outside all polygons, is left out (`Part.GUARD`).
+    In an overlap of polygons, test takes precedence over validation, and validation over train.
+    Raises SplitError without a CRS.
     """
     if area.grid.crs is None:
         raise SplitError(
@@ -62,20 +64,20 @@ def letters_of(
         )
     shapes = polygons.to_crs(area.grid.crs.proj)
     rows, cols = edges
-    letters = np.full(counts.shape[:2], LEFT_OUT, "<U1")
-    middle = np.meshgrid((cols[:-1] + cols[1:]) / 2, (rows[:-1] + rows[1:]) / 2)
-    x, y = area.grid.affine * (middle[0].ravel(), middle[1].ravel())
-    for name in ("train", "validation", "test"):
-        ground = shapes[shapes[COLUMN] == name].union_all()
-        shapely.prepare(ground)
-        letters[shapely.contains_xy(ground, x, y).reshape(letters.shape)] = LETTERS[name]
+    parts = np.full(counts.shape[:2], Part.GUARD, "<U1")
+    centre = np.meshgrid((cols[:-1] + cols[1:]) / 2, (rows[:-1] + rows[1:]) / 2)
+    x, y = area.grid.affine * (centre[0].ravel(), centre[1].ravel())
+    for name, part in PARTS.items():
+        region = shapes[shapes[COLUMN] == name].union_all()
+        shapely.prepare(region)
+        parts[shapely.contains_xy(region, x, y).reshape(parts.shape)] = part
     held_out = shapes[shapes[COLUMN] != "train"].union_all()
     shapely.prepare(held_out)
-    for row, col in np.argwhere(letters == TRAIN):
+    for row, col in np.argwhere(parts == Part.TRAIN):
         top, left = int(rows[row]), int(cols[col])
         block = Window(top, left, int(rows[row + 1]) - top, int(cols[col + 1]) - left)
         outline = footprint(crop(area.grid, block))
         if held_out.intersects(outline) and not held_out.touches(outline):
-            letters[row, col] = LEFT_OUT
-    letters[counts.sum(axis=2) == 0] = EMPTY
-    return letters
+            parts[row, col] = Part.GUARD
+    parts[counts.sum(axis=2) == 0] = Part.NONE
+    return parts

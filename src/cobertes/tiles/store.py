@@ -1,12 +1,12 @@
-"""The tile store: labelled ground copied once into chunks that are read without decoding.
+"""Tile store: pixels of the labelled windows, copied once into chunks that need no decoding.
 
-Worth its disk where a scene is slow to read window by window: compressed, in many files, remote, a VRT. Scenes
-that a memory map can read as they are (`geo.mapped`) are left where they are; labels are compressed, and copied.
+It pays for scenes that are slow to read window by window: compressed, in many files, remote, a VRT. Scenes that
+can be memory-mapped (`geo.mmap_tiff`) are not copied; labels are compressed, and copied.
 
-    pixels.bin    [april: chunk chunk ...][august: chunk ...][labels: chunk ...][shares]    chunks that are wanted
-    ledger.json   which runs of chunks are written (a killed copy goes on), and from what
+    pixels.bin    [april: chunk chunk ...][august: chunk ...][labels: chunk ...][shares]    needed chunks only
+    ledger.json   runs of chunks already written (a killed copy resumes), and the fingerprint of their source
 
-A window that the store does not hold whole is read from the scene, so nothing depends on what is stored.
+A window that the store holds only in part is read from the scene, so results do not depend on the store.
 """
 
 import logging
@@ -30,64 +30,64 @@ from cobertes.geo.ledger import Ledger
 from cobertes.geo.mmap_tiff import NOT_STORED, MappedChunks, Values
 from cobertes.geo.windows import Window, runs
 from cobertes.progress import SILENT, Progress
-from cobertes.tiles.label_counts import count_bands, read_labels, read_shares
+from cobertes.tiles.label_io import count_bands, read_labels, read_shares
 
 log = logging.getLogger(__name__)
 
 CHUNK = 256
-"""Side of a chunk in pixels, at most: a window of 300 px touches four to nine."""
+"""Maximum side of a chunk in pixels: a window of 300 px touches four to nine."""
 
 RUN = 8
-"""Neighbouring chunks of a row that are read together."""
+"""Neighbouring chunks of a row that are copied together."""
 
 COPY_THREADS = 2
 
 SCENE, LABELS, SHARES = "scene", "labels", "shares"
 
 Key = tuple[str, str, str]
-"""Of what is stored: area, kind, and the season of a scene."""
+"""Key of a stored layer: area, kind, and the season of a scene ("" for others)."""
 
 
 @dataclass(frozen=True)
 class Store:
-    """What is stored of each area: its seasons, its labels, and shares of classes where they are learnt from."""
+    """Stored chunks by layer: seasons and labels of each area, and class shares if they are training targets."""
 
-    held: Mapping[Key, MappedChunks]
+    chunks: Mapping[Key, MappedChunks]
 
     def read(self, area: str, kind: str, season: str, window: Window) -> NDArray[Any] | None:
-        """Values (height, width, bands) of a window inside the area; None where not all of it is stored."""
-        mapped = self.held.get((area, kind, season))
-        if mapped is None or not mapped.all_stored(window):
+        """Read (height, width, bands) of a window inside the area; None if any of it is not stored."""
+        chunks = self.chunks.get((area, kind, season))
+        if chunks is None or not chunks.all_stored(window):
             return None
-        return mapped.read(window, np.arange(mapped.chunk[2]))
+        return chunks.read(window, np.arange(chunks.chunk[2]))
 
 
 @dataclass(frozen=True)
 class _Segment:
-    """The chunks of one area and season: ``wanted`` (rows, cols) bool, from byte ``start`` of the file on."""
+    """Chunks of one layer: ``needed`` (rows, cols) bool, from byte ``start`` of the file on."""
 
     key: Key
     area: Area
     chunk: tuple[int, int, int]
     dtype: str
-    wanted: NDArray[np.bool_]
+    needed: NDArray[np.bool_]
     start: int
 
     @property
     def bytes(self) -> int:
-        return int(self.wanted.sum()) * prod(self.chunk) * np.dtype(self.dtype).itemsize
+        return int(self.needed.sum()) * prod(self.chunk) * np.dtype(self.dtype).itemsize
 
     @cached_property
     def offsets(self) -> NDArray[np.int64]:
-        """First value of each chunk in the file, in units of its type."""
+        """Offset of each chunk in the file (rows, cols), in items of its dtype."""
         first = self.start // np.dtype(self.dtype).itemsize
-        order = np.cumsum(self.wanted).reshape(self.wanted.shape) - 1
-        return np.where(self.wanted, first + order * prod(self.chunk), NOT_STORED)
+        order = np.cumsum(self.needed).reshape(self.needed.shape) - 1
+        return np.where(self.needed, first + order * prod(self.chunk), NOT_STORED)
 
     def runs(self) -> list[tuple[int, int, int]]:
-        """Chunk row, first and last + 1 chunk column of what is copied together."""
+        """Runs of chunks that are copied together: chunk row, first and stop chunk column."""
         found = []
-        for row, line in enumerate(self.wanted):
+        for row, line in enumerate(self.needed):
             for start, stop in runs(line):
                 found += [(row, col, min(col + RUN, stop)) for col in range(start, stop, RUN)]
         return found
@@ -102,65 +102,67 @@ def make_store(
     shares: Mapping[str, Path] | None = None,
     fingerprint: str,
     every_scene: bool = False,
-    budget: float = 20.0,
+    max_gb: float = 20.0,
     unreadable: Literal["error", "skip"] = "error",
     progress: Progress = SILENT,
 ) -> Store | None:
-    """Copy the ground under ``windows`` (by area), or take up what is there; None where it is over the budget.
+    """Copy the chunks under ``windows`` (by area), or resume an existing store; None if larger than ``max_gb``.
 
-    shares       shares of classes by area, as `census.read_shares` reads them, to be copied too
-    fingerprint  that of scenes and labels: a store of others is made anew
-    every_scene  also scenes that can be read as they are
-    budget       disk in GB, at most
-    unreadable   "skip" leaves out, with a warning, what a scene can't give
-    Raises StorageError where the disk lacks room, InputFileError where a scene can't be read.
+    shares       area -> raster of class shares to copy too (see `label_io.read_shares`)
+    fingerprint  of scenes and labels; a store with another fingerprint is replaced
+    every_scene  copy scenes that can be memory-mapped too
+    max_gb       maximum disk space in GB
+    unreadable   "skip" leaves chunks out, with a warning, if a scene can't be read
+    Raises StorageError for lack of disk space, InputFileError for an unreadable scene.
     """
     shares = shares or {}
-    segments, size = _plan(areas, windows, every_scene, {name: count_bands(path) for name, path in shares.items()})
-    if size > budget * 1e9:
+    segments, size = _lay_out(
+        areas, windows, every_scene, {name: count_bands(path) for name, path in shares.items()}
+    )
+    if size > max_gb * 1e9:
         log.warning(
             "the tile store would take %.1f GB, tiles.store-gb allows %g: scenes are read where they are, "
             "which may be slow",
             size / 1e9,
-            budget,
+            max_gb,
         )
         return None
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "pixels.bin"
     tasks = [(segment, run) for segment in segments for run in segment.runs()]
-    plan = [[*segment.key, segment.chunk, segment.dtype, segment.wanted.tobytes().hex()] for segment in segments]
-    ledger = Ledger(folder / "ledger.json", fingerprint_of(fingerprint, plan), len(tasks), {})
+    layout = [[*segment.key, segment.chunk, segment.dtype, segment.needed.tobytes().hex()] for segment in segments]
+    ledger = Ledger(folder / "ledger.json", fingerprint_of(fingerprint, layout), len(tasks), {})
     if ledger.path.exists() and path.exists() and path.stat().st_size == size:
         try:
             ledger.load()
-        except (SettingsError, InputFileError):  # of another index or other scenes, or damaged: made anew
+        except (SettingsError, InputFileError):  # of another index or other scenes, or damaged: replaced
             ledger.clear()
     if not ledger.complete:
-        if not ledger.done:  # what an older ledger says of the file ends here
+        if not ledger.done:  # an older ledger describes another file
             ledger.path.unlink(missing_ok=True)
         _allocate(path, size)
         _copy(path, tasks, ledger, {LABELS: labels, SHARES: shares}, unreadable, progress)
     return Store(_open(path, segments, [task for i, task in enumerate(tasks) if i not in ledger.done]))
 
 
-def _plan(
+def _lay_out(
     areas: Mapping[str, Area],
     windows: Mapping[str, Sequence[Window]],
     every_scene: bool,
     shares: Mapping[str, int],
 ) -> tuple[list[_Segment], int]:
-    """The segments of the file, and its size in bytes."""
+    """Segments of the file, and its size in bytes."""
     segments: list[_Segment] = []
     start = 0
     for name, area in areas.items():
         side = tuple(min(CHUNK, length) for length in area.shape)
-        wanted = np.zeros([-(-length // s) for length, s in zip(area.shape, side, strict=True)], bool)
+        needed = np.zeros([-(-length // s) for length, s in zip(area.shape, side, strict=True)], bool)
         for window in windows.get(name, ()):
             inside = window.clip(area.shape)
             if 0 not in inside.shape:
                 rows = slice(inside.row // side[0], (inside.row_stop - 1) // side[0] + 1)
                 cols = slice(inside.col // side[1], (inside.col_stop - 1) // side[1] + 1)
-                wanted[rows, cols] = True
+                needed[rows, cols] = True
         kinds: list[tuple[Key, int, str]] = [
             ((name, SCENE, season), len(scene.bands), scene.dtype)
             for season, scene in area.scenes.items()
@@ -170,14 +172,14 @@ def _plan(
         if name in shares:
             kinds.append(((name, SHARES, ""), shares[name], "uint8"))
         for key, bands, dtype in kinds:
-            segment = _Segment(key, area, (side[0], side[1], bands), dtype, wanted, start)
+            segment = _Segment(key, area, (side[0], side[1], bands), dtype, needed, start)
             segments.append(segment)
             start += -(-segment.bytes // 8) * 8  # values of every type begin at a multiple of their size
     return segments, start
 
 
 def _allocate(path: Path, size: int) -> None:
-    """A file of this size. Raises StorageError where the disk lacks room."""
+    """Create a file of ``size`` bytes. Raises StorageError for lack of disk space."""
     if path.exists() and path.stat().st_size == size:
         return
     path.unlink(missing_ok=True)
@@ -213,10 +215,10 @@ def _copy(
     def copy(number: int) -> None:
         segment, (row, first, stop) = tasks[number]
         height, width, bands = segment.chunk
-        whole = Window(row * height, first * width, height, (stop - first) * width)
+        span = Window(row * height, first * width, height, (stop - first) * width)
         name, kind, season = segment.key
-        values = np.zeros((*whole.shape, bands), segment.dtype)
-        inside = whole.clip(segment.area.shape)
+        values = np.zeros((*span.shape, bands), segment.dtype)
+        inside = span.clip(segment.area.shape)
         if kind == LABELS:
             values[: inside.height, : inside.width, 0] = read_labels(maps[kind][name], inside)
         elif kind == SHARES:
@@ -237,7 +239,7 @@ def _copy(
         ledger.mark_done(number, {})
         ledger.save_if_due([raw])
 
-    held = len(ledger.done)
+    done_before = len(ledger.done)
     todo = [number for number in range(len(tasks)) if number not in ledger.done]
     with progress.bar("tile store", len(todo), "pieces") as advance, ThreadPoolExecutor(COPY_THREADS) as pool:
         try:
@@ -247,18 +249,18 @@ def _copy(
             pool.shutdown(cancel_futures=True)
             ledger.save([raw])
             raise
-    if len(ledger.done) > held:  # trials of a search find the same pieces unreadable, all at the same time
+    if len(ledger.done) > done_before:  # concurrent trials of a search find the same pieces unreadable
         ledger.save([raw])
 
 
 def _open(
     path: Path, segments: Sequence[_Segment], missing: Sequence[tuple[_Segment, tuple[int, int, int]]]
 ) -> dict[Key, MappedChunks]:
-    """One mapping of the file for each type of value; ``missing`` runs of chunks were not copied."""
+    """Memory-map the file once per dtype; ``missing`` runs of chunks were not copied."""
     values: dict[str, Values] = {}
-    held = {}
+    chunks = {}
     for segment in segments:
-        if not segment.wanted.any():
+        if not segment.needed.any():
             continue
         if segment.dtype not in values:
             values[segment.dtype] = Values(path, segment.dtype)
@@ -266,7 +268,7 @@ def _open(
         for owner, (row, first, stop) in missing:
             if owner is segment:
                 offsets[row, first:stop] = NOT_STORED
-        held[segment.key] = MappedChunks(
+        chunks[segment.key] = MappedChunks(
             path, segment.area.shape, segment.chunk, segment.dtype, offsets, values[segment.dtype]
         )
-    return held
+    return chunks

@@ -1,4 +1,4 @@
-"""The tile index for people: a summary, a picture of splits and reasons, and a GeoPackage styled for QGIS."""
+"""Report of the tile index: a summary, a map of splits and reasons, and a GeoPackage styled for QGIS."""
 
 from collections.abc import Mapping, Sequence
 from math import ceil, sqrt
@@ -17,7 +17,7 @@ from cobertes.atomic_io import replacing
 from cobertes.geo.vector import write_layers
 
 SPLIT_COLOURS = {"train": "#0072b2", "validation": "#e69f00", "test": "#cc79a7"}
-"""Colours of Okabe & Ito (2008), which the colour-blind tell apart."""
+"""Colour-blind safe colours of Okabe & Ito (2008)."""
 
 REASON_COLOURS = {
     "guard band": "#9ecae1", "between splits": "#c6dbef", "no labels": "#f0f0f0", "no observation": "#d9d9d9",
@@ -29,23 +29,23 @@ OTHER_REASON = "#74c476"
 LAYER = "tiles"
 
 
-def _shown(index: gpd.GeoDataFrame) -> list[str]:
-    """What a tile is: its split where it is kept, else the reason why not."""
+def _categories(index: gpd.GeoDataFrame) -> list[str]:
+    """Category of each tile: its split, or the reason why it is excluded."""
     return [
         split if keep else reason
         for split, keep, reason in zip(index["split"], index["keep"], index["reason"], strict=True)
     ]
 
 
-def _colour(what: str) -> str:
-    return SPLIT_COLOURS.get(what) or REASON_COLOURS.get(what, OTHER_REASON)
+def _colour(category: str) -> str:
+    return SPLIT_COLOURS.get(category) or REASON_COLOURS.get(category, OTHER_REASON)
 
 
 def summarise(index: gpd.GeoDataFrame, keys: Sequence[str]) -> dict[str, Any]:
-    """Numbers of the index, as JSON can hold them; ``keys`` name the classes.
+    """Summarise the index for JSON; ``keys`` are the class keys (K,).
 
-    tiles; kept: tiles by split; reasons: tiles left out by reason; classes: share of each class among the labelled
-    pixels of the kept tiles, by split and in all; seasons: mean valid, cloud and snow share of the tiles read.
+    tiles; kept: tiles by split; reasons: excluded tiles by reason; classes: share of each class among the labelled
+    pixels, by split and of all tiles; seasons: mean valid, cloud and snow share of the tiles read.
     """
     kept = index[index["keep"]]
     counts = np.array(index["counts"].to_list(), float).reshape(len(index), len(keys))
@@ -78,7 +78,7 @@ def _mean(column: Any) -> float | None:
 
 
 def describe_summary(summary: Mapping[str, Any], block: int, guard: int) -> str:
-    """The summary as a text of lines."""
+    """Format the summary as lines of text."""
     areas = f" in {summary['areas']} areas" if summary["areas"] > 1 else ""
     lines = [f"{summary['tiles']:,} tiles{areas}, blocks of {block} px, guard band {guard} px", "kept:"]
     lines += [f"  {count:>7,}  {split}" for split, count in summary["kept"].items()]
@@ -95,26 +95,26 @@ def describe_summary(summary: Mapping[str, Any], block: int, guard: int) -> str:
 
 
 def draw_tiles(index: gpd.GeoDataFrame, path: Path, title: str = "") -> None:
-    """Write a PNG: every tile in the colour of its split, or of the reason why it is left out.
+    """Write a PNG map of the tiles, coloured by split or by the reason why they are excluded.
 
-    Areas are drawn in pixels, the way they lie in their scenes; several areas side by side.
+    Coordinates are pixels of the scenes; several areas are side by side. Raises StorageError.
     """
     names = list(dict.fromkeys(index["area"]))
     ends = index.assign(bottom=index["row"] + index["height"], right=index["col"] + index["width"])
     sides = ends.groupby("area")[["bottom", "right"]].max()
     step = sides.max() * 1.04
     columns = ceil(sqrt(len(names) * step["bottom"] / step["right"]))
-    place = {name: (i // columns * step["bottom"], i % columns * step["right"]) for i, name in enumerate(names)}
-    shown = _shown(index)
+    offset = {name: (i // columns * step["bottom"], i % columns * step["right"]) for i, name in enumerate(names)}
+    categories = _categories(index)
     gap = 0.02 * float(index["width"].median())
     squares, colours = [], []
-    for (area, row, col, height, width), what in zip(
-        index[["area", "row", "col", "height", "width"]].itertuples(index=False), shown, strict=True
+    for (area, row, col, height, width), category in zip(
+        index[["area", "row", "col", "height", "width"]].itertuples(index=False), categories, strict=True
     ):
-        top, left = row + place[area][0], col + place[area][1]
+        top, left = row + offset[area][0], col + offset[area][1]
         bottom, right = top + height - gap, left + width - gap
         squares.append([(left, top), (right, top), (right, bottom), (left, bottom)])
-        colours.append(_colour(what))
+        colours.append(_colour(category))
     size = (min(columns, len(names)) * step["right"], ceil(len(names) / columns) * step["bottom"])
     if len(names) == 1:
         size = (sides["right"].iloc[0], sides["bottom"].iloc[0])
@@ -127,37 +127,37 @@ def draw_tiles(index: gpd.GeoDataFrame, path: Path, title: str = "") -> None:
     else:
         axes.set_axis_off()
     order = [*SPLIT_COLOURS, *REASON_COLOURS]
-    found = sorted(set(shown), key=lambda what: (order.index(what) if what in order else len(order), what))
-    handles = [Patch(color=_colour(what), label=f"{what} ({shown.count(what):,})") for what in found]
+    found = sorted(set(categories), key=lambda c: (order.index(c) if c in order else len(order), c))
+    handles = [Patch(color=_colour(c), label=f"{c} ({categories.count(c):,})") for c in found]
     figure.legend(handles=handles, loc="outside right upper", frameon=False)
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)
 
 
 def write_tiles(index: gpd.GeoDataFrame, keys: Sequence[str], path: Path) -> None:
-    """Write the index for QGIS: a column for the share of each class, and a style by split and reason.
+    """Write the index for QGIS, with a column for the share of each class and a style by split and reason.
 
-    Raises StorageError where it can't be written.
+    Raises StorageError if the file can't be written.
     """
     counts = np.array(index["counts"].to_list(), float).reshape(len(index), len(keys))
     shares = counts / np.maximum(counts.sum(axis=1), 1)[:, None]
     flat = index.drop(columns="counts").assign(
-        shown=_shown(index), **{f"share_{key}": shares[:, i] for i, key in enumerate(keys)}
+        shown=_categories(index), **{f"share_{key}": shares[:, i] for i, key in enumerate(keys)}
     )
     write_layers(path, {LAYER: flat}, {LAYER: _style(sorted(set(flat["shown"])))})
 
 
-def _style(shown: Sequence[str]) -> str:
-    """For QGIS: polygons coloured by the column ``shown``."""
+def _style(categories: Sequence[str]) -> str:
+    """QGIS style: polygons coloured by the column ``shown``."""
     entries = "".join(
-        f'<category value={quoteattr(what)} label={quoteattr(what)} symbol="{i}" render="true"/>'
-        for i, what in enumerate(shown)
+        f'<category value={quoteattr(category)} label={quoteattr(category)} symbol="{i}" render="true"/>'
+        for i, category in enumerate(categories)
     )
     symbols = "".join(
         f'<symbol name="{i}" type="fill" alpha="0.6"><layer class="SimpleFill" enabled="1">'
-        f'<prop k="color" v="{_rgb(_colour(what))}"/><prop k="outline_color" v="80,80,80,255"/>'
+        f'<prop k="color" v="{_rgb(_colour(category))}"/><prop k="outline_color" v="80,80,80,255"/>'
         f'<prop k="outline_width" v="0.1"/><prop k="style" v="solid"/></layer></symbol>'
-        for i, what in enumerate(shown)
+        for i, category in enumerate(categories)
     )
     return (
         "<!DOCTYPE qgis PUBLIC 'http://mrcc.com/qgis.dtd' 'SYSTEM'><qgis version=\"3.22\" "

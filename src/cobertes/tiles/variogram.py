@@ -1,4 +1,4 @@
-"""How far labels resemble each other: the range of spatial autocorrelation, which a block must not fall short of.
+"""Range of spatial autocorrelation of the labels, the minimum size of a block of the split.
 
 Two pixels at distance h have the same class with probability S(h). Half of 1 - S(h) is the sum of the indicator
 variograms of all classes (Goovaerts 1997, Geostatistics for Natural Resources Evaluation, chapter 7); it rises to
@@ -11,7 +11,7 @@ a sill, and the range is the distance at which it is 95 % there:
                  +--------------+----> h
                               range
 
-Blocks of at least this size make the ground of a split hardly tell of the other's (Roberts et al. 2017).
+Blocks of at least this size make training and held-out pixels nearly independent (Roberts et al. 2017).
 """
 
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ LEAST_PAIRS = 1000
 
 @dataclass(frozen=True)
 class Variogram:
-    """1 - S(h): ``value`` (n,) at ``lag`` (n,) pixels, from ``pairs`` (n,) of cells; the fitted ``range_``."""
+    """Variogram 1 - S(h): ``value`` (n,) at ``lag`` (n,) pixels, from ``pairs`` (n,); ``range_`` in pixels."""
 
     lag: NDArray[np.float64]
     value: NDArray[np.float64]
@@ -37,43 +37,43 @@ class Variogram:
     range_: float | None
 
 
-class RangeMeter:
-    """Adds up how alike labels are at every distance, area by area.
+class RangeEstimator:
+    """Estimator of the range of autocorrelation over many areas, added one by one.
 
-    shapes  (height, width) in pixels of the areas to come; lags go up to half of the shorter side of the largest
-    side    of the square cells of the coarsest of them, in pixels
+    shapes  (height, width) of all areas in pixels; lags go up to half of the shorter side of the largest
+    side    side in pixels of the square cells of the coarsest area
     """
 
     def __init__(self, shapes: Sequence[tuple[int, int]], side: int) -> None:
-        reach = max(min(shape) for shape in shapes) / 2
-        step = max(float(side), reach / LAGS)
-        self._edges = np.arange(0.5, reach / step + 0.5) * step
+        longest = max(min(shape) for shape in shapes) / 2
+        step = max(float(side), longest / LAGS)
+        self._edges = np.arange(0.5, longest / step + 0.5) * step
         self._same, self._pairs, self._total = (np.zeros(len(self._edges)) for _ in range(3))
 
     def add(self, counts: NDArray[np.integer], side: int) -> None:
-        """Add an area: (K, rows, cols) pixels per class in square cells of ``side`` pixels."""
+        """Add the pixels per class (K, rows, cols) in square cells of ``side`` pixels of an area."""
         if not counts.any() or not len(self._edges):
             return
         distance, together, products = _correlate(counts)
         group = np.searchsorted(self._edges, distance * side) - 1
         inside = (group >= 0) & (group < len(self._edges)) & (products > 0.5)
-        for into, values in (
+        for sums, values in (
             (self._same, together), (self._pairs, products), (self._total, products * distance * side),
         ):  # fmt: skip
-            np.add(into, np.bincount(group[inside], values[inside], len(self._edges)), out=into)
+            np.add(sums, np.bincount(group[inside], values[inside], len(self._edges)), out=sums)
 
     def result(self) -> Variogram:
-        """What was found; ``range_`` is None where there are too few lags or no model fits (as for one class)."""
-        met = self._pairs > LEAST_PAIRS
-        pairs = self._pairs[met]
-        lag, value = self._total[met] / pairs, 1 - self._same[met] / pairs
+        """Fit the variogram; ``range_`` is None for too few lags or if no model fits (as for one class)."""
+        enough = self._pairs > LEAST_PAIRS
+        pairs = self._pairs[enough]
+        lag, value = self._total[enough] / pairs, 1 - self._same[enough] / pairs
         return Variogram(lag, value, pairs, _fit(lag, value, pairs))
 
 
 def _correlate(
     counts: NDArray[np.integer],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """For every offset of cells: its length, the summed probability of one class, and the pairs of cells."""
+    """Length, summed probability of equal classes and number of pairs (offsets,) of every offset between cells."""
     total = counts.sum(axis=0)
     known = total > 0
     shape = [scipy.fft.next_fast_len(2 * n - 1, real=True) for n in known.shape]
@@ -95,8 +95,8 @@ def _fit(lag: NDArray[np.float64], value: NDArray[np.float64], pairs: NDArray[np
     if len(lag) < MIN_LAGS or np.ptp(value) < 1e-6:
         return None
 
-    def model(h: NDArray[np.float64], nugget: float, sill: float, reach: float) -> NDArray[np.float64]:
-        return nugget + sill * (1 - np.exp(-3 * h / reach))
+    def model(h: NDArray[np.float64], nugget: float, sill: float, range_: float) -> NDArray[np.float64]:
+        return nugget + sill * (1 - np.exp(-3 * h / range_))
 
     guess = (0.0, float(value.max()), float(lag[len(lag) // 3]))
     limits = ([0, 0, float(lag[0])], [1, 2, 4 * float(lag[-1])])

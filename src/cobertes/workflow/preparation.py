@@ -66,7 +66,7 @@ def index_tiles(context: StageContext) -> str:
     left = index.table[~index.table["keep"]]["reason"].value_counts()
     text = ", ".join(f"{count} {split}" for split, count in kept.items())
     dropped = "".join(f"; {reason}: {count}" for reason, count in left.items())
-    reach = "" if index.reach is None else f", labels alike over {index.reach:.0f} px"
+    reach = "" if index.range_px is None else f", labels alike over {index.range_px:.0f} px"
     return f"{len(index.table)} tiles: {text}{dropped}. Blocks of {index.split.block} px{reach}"
 
 

@@ -64,7 +64,7 @@ def open_store(setup: "TrainingPlan", context: StageContext) -> Store | None:
         shares=_shares(context),
         fingerprint=measurements_fingerprint(context),
         every_scene=tiles.store == "always",
-        budget=tiles.store_gb,
+        max_gb=tiles.store_gb,
         unreadable=tiles.unreadable,
         progress=context.progress,
     )
