@@ -13,7 +13,7 @@ from cobertes.labels.legend import load_legend, recode_table
 from cobertes.settings import Settings
 from cobertes.synthetic import demo as synthetic
 from cobertes.synthetic.demo import BANDS, REFLECTANCE, SEASONS, write_demo
-from cobertes.synthetic.landscape import build
+from cobertes.synthetic.landscape import build_landscape
 from cobertes.synthetic.nature import MATERIALS
 from rasters import read_raster
 
@@ -28,7 +28,7 @@ def demo(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def land():
-    return build(SIZE, 0)
+    return build_landscape(SIZE, 0)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def blocks(fine):
 def pure(land, *materials):
     """Scene pixels that hold one material, or any of several, only."""
     numbers = [list(MATERIALS).index(name) for name in materials]
-    return np.isin(blocks(land.cover), numbers).all(axis=2) & (land.inside > 6)
+    return np.isin(blocks(land.materials), numbers).all(axis=2) & (land.inside > 6)
 
 
 def test_scenes_have_the_layout_of_the_model_case(demo):
@@ -100,7 +100,7 @@ def test_without_light_clouds_and_noise_a_pixel_is_the_mean_of_its_materials_spe
     mixture = synthetic._write_reference(tmp_path / "reference.tif", land, lambda amount: None)
     for number in (1, 2):
         spectra = np.array([REFLECTANCE[material[number]] for material in MATERIALS.values()])
-        expected = spectra[blocks(land.cover)].mean(axis=2)
+        expected = spectra[blocks(land.materials)].mean(axis=2)
         ours = mixture[..., (number - 1) * 10 : number * 10]
         np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-6)
 
@@ -109,7 +109,7 @@ def test_reference_map_says_the_class_of_every_material_inside_the_region(demo, 
     classes = np.array([code for code, _, _ in MATERIALS.values()])
     codes = read_raster(demo / REFERENCE)
     known = codes > 0
-    np.testing.assert_array_equal(codes[known], classes[land.cover][known])
+    np.testing.assert_array_equal(codes[known], classes[land.materials][known])
     within, without = (ndimage.binary_erosion(where) for where in (land.inside > 0, land.inside < 0))
     assert known[blocks_of(within)].all()
     assert not known[blocks_of(without)].any()
@@ -164,11 +164,11 @@ def test_classes_share_spectra_so_that_colour_alone_does_not_tell_them_apart():
 def test_slopes_towards_the_sun_are_brighter():
     # a ridge that runs east: its southern slope (lower rows are north) faces the morning sun in the south-east
     elevation = np.repeat(np.concatenate([np.arange(20), np.arange(20)[::-1]])[:, None] * 3.0, 30, axis=1)
-    light = synthetic._light(elevation, (54.0, 155.0))
+    light = synthetic._illumination(elevation, (54.0, 155.0))
     assert light[30, 15] > 1.05
     assert light[10, 15] < 0.95
-    np.testing.assert_allclose(synthetic._light(np.zeros((5, 5)), (54.0, 155.0)), 1, rtol=1e-6)
-    assert synthetic._light(elevation.T.copy(), (54.0, 90.0))[15, 30] > 1.05  # an eastern slope, sun in the east
+    np.testing.assert_allclose(synthetic._illumination(np.zeros((5, 5)), (54.0, 155.0)), 1, rtol=1e-6)
+    assert synthetic._illumination(elevation.T.copy(), (54.0, 90.0))[15, 30] > 1.05  # an eastern slope, sun in the east
 
 
 def test_snow_lies_high_up_and_in_april_only(land, scenes):

@@ -1,1 +1,1 @@
-"""HOW MUCH: design-based area estimation from a sample that a person has interpreted."""
+"""HOW MUCH: design-based area estimation from a sample interpreted by a person."""

@@ -1,6 +1,6 @@
-"""From a map to a sample for interpretation, and from the filled-in sample to areas and accuracies.
+"""Sampling of a map for interpretation, and estimation of areas and accuracies from the interpreted sample.
 
-estimators, sampling <-- interpretation <-- areas
+estimators, stratified_sampling <-- sample_file <-- area_estimation
 """
 
 import logging
@@ -26,7 +26,7 @@ from cobertes.survey.estimators import (
     sample_size,
     too_few_points,
 )
-from cobertes.survey.sample_file import CANNOT_TELL, Sample, read_sample, write_sample
+from cobertes.survey.sample_file import CANNOT_TELL, SamplePoints, read_sample, write_sample
 from cobertes.survey.stratified_sampling import (
     ClassRaster,
     count_both,
@@ -38,13 +38,13 @@ from cobertes.survey.stratified_sampling import (
 )
 
 EXPECTED = 0.8
-"""User's accuracy that is expected of classes of which nothing better is known."""
+"""Default of the expected user's accuracy of a class."""
 
 FEW = 3
-"""Pixels under which a stratum is warned of."""
+"""Pixels of a stratum below which a warning is logged."""
 
-ALIKE = 0.01
-"""Difference in mapped ground, as a share, up to which another map's counted areas stand beside the sample's."""
+SAME_EXTENT = 0.01
+"""Maximum relative difference of the mapped area for the pixel counts of another map to be reported."""
 
 log = logging.getLogger(__name__)
 
@@ -52,15 +52,15 @@ Allocation = Literal["proportional", "equal"]
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """A sample that was drawn: by stratum code its name, pixels and points."""
+class DrawnSample:
+    """Sample drawn from a map: stratum code -> (name, pixels, points)."""
 
     strata: dict[int, tuple[str, int, int]]
     expected_error: float
 
     @property
     def points(self) -> int:
-        """Of all strata."""
+        """Points of all strata."""
         return sum(points for _, _, points in self.strata.values())
 
 
@@ -76,90 +76,96 @@ def draw_sample(
     expected: Mapping[str, float] | None = None,
     seed: int = 0,
     progress: Progress = SILENT,
-) -> Drawn:
-    """Draw a stratified random sample of a map's pixels and write it for interpretation.
+) -> DrawnSample:
+    """Draw a stratified random sample of the pixels of a map and write it for interpretation.
 
-    strata_file     raster of strata on the map's grid; by default the map's classes are the strata
-    points          in all; or as many as ``standard_error`` of the overall accuracy needs
-    allocation      in proportion to the strata's pixels, or equal
-    minimum         points of each stratum, as far as it has as many pixels
-    expected        user's accuracy by class name, for the size (0.8 where it is not named)
+    strata_file     raster of strata on the map's grid; default: the map's classes
+    points          total number; or as many as a ``standard_error`` of the overall accuracy requires
+    allocation      proportional to the pixels of the strata, or equal
+    minimum         points of each stratum, if it has as many pixels
+    expected        user's accuracy by class name, for the sample size (default 0.8)
     Raises SettingsError, InputFileError, GridMismatchError, StorageError.
     """
     if (points is None) == (standard_error is None):
         raise SettingsError("say either how many points, or which standard error they are to reach")
-    coded = open_map(map_file)
-    by = open_map(strata_file) if strata_file else coded
-    require_grid_of(by, coded)
-    counts, in_map = _count(coded, by if strata_file else None, progress)
+    class_map = open_map(map_file)
+    strata_map = open_map(strata_file) if strata_file else class_map
+    require_grid_of(strata_map, class_map)
+    counts, in_map = _count(class_map, strata_map if strata_file else None, progress)
     codes = np.flatnonzero(counts)
     if not len(codes):
-        raise InputFileError(f"{by.path} holds no class: nothing to draw from")
+        raise InputFileError(f"{strata_map.path} holds no class: nothing to draw from")
     for code in codes[counts[codes] < FEW].tolist():
         log.warning(
             "stratum '%s' has %d pixel%s: where the interpreter can't tell what is there, no estimate is possible",
-            by.name(code), counts[code], "s" if counts[code] > 1 else "",
+            strata_map.name(code), counts[code], "s" if counts[code] > 1 else "",
         )  # fmt: skip
     known = expected or {}
-    shares = np.array([known.get(by.name(code), EXPECTED) for code in codes.tolist()])
+    shares = np.array([known.get(strata_map.name(code), EXPECTED) for code in codes.tolist()])
     if points is None:
         points = max(sample_size(counts[codes], shares, float(standard_error or 0)), int(minimum) * len(codes))
-    given = allocate(counts[codes], points, equal=allocation == "equal", minimum=minimum)
-    places, stratum = draw_pixels(
-        by, counts, dict(zip(codes.tolist(), given.tolist(), strict=True)), seed=seed, progress=progress
+    allocated = allocate(counts[codes], points, equal=allocation == "equal", minimum=minimum)
+    positions, stratum = draw_pixels(
+        strata_map,
+        counts,
+        dict(zip(codes.tolist(), allocated.tolist(), strict=True)),
+        seed=seed,
+        progress=progress,
     )
-    mapped = stratum if strata_file is None else values_at(coded, *_middles(coded, places))
-    strata = {code: (by.name(code), int(counts[code])) for code in codes.tolist()}
-    # what the map never shows may be there: the interpreter can choose every class that the map has a name for
-    offered = sorted(({*coded.names} - {coded.nodata}) | {*np.flatnonzero(in_map).tolist()})
+    mapped = stratum if strata_file is None else values_at(class_map, *_centres(class_map, positions))
+    strata = {code: (strata_map.name(code), int(counts[code])) for code in codes.tolist()}
+    # a class that the map never shows may occur: the interpreter can choose every class with a name
+    offered = sorted(({*class_map.names} - {class_map.nodata}) | {*np.flatnonzero(in_map).tolist()})
     classes = {code: int(in_map[code]) for code in offered}
-    write_sample(out, coded, places, stratum, mapped, strata, classes, seed=seed)
+    write_sample(out, class_map, SamplePoints(positions, stratum, mapped), strata, classes, seed=seed)
     weight = counts[codes] / counts[codes].sum()
-    error = float(np.sqrt((weight**2 * shares * (1 - shares) / np.maximum(given, 1)).sum()))
-    drawn = {code: (*strata[code], int(n)) for code, n in zip(codes.tolist(), given, strict=True)}
-    return Drawn(drawn, error)
+    error = float(np.sqrt((weight**2 * shares * (1 - shares) / np.maximum(allocated, 1)).sum()))
+    drawn = {code: (*strata[code], int(n)) for code, n in zip(codes.tolist(), allocated, strict=True)}
+    return DrawnSample(drawn, error)
 
 
 def _count(
-    coded: ClassRaster, strata: ClassRaster | None, progress: Progress
+    class_map: ClassRaster, strata: ClassRaster | None, progress: Progress
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(256,) pixels of every stratum, and of every class of the map among them; 0 for nodata."""
+    """Count the pixels (256,) of every stratum, and of every map class within the strata; 0 for nodata."""
     if strata is None:
-        counts = count_codes(coded, progress)
+        counts = count_codes(class_map, progress)
         return counts, counts
-    both = count_both(coded, strata, progress)
+    both = count_both(class_map, strata, progress)
     none, outside = (
-        np.zeros(256, bool) if one.nodata is None else np.arange(256) == one.nodata for one in (coded, strata)
+        np.zeros(256, bool) if one.nodata is None else np.arange(256) == one.nodata for one in (class_map, strata)
     )
     empty, lost = int(both[none][:, ~outside].sum()), int(both[~none][:, outside].sum())
     if empty:
         log.warning(
             "%s pixels of the strata have no class in %s: they are drawn from, and count as wrongly mapped",
-            f"{empty:,}", coded.path,
+            f"{empty:,}", class_map.path,
         )  # fmt: skip
     if lost:
         log.warning(
             "%s mapped pixels of %s lie in no stratum: areas and accuracies are those of the strata alone",
-            f"{lost:,}", coded.path,
+            f"{lost:,}", class_map.path,
         )  # fmt: skip
     both[:, outside] = 0
     return both.sum(axis=0), np.where(none, 0, both.sum(axis=1))
 
 
-def _middles(coded: ClassRaster, places: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    x, y = coded.grid.affine * (places[:, 1] + 0.5, places[:, 0] + 0.5)
+def _centres(
+    class_map: ClassRaster, positions: NDArray[np.int64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    x, y = class_map.grid.affine * (positions[:, 1] + 0.5, positions[:, 0] + 0.5)
     return np.asarray(x), np.asarray(y)
 
 
 @dataclass(frozen=True)
 class AreaReport:
-    """What the interpreted points say of a map.
+    """Areas and accuracies of a map, estimated from interpreted points.
 
-    codes, names  of the classes;  estimates by class index
-    pixels        of all strata
-    mapped        (K,) ground that the map counts among them, in pixels of the sample; None where that is not known
-    hectares      of a pixel, None as for `pixel_hectares`
-    used          points;  ``todo`` not interpreted yet;  ``unclear`` where the interpreter could not tell
+    codes, names  class codes and names;  ``estimates`` by class index
+    pixels        number of pixels in all strata
+    mapped        (K,) mapped area within the strata, in pixels of the sample; None if unknown
+    hectares      area of a pixel, None as for `pixel_hectares`
+    used          number of points;  ``todo`` not interpreted yet;  ``unclear`` without a decision
     """
 
     codes: list[int]
@@ -173,7 +179,7 @@ class AreaReport:
     unclear: int
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: shares and accuracies with standard errors and 95 % intervals, areas in hectares or pixels."""
+        """Convert to JSON: areas in hectares or pixels and accuracies, with standard errors and 95 % intervals."""
         e, unit = self.estimates, self._unit
         keys = [
             name if self.names.count(name) == 1 else f"{name} (code {code})"
@@ -208,7 +214,7 @@ class AreaReport:
         return self.hectares or 1.0
 
     def describe(self) -> str:
-        """A table for a terminal."""
+        """Format as a table for a terminal."""
         e, what = self.estimates, "hectares" if self.hectares else "pixels"
         left = [f"{n} {why}" for n, why in ((self.todo, "not interpreted"), (self.unclear, "unclear")) if n]
         lines = [
@@ -238,11 +244,10 @@ def _cell(x: Estimate, scale: float = 1.0, form: str = ".3f") -> str:
 
 
 def estimate_areas(sample_file: Path, map_file: Path | None = None, progress: Progress = SILENT) -> AreaReport:
-    """Areas and accuracies from a filled-in sample.
+    """Estimate areas and accuracies from an interpreted sample.
 
-    map_file   the map to judge: any on the same ground. By default the one that the sample was drawn from, by the
-               classes that were noted then
-    Raises InputFileError, LegendError, SettingsError where a stratum has too few interpreted points.
+    map_file   map to evaluate, of the same extent; default: the map of the sample, by the classes in its file
+    Raises InputFileError, LegendError; SettingsError for a stratum with too few interpreted points.
     """
     sample = read_sample(sample_file)
     points = sample.points
@@ -261,20 +266,23 @@ def estimate_areas(sample_file: Path, map_file: Path | None = None, progress: Pr
         )
     mapped = used["mapped"].to_numpy(int)
     hectares = _hectares(used)
-    classes, counted = dict(sample.classes), _counted(sample)
+    classes = dict(sample.classes)
+    counted: dict[int, float] | None = {code: float(n) for code, n in sample.mapped.items()}
     if map_file is not None:
-        coded = open_map(map_file)
-        _require_classes(coded, classes, sample_file)
-        # middles of pixels: what degrees do to a square of 10 m is less than rounding
-        places = gpd.GeoSeries(shapely.centroid(used.geometry.to_numpy()), crs=used.crs)
-        if coded.grid.crs is not None and places.crs is not None:
-            places = places.to_crs(coded.grid.crs.proj)
-        mapped = values_at(coded, places.x.to_numpy(), places.y.to_numpy())
-        found_codes = count_codes(coded, progress)
-        classes |= {code: coded.name(code) for code in np.flatnonzero(found_codes).tolist() if code not in classes}
-        counted = _same_ground(coded, found_codes, int(pixels.sum()), hectares)
+        class_map = open_map(map_file)
+        _require_classes(class_map, classes, sample_file)
+        # pixel centres: the distortion of a 10 m square in degrees is less than rounding
+        centres = gpd.GeoSeries(shapely.centroid(used.geometry.to_numpy()), crs=used.crs)
+        if class_map.grid.crs is not None and centres.crs is not None:
+            centres = centres.to_crs(class_map.grid.crs.proj)
+        mapped = values_at(class_map, centres.x.to_numpy(), centres.y.to_numpy())
+        found_codes = count_codes(class_map, progress)
+        classes |= {
+            code: class_map.name(code) for code in np.flatnonzero(found_codes).tolist() if code not in classes
+        }
+        counted = _scaled_counts(class_map, found_codes, int(pixels.sum()), hectares)
     shown = {*mapped.tolist(), *used["reference"].astype(int), *(code for code, n in (counted or {}).items() if n)}
-    # a map without a class at a point is wrong there: it gets a class of its own, that no reference has
+    # a point that the map does not classify is wrong: it gets a class of its own, that no reference has
     listed = [code for code in classes if code in shown] + sorted(shown - set(classes))
     index = {code: number for number, code in enumerate(listed)}
     found = estimate(
@@ -285,7 +293,7 @@ def estimate_areas(sample_file: Path, map_file: Path | None = None, progress: Pr
         len(listed),
     )
     for k, code in enumerate(listed):
-        if code not in classes:  # no ground is of no class
+        if code not in classes:  # every pixel has a class in reality
             found.areas[k] = Estimate(0.0, 0.0)
     return AreaReport(
         listed, [classes.get(code, "not mapped") for code in listed], found, int(pixels.sum()),
@@ -294,51 +302,43 @@ def estimate_areas(sample_file: Path, map_file: Path | None = None, progress: Pr
     )  # fmt: skip
 
 
-def _counted(sample: Sample) -> dict[int, float] | None:
-    """Pixels by class of the map that a sample is of; None where its file does not say."""
-    if sample.mapped is not None:
-        return {code: float(n) for code, n in sample.mapped.items()}
-    by_class = {code: name for code, (name, _) in sample.strata.items()} == sample.classes
-    return {code: float(n) for code, (_, n) in sample.strata.items()} if by_class else None
-
-
-def _same_ground(
-    coded: ClassRaster, counts: NDArray[np.int64], pixels: int, hectares: float | None
+def _scaled_counts(
+    class_map: ClassRaster, counts: NDArray[np.int64], pixels: int, hectares: float | None
 ) -> dict[int, float] | None:
-    """Ground by class of another map, in pixels of the sample; None where it maps more or less ground.
+    """Mapped area by class of another map, in pixels of the sample; None if its total differs.
 
-    pixels, hectares   of all strata, and of one pixel
+    pixels, hectares   number of pixels in all strata, and area of one pixel
     """
-    own = pixel_hectares(coded.grid)
+    own = pixel_hectares(class_map.grid)
     if (own is None) != (hectares is None):
         return None
     scale = 1.0 if own is None or hectares is None else own / hectares
-    if abs(counts.sum() * scale / pixels - 1) > ALIKE:
+    if abs(counts.sum() * scale / pixels - 1) > SAME_EXTENT:
         log.warning(
             "%s maps %.3g times the ground that the sample was drawn from: its mapped areas are left out",
-            coded.path, counts.sum() * scale / pixels,
+            class_map.path, counts.sum() * scale / pixels,
         )  # fmt: skip
         return None
     return {code: float(n * scale) for code, n in enumerate(counts.tolist()) if n}
 
 
-def _require_classes(coded: ClassRaster, classes: Mapping[int, str], sample_file: Path) -> None:
-    """Raise LegendError where a code of the map means another class than in the sample."""
-    for code in sorted({*coded.names} & {*classes}):
-        ours, theirs = classes[code], coded.names[code]
+def _require_classes(class_map: ClassRaster, classes: Mapping[int, str], sample_file: Path) -> None:
+    """Raise LegendError if a code of the map means another class in the sample."""
+    for code in sorted({*class_map.names} & {*classes}):
+        ours, theirs = classes[code], class_map.names[code]
         if ours != f"code {code}" and ours.strip().casefold() != theirs.strip().casefold():
             raise LegendError(
-                f"{coded.path}: code {code} is '{theirs}', but '{ours}' in {sample_file}. A sample judges maps "
-                f"of its own legend: bring it to the sample's codes first."
+                f"{class_map.path}: code {code} is '{theirs}', but '{ours}' in {sample_file}. A sample judges "
+                f"maps of its own legend: bring it to the sample's codes first."
             )
 
 
 def _hectares(points: Any) -> float | None:
-    """Of a pixel, from the outlines of the points; None as for `pixel_hectares`."""
+    """Area of a pixel in hectares, from the outlines of the points; None as for `pixel_hectares`."""
     if points.crs is None or not points.crs.is_projected:
         return None
     metres = points.crs.axis_info[0].unit_conversion_factor
-    whole, outlines = points.geometry.area.sum() * metres**2, points.geometry.to_crs("EPSG:4326")
-    if not has_true_areas(whole, outlines, points.crs.name):
+    total, outlines = points.geometry.area.sum() * metres**2, points.geometry.to_crs("EPSG:4326")
+    if not has_true_areas(total, outlines, points.crs.name):
         return None
     return float(points.geometry.area.median() * metres**2 / 10_000)

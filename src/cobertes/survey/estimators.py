@@ -1,16 +1,16 @@
-"""Areas and accuracies from a stratified random sample that was interpreted: unbiased, with intervals.
+"""Unbiased estimators of areas and accuracies from a stratified random sample, with intervals.
 
 Counted map pixels are a biased estimate of area, and scores against a reference map are no better than that map.
-A probability sample of places, seen by a person, gives both (Olofsson et al. 2014, Remote Sensing of Environment
-148, 42-57). The estimators are those of Stehman (2014, International Journal of Remote Sensing 35, 4923-4939),
-which also hold where strata are not the map's classes; where they are, the results are those of Olofsson et al.
+A probability sample of pixels, interpreted by a person, gives both (Olofsson et al. 2014, Remote Sensing of
+Environment 148, 42-57). The estimators are those of Stehman (2014, International Journal of Remote Sensing 35, 4923-4939),
+which also apply to strata that are not the map's classes; if they are, the results equal those of Olofsson et al.
 
-    mean of y      sum of W_h mean_h(y)                       W_h = N_h / N, the stratum's share of the pixels
+    mean of y      sum of W_h mean_h(y)                       W_h = N_h / N, share of the stratum
     its variance   sum of W_h^2 (1 - f_h) s_h^2(y) / n_h
     ratio y / x    its variance: that of the mean of (y - R x), divided by the mean of x squared
 
-A worked example (that of Olofsson et al.) is in the tests. The finite population correction 1 - f_h is applied
-where more than 5 % of a stratum was sampled (Cochran 1977), else 1.
+The worked example of Olofsson et al. is in the tests. The finite population correction 1 - f_h is applied if more
+than 5 % of a stratum was sampled (Cochran 1977), else it is 1.
 """
 
 import math
@@ -26,15 +26,15 @@ Z = 1.959963984540054
 """Standard errors on each side of a 95 % interval."""
 
 MOST_IGNORED = 0.05
-"""Share of a stratum that may be sampled before the finite population correction counts."""
+"""Sampled share of a stratum up to which the finite population correction is ignored."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with its standard error.
+    """Value with its standard error.
 
-    points   that a share rests on, in effect, where each of them says the same: their standard error of 0 says
-             nothing then. None otherwise, and where every pixel was seen.
+    points   effective number of points of a share of 0 or 1, whose standard error of 0 is meaningless; None for
+             other values, and if every pixel was sampled
     """
 
     value: float
@@ -47,26 +47,26 @@ class Estimate:
         return Z * self.error
 
     def interval(self, most: float = np.inf) -> tuple[float, float]:
-        """The 95 % interval, cut to 0 and ``most``; NaN where the value is.
+        """95 % interval, clipped to 0 and ``most``; NaN for a value of NaN.
 
-        1.96 standard errors on each side. Of a share of 0 or 1 that is Wilson's interval (1927): two points that
-        are both right leave 0.34 to 1.
+        1.96 standard errors on each side; Wilson's interval (1927) for a share of 0 or 1: two points that are both
+        correct give 0.34 to 1.
         """
         if math.isnan(self.value):
             return math.nan, math.nan
         if self.points is not None:
-            reach = Z**2 / (self.points + Z**2)
-            return (0.0, reach) if self.value < 0.5 else (1 - reach, 1.0)
+            width = Z**2 / (self.points + Z**2)
+            return (0.0, width) if self.value < 0.5 else (1 - width, 1.0)
         return max(0.0, self.value - self.margin), min(most, self.value + self.margin)
 
 
 @dataclass(frozen=True)
 class SampleEstimates:
-    """What a sample says of a map.
+    """Estimates of the areas and accuracies of a map.
 
-    overall     accuracy
+    overall     overall accuracy
     areas       by class: share of all pixels whose reference is the class
-    users, producers   accuracies by class; NaN where the sample holds nothing to tell
+    users, producers   accuracies by class; NaN for a class without points
     proportions (K, K) estimated shares of all pixels, rows = reference, columns = predicted
     counts      (K, K) points, rows = reference, columns = predicted
     """
@@ -87,7 +87,7 @@ def estimate(
     pixels             (H,) pixels of each stratum
     stratum            (n,) stratum 0 .. H-1 of each point
     mapped, reference  (n,) class indices of each point
-    Raises SettingsError where a stratum has fewer than two points, and more pixels than points.
+    Raises SettingsError for a stratum with fewer than two points that was not sampled completely.
     """
     pixels = np.asarray(pixels, float)
     points = np.bincount(stratum, minlength=len(pixels))
@@ -97,36 +97,36 @@ def estimate(
             f"stratum {number} has {points[number]} interpreted points: a variance needs two. Interpret more."
         )
     design = _Design(pixels, points, np.asarray(stratum))
-    right = (mapped == reference).astype(float)
+    correct = (mapped == reference).astype(float)
     areas, users, producers = [], [], []
     proportions, counts = np.zeros((classes, classes)), np.zeros((classes, classes), np.int64)
     for k in range(classes):
-        is_k, says_k = (reference == k).astype(float), (mapped == k).astype(float)
+        is_k, mapped_k = (reference == k).astype(float), (mapped == k).astype(float)
         areas.append(design.mean(is_k))
-        users.append(design.ratio(is_k * says_k, says_k))
-        producers.append(design.ratio(is_k * says_k, is_k))
+        users.append(design.ratio(is_k * mapped_k, mapped_k))
+        producers.append(design.ratio(is_k * mapped_k, is_k))
         for j in range(classes):
             both = (reference == k) & (mapped == j)
             proportions[k, j] = design.mean(both.astype(float)).value
             counts[k, j] = both.sum()
-    return SampleEstimates(design.mean(right), areas, users, producers, proportions, counts)
+    return SampleEstimates(design.mean(correct), areas, users, producers, proportions, counts)
 
 
 def too_few_points(pixels: NDArray[Any], points: NDArray[Any]) -> NDArray[np.bool_]:
-    """(H,) whether the points of a stratum are too few for a variance, though it has pixels that were not seen."""
+    """Strata (H,) bool with too few points for a variance, and pixels that were not sampled."""
     return np.asarray((points < 2) & (points < pixels))
 
 
 @dataclass(frozen=True)
 class _Design:
-    """A stratified sample: ``pixels`` and ``points`` (H,) of the strata, ``stratum`` (n,) of the points."""
+    """Stratified sample: ``pixels`` and ``points`` (H,) of the strata, ``stratum`` (n,) of the points."""
 
     pixels: NDArray[np.float64]
     points: NDArray[np.int64]
     stratum: NDArray[np.int64]
 
     def mean(self, y: NDArray[np.float64]) -> Estimate:
-        """The mean of ``y`` (n,) over all pixels."""
+        """Mean of ``y`` (n,) over all pixels."""
         used = self.pixels > 0
         weight = self.pixels[used] / self.pixels.sum()
         n = self.points[used]
@@ -140,7 +140,7 @@ class _Design:
         return Estimate(value, error, self._agreeing(y, np.ones_like(y)))
 
     def ratio(self, y: NDArray[np.float64], x: NDArray[np.float64]) -> Estimate:
-        """The mean of ``y`` divided by that of ``x``; NaN where ``x`` is nowhere."""
+        """Ratio of the means of ``y`` and ``x`` (n,); NaN if ``x`` is 0 everywhere."""
         below = self.mean(x).value
         if below == 0:
             return Estimate(float("nan"), float("nan"))
@@ -148,7 +148,7 @@ class _Design:
         return Estimate(value, self.mean(y - value * x).error / below, self._agreeing(y, x))
 
     def _agreeing(self, y: NDArray[np.float64], x: NDArray[np.float64]) -> float | None:
-        """Points where ``x`` is 1, in effect (Kish 1965), if ``y`` is 0 or 1 at all of them; else None."""
+        """Effective number of points (Kish 1965) with ``x`` = 1, if ``y`` is the same at all, 0 or 1; else None."""
         there, share = x > 0, self.points / np.maximum(self.pixels, 1)
         same = (y[there] == 0).all() or (y[there] == 1).all()
         if not same or (share[self.stratum[there]] >= 1).all():
@@ -160,11 +160,11 @@ class _Design:
         return np.bincount(self.stratum, y, len(self.pixels)).astype(np.float64)
 
 
-# --- how many points, and where
+# --- sample size and allocation
 
 
 def sample_size(pixels: NDArray[Any], expected: NDArray[Any], standard_error: float) -> int:
-    """Points for a standard error of the overall accuracy, if users' accuracies are as ``expected`` (H,).
+    """Sample size for a standard error of the overall accuracy, given ``expected`` (H,) user's accuracies.
 
     Cochran (1977, eq. 5.25), equation 13 of Olofsson et al. (2014): n = (sum W S)^2 / (SE^2 + sum W S^2 / N).
     """
@@ -175,11 +175,11 @@ def sample_size(pixels: NDArray[Any], expected: NDArray[Any], standard_error: fl
 
 
 def allocate(pixels: NDArray[Any], points: int, *, equal: bool = False, minimum: int = 0) -> NDArray[np.int64]:
-    """Points (H,) of each stratum; they sum to ``points`` where the strata have as many pixels.
+    """Allocate points (H,) to the strata; they sum to ``points`` if the strata have as many pixels.
 
-    equal     the same for all, else in proportion to the pixels
-    minimum   of each stratum: those that would get fewer get these, the others share the rest
-    Raises SettingsError where the points are too few.
+    equal     equal allocation, else proportional to the pixels
+    minimum   points of each stratum; the others share the rest
+    Raises SettingsError for too few points.
     """
     pixels = np.asarray(pixels, np.int64)
     least = np.minimum(np.maximum(minimum, 2), pixels)
@@ -190,23 +190,23 @@ def allocate(pixels: NDArray[Any], points: int, *, equal: bool = False, minimum:
         )
     share = (pixels > 0).astype(float) if equal else pixels.astype(float)
     fixed = pixels == 0
-    given = np.where(fixed, 0, least).astype(float)
+    settled = np.where(fixed, 0, least).astype(float)
     while True:  # each round settles strata at their minimum or at all their pixels
-        left = points - given[fixed].sum()
-        wanted = np.where(fixed, given, left * share / max(share[~fixed].sum(), 1e-12))
+        left = points - settled[fixed].sum()
+        wanted = np.where(fixed, settled, left * share / max(share[~fixed].sum(), 1e-12))
         bound = ~fixed & ((wanted < least) | (wanted > pixels))
         if not bound.any():
             break
         low = bound & (wanted < least)
         now = low if low.any() else bound
-        given[now] = np.where(low, least, pixels)[now]
+        settled[now] = np.where(low, least, pixels)[now]
         fixed |= now
         if fixed.all():
-            wanted = given
+            wanted = settled
             break
-    whole = np.floor(wanted + 1e-9).astype(np.int64)
-    while (rest := points - int(whole.sum())) > 0 and (whole < pixels).any():
-        room = np.flatnonzero(whole < pixels)
-        order = room[np.argsort(-(wanted - whole)[room], kind="stable")]
-        whole[order[:rest]] += 1
-    return whole
+    rounded = np.floor(wanted + 1e-9).astype(np.int64)
+    while (rest := points - int(rounded.sum())) > 0 and (rounded < pixels).any():
+        room = np.flatnonzero(rounded < pixels)
+        order = room[np.argsort(-(wanted - rounded)[room], kind="stable")]
+        rounded[order[:rest]] += 1
+    return rounded

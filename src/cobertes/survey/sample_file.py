@@ -1,7 +1,7 @@
-"""The sample as a GeoPackage that a person fills in with QGIS, and read back.
+"""Sample file: a GeoPackage for interpretation in QGIS, written and read back.
 
 layer ``sample``    a square per point, the pixel's outline: ``reference`` (to be filled in), ``comment``;
-                    ``stratum``, ``mapped``, which the form hides: who sees the map's class sees it everywhere
+                    ``stratum``, ``mapped``, hidden in the form, as the map's class would bias the interpreter
 table ``strata``    code, name, pixels and points of each stratum
 table ``classes``   code, name and colour: the value list of ``reference``; pixels of the map among the strata's
 """
@@ -26,79 +26,87 @@ from cobertes.survey.stratified_sampling import ClassRaster
 
 LAYER = "sample"
 CANNOT_TELL = -1
-"""Value of ``reference`` for a place that shows no class to the interpreter; such points are left out."""
+"""Value of ``reference`` for a point that the interpreter could not classify; such points are left out."""
 
 COLUMNS = ("point", "reference", "comment", "stratum", "mapped")
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A sample that was read back.
+    """Sample as read from its file.
 
-    points   code of the stratum, of the map and of the reference (NaN: not yet) of every point, with its place
+    points   outline, and codes of stratum, map and reference (NaN: not interpreted yet) of every point
     strata   code -> (name, pixels);  classes  code -> name
-    mapped   code -> pixels of the map among the strata's; None where the file does not say
+    mapped   code -> pixels of the map within the strata
     """
 
     points: gpd.GeoDataFrame
     strata: dict[int, tuple[str, int]]
     classes: dict[int, str]
-    mapped: dict[int, int] | None
+    mapped: dict[int, int]
+
+
+@dataclass(frozen=True)
+class SamplePoints:
+    """Drawn points: ``positions`` (n, 2) row and column on the map's grid, codes (n,) of stratum and map."""
+
+    positions: NDArray[np.int64]
+    stratum: NDArray[np.int64]
+    mapped: NDArray[np.int64]
 
 
 def write_sample(
     path: Path,
-    coded: ClassRaster,
-    places: NDArray[np.int64],
-    stratum: NDArray[np.int64],
-    mapped: NDArray[np.int64],
+    class_map: ClassRaster,
+    drawn: SamplePoints,
     strata: Mapping[int, tuple[str, int]],
     classes: Mapping[int, int],
     *,
     seed: int = 0,
 ) -> None:
-    """Write a sample for interpretation; the order of the points is random, so that it tells nothing.
+    """Write a sample for interpretation, in random order, so that the order does not reveal the stratum.
 
-    places           (n, 2) row, column on the map's grid
-    stratum, mapped  (n,) codes
-    strata           code -> (name, pixels)
-    classes          codes that the interpreter can choose -> pixels of the map among the strata's
-    Raises StorageError where it can't be written.
+    strata    code -> (name, pixels)
+    classes   codes that the interpreter can choose -> pixels of the map within the strata
+    Raises StorageError.
     """
-    order = np.random.default_rng((seed, 1)).permutation(len(places))
-    frame = gpd.GeoDataFrame(
+    order = np.random.default_rng((seed, 1)).permutation(len(drawn.positions))
+    layer = gpd.GeoDataFrame(
         {
             "point": np.arange(1, len(order) + 1),
             "reference": pd.array([None] * len(order), dtype="Int32"),
             "comment": pd.array([None] * len(order), dtype="string"),
-            "stratum": stratum[order].astype(np.int32),
-            "mapped": mapped[order].astype(np.int32),
+            "stratum": drawn.stratum[order].astype(np.int32),
+            "mapped": drawn.mapped[order].astype(np.int32),
         },
-        geometry=[_square(coded, row, col) for row, col in places[order]],
-        crs=None if coded.grid.crs is None else coded.grid.crs.proj,
+        geometry=[_square(class_map, row, col) for row, col in drawn.positions[order]],
+        crs=None if class_map.grid.crs is None else class_map.grid.crs.proj,
     )
-    points = {code: int((stratum == code).sum()) for code in strata}
+    points = {code: int((drawn.stratum == code).sum()) for code in strata}
     tables = {
         "strata": pd.DataFrame(
             [(code, name, pixels, points[code]) for code, (name, pixels) in strata.items()],
             columns=["code", "name", "pixels", "points"],
         ),
         "classes": pd.DataFrame(
-            [(code, coded.name(code), coded.colours.get(code, "#808080"), n) for code, n in classes.items()],
+            [
+                (code, class_map.name(code), class_map.colours.get(code, "#808080"), n)
+                for code, n in classes.items()
+            ],
             columns=["code", "name", "colour", "pixels"],
         ),
     }
-    style = sample_style({code: coded.name(code) for code in classes})
-    write_layers(path, {LAYER: frame, **tables}, {LAYER: style})
+    style = sample_style({code: class_map.name(code) for code in classes})
+    write_layers(path, {LAYER: layer, **tables}, {LAYER: style})
 
 
-def _square(coded: ClassRaster, row: int, col: int) -> Polygon:
+def _square(class_map: ClassRaster, row: int, col: int) -> Polygon:
     corners = [(col, row), (col + 1, row), (col + 1, row + 1), (col, row + 1)]
-    return Polygon([coded.grid.affine * (float(x), float(y)) for x, y in corners])
+    return Polygon([class_map.grid.affine * (float(x), float(y)) for x, y in corners])
 
 
 def sample_style(classes: Mapping[int, str]) -> str:
-    """QGIS's style of the layer: outlines, those still to do in orange; a form with a value list."""
+    """QGIS style: outlines, with points to interpret in orange; a form with a value list."""
     choices = [(name, code) for code, name in classes.items()] + [("cannot tell", CANNOT_TELL)]
     listed = "".join(
         f'<Option type="Map"><Option name={quoteattr(name)} value="{code}" type="QString"/></Option>'
@@ -132,7 +140,7 @@ def sample_style(classes: Mapping[int, str]) -> str:
 
 
 def read_sample(path: Path) -> Sample:
-    """A sample, filled in as far as it is. Raises InputFileError, and LegendError for a code that is no class."""
+    """Read a sample, complete or not. Raises InputFileError; LegendError for a code that is no class."""
     if not path.is_file():
         raise InputFileError(f"no file at {path}. `cobertes sample-accuracy MAP -o FILE.gpkg` makes one.")
     try:
@@ -140,8 +148,7 @@ def read_sample(path: Path) -> Sample:
         strata, classes = (pyogrio.read_dataframe(path, layer=name) for name in ("strata", "classes"))
         known = {int(r.code): (str(r.name), int(r.pixels)) for r in _rows(strata)}
         names = {int(r.code): str(r.name) for r in _rows(classes)}
-        counted = "pixels" in classes.columns
-        mapped = {int(r.code): int(r.pixels) for r in _rows(classes)} if counted else None
+        mapped = {int(r.code): int(r.pixels) for r in _rows(classes)}
     except (DataSourceError, DataLayerError, AttributeError, ValueError) as error:
         raise InputFileError(
             f"{path} is no sample of `cobertes sample-accuracy`, with layers sample, strata and classes: {error}"
@@ -164,5 +171,5 @@ def read_sample(path: Path) -> Sample:
 
 
 def _rows(table: Any) -> Any:
-    """Rows of a table as named tuples; ``name`` is a column here, not the index."""
+    """Rows of a table as named tuples; ``name`` is a column, not the index."""
     return table[[c for c in ("code", "name", "pixels") if c in table.columns]].itertuples(index=False)

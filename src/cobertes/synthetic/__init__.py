@@ -1,4 +1,4 @@
-"""A made-up landscape of 1 m pixels: relief first, then what grows on it, then what people built.
+"""Synthetic landscape of 1 m pixels: relief, then vegetation, then settlements.
 
 nature --> settlement --> landscape --> demo
 

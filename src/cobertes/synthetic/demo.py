@@ -1,12 +1,12 @@
-"""The mini-Catalonia of `cobertes demo`: two scenes, a 1 m reference map and a project, with known answers.
+"""Synthetic demo data of `cobertes demo`: two scenes, a 1 m reference map and a project, with known answers.
 
     landscape (1 m materials) -+-> class codes                                     -> data/reference-1m.tif
                                +-> mean spectrum of every 10 x 10 block, by season
-                                   -> fields and stands differ -> slopes in sun and shade
+                                   -> variation of fields and stands -> illumination of slopes
                                    -> snow, clouds and their shadow -> sensor noise -> data/april.tif, august.tif
 
 The files have the layout of the model case: pixel-interleaved 96 x 96 storage blocks for the scenes, strips
-of one row for the reference map, which holds a few codes outside the legend, as real ones do.
+of one row for the reference map, which has a few codes outside the legend, as real ones do.
 """
 
 import shutil
@@ -27,23 +27,23 @@ from cobertes.atomic_io import replacing, write_text
 from cobertes.errors import SettingsError, StorageError
 from cobertes.numba_cache import compiled
 from cobertes.progress import SILENT, Advance, Progress
-from cobertes.synthetic.landscape import Landscape, build
+from cobertes.synthetic.landscape import Landscape, build_landscape
 from cobertes.synthetic.nature import FACTOR, MATERIALS, Floats, fractal, sample
 
 BANDS = ("B04", "B03", "B02", "B05", "B06", "B07", "B08", "B8A", "B11", "B12")
-"""In the order of the model case: bands 1 to 3 are red, green, blue."""
+"""Band names in the order of the model case: bands 1 to 3 are red, green, blue."""
 
 ORIGIN = (400_000.0, 4_600_000.0)
 CRS = "EPSG:32631"
 STORAGE_BLOCK = 96
 SMALLEST = 96
-STRIP = 32  # scene rows that are mixed together; 320 rows of the fine map
+STRIP = 32  # scene rows mixed at once; 320 rows of the fine map
 
 # Surface reflectance in percent: typical values of Sentinel-2's bands, rounded, after the spectra of the
 # ECOSTRESS (formerly ASTER) library (Baldridge et al. 2009, Remote Sensing of Environment 113, 711-715), the
 # USGS library (Kokaly et al. 2017, USGS Data Series 1035) and, for roofs and paving, the London urban
-# library (Kotthaus et al. 2014, ISPRS J. Photogrammetry and Remote Sensing 94, 194-212). They are means by
-# eye over kinds and moisture, not spectra of single samples.
+# library (Kotthaus et al. 2014, ISPRS J. Photogrammetry and Remote Sensing 94, 194-212). They are visual
+# means over kinds and moisture, not spectra of single samples.
 SPECTRA = """
                        B02  B03  B04  B05  B06  B07  B08  B8A  B11  B12
 conifer                2.0  3.6  2.5  6.0 16.0 19.0 20.5 21.5 10.5  5.0
@@ -91,14 +91,14 @@ def _parse_spectra(table: str) -> dict[str, Floats]:
 
 
 REFLECTANCE = _parse_spectra(SPECTRA)
-"""(10,) float32 from 0 to 1 by name, in the order of `BANDS`."""
+"""Reflectance (10,) float32, 0 to 1, by name, in the order of `BANDS`."""
 
 VISIBLE, INFRARED, SHORTWAVE = slice(0, 3), slice(4, 8), slice(8, 10)
 
 
 @dataclass(frozen=True)
 class Season:
-    """``sun`` elevation and azimuth in degrees; shares of ``snow`` and ``clouds`` in the scene."""
+    """Season of a scene: ``sun`` elevation and azimuth in degrees; shares of ``snow`` and ``clouds``."""
 
     name: str
     sun: tuple[float, float]
@@ -110,12 +110,12 @@ SEASONS = (Season("april", (54.0, 155.0), 0.012, 0.025), Season("august", (60.0,
 
 
 def write_demo(out: Path, *, size: int = 1200, seed: int = 0, progress: Progress = SILENT) -> Path:
-    """Write scenes, reference map and project file; returns the project file.
+    """Write scenes, reference map and project file; returns the path of the project file.
 
-    size     side of the scenes in pixels of 10 m, from 96; the reference map has ten times as many
-    seed     another seed is another landscape, clouds and noise; same seed and size, same pixels
+    size     side of the scenes in pixels of 10 m, at least 96; the reference map has ten times as many
+    seed     seed of landscape, clouds and noise; the same seed and size give the same pixels
 
-    Files of those names are replaced. About 20 s and 0.9 GB of memory at size 1200.
+    Existing files of those names are replaced. About 20 s and 0.9 GB of memory at size 1200.
     Raises SettingsError (size), StorageError (disk full, no permission).
     """
     if size < SMALLEST:
@@ -125,12 +125,12 @@ def write_demo(out: Path, *, size: int = 1200, seed: int = 0, progress: Progress
     data = out / "data"
     _require_space(data, size)
     with progress.bar("demo data", total=4, unit="step") as advance:
-        land = build(size, seed)
+        landscape = build_landscape(size, seed)
         advance(1)
-        mixture = _write_reference(data / "reference-1m.tif", land, advance)
+        mixture = _write_reference(data / "reference-1m.tif", landscape, advance)
         for number, season in enumerate(SEASONS):
             bands = mixture[..., number * len(BANDS) : (number + 1) * len(BANDS)]
-            pixels = _observe(land, bands, season, np.random.default_rng([seed, size, number + 1]))
+            pixels = _simulate_scene(landscape, bands, season, np.random.default_rng([seed, size, number + 1]))
             _write_scene(data / f"{season.name}.tif", pixels)
             advance(1)
     project = out / "project.toml"
@@ -139,12 +139,12 @@ def write_demo(out: Path, *, size: int = 1200, seed: int = 0, progress: Progress
 
 
 def _project(size: int) -> str:
-    # a small landscape needs small tiles, so that there are enough of them to split
+    # a small landscape needs small tiles, for enough of them to split
     tile = min(64, max(32, size // 6 // 32 * 32))
-    facts = {"@km@": f"{size * 10 / 1000:g}", "@tile@": str(tile)}
+    values = {"@km@": f"{size * 10 / 1000:g}", "@tile@": str(tile)}
     text = PROJECT
-    for mark, fact in facts.items():
-        text = text.replace(mark, fact)
+    for mark, value in values.items():
+        text = text.replace(mark, value)
     return text
 
 
@@ -164,7 +164,7 @@ def _require_space(data: Path, size: int) -> None:
 
 @compiled
 def mix_rows(
-    cover: NDArray[np.uint8],
+    materials: NDArray[np.uint8],
     inside: Floats,
     first: int,
     spectra: Floats,
@@ -172,10 +172,10 @@ def mix_rows(
     mixture: Floats,
     codes: NDArray[np.uint8],
 ) -> None:
-    """Mean spectrum of every 10 x 10 block of materials, and the class codes for the reference map.
+    """Compute the mean spectrum of every 10 x 10 block, and the class codes of the reference map.
 
-    cover    (10 H, W) uint8: materials of the rows from ``first`` (in 10 m pixels) on
-    inside   (size, size) float32: negative outside the mapped region
+    materials (10 H, W) uint8: material numbers of the rows from ``first`` (in 10 m pixels) on
+    inside   (size, size) float32: negative outside the region
     spectra  (materials, bands) float32
     classes  (materials,) uint8: class code of each material
     mixture  (H, W / 10, bands) float32, written
@@ -185,15 +185,15 @@ def mix_rows(
     for row in range(mixture.shape[0]):
         for col in range(mixture.shape[1]):
             counts[:] = 0
-            # far from the border one look is enough
+            # far from the border one sample is enough
             near = abs(inside[first + row, col]) < 6
             for r in range(row * 10, row * 10 + 10):
                 for c in range(col * 10, col * 10 + 10):
-                    counts[cover[r, c]] += 1
-                    known = inside[first + row, col]
+                    counts[materials[r, c]] += 1
+                    distance = inside[first + row, col]
                     if near:
-                        known = sample(inside, first * 10 + r + 0.5, c + 0.5)
-                    codes[r, c] = classes[cover[r, c]] if known > 0 else 0
+                        distance = sample(inside, first * 10 + r + 0.5, c + 0.5)
+                    codes[r, c] = classes[materials[r, c]] if distance > 0 else 0
             for b in range(mixture.shape[2]):
                 mixture[row, col, b] = 0
             for material in range(classes.size):
@@ -202,9 +202,9 @@ def mix_rows(
                         mixture[row, col, b] += counts[material] * spectra[material, b] / 100
 
 
-def _write_reference(path: Path, land: Landscape, advance: Advance) -> Floats:
-    """Write the reference map; returns (size, size, seasons * bands): the mixed spectra of all seasons."""
-    size = len(land.elevation)
+def _write_reference(path: Path, landscape: Landscape, advance: Advance) -> Floats:
+    """Write the reference map; returns the mixed spectra of all seasons (size, size, seasons * bands)."""
+    size = len(landscape.elevation)
     spectra = np.array([np.concatenate([REFLECTANCE[a], REFLECTANCE[b]]) for _, a, b in MATERIALS.values()])
     classes = np.array([code for code, _, _ in MATERIALS.values()], np.uint8)
     mixture = np.empty((size, size, spectra.shape[1]), np.float32)
@@ -212,33 +212,35 @@ def _write_reference(path: Path, land: Landscape, advance: Advance) -> Floats:
     with _writing(path, grid, count=1, dtype="uint8", nodata=0, blockysize=1) as file:
         for first in range(0, size, STRIP):
             last = min(first + STRIP, size)
-            cover = land.cover[first * FACTOR : last * FACTOR]
-            codes = np.empty_like(cover)
-            mix_rows(cover, land.inside, first, spectra, classes, mixture[first:last], codes)
+            materials = landscape.materials[first * FACTOR : last * FACTOR]
+            codes = np.empty_like(materials)
+            mix_rows(materials, landscape.inside, first, spectra, classes, mixture[first:last], codes)
             window = rasterio.windows.Window(0, first * FACTOR, size * FACTOR, len(codes))
             file.write(codes, 1, window=window)
             advance((last - first) / size)
     return mixture
 
 
-def _observe(land: Landscape, mixture: Floats, season: Season, rng: np.random.Generator) -> NDArray[np.uint16]:
-    """What the satellite sees: (bands, size, size) uint16, reflectance x 10,000; 0 outside the scene."""
-    size = len(land.elevation)
+def _simulate_scene(
+    landscape: Landscape, mixture: Floats, season: Season, rng: np.random.Generator
+) -> NDArray[np.uint16]:
+    """Simulate a scene: (bands, size, size) uint16, reflectance x 10,000; 0 outside the scene."""
+    size = len(landscape.elevation)
     scene = np.ascontiguousarray(np.moveaxis(mixture, 2, 0))
-    _vary(scene, land.parcels, rng)
-    scene *= _light(land.elevation, season.sun)
+    _vary(scene, landscape.parcels, rng)
+    scene *= _illumination(landscape.elevation, season.sun)
     if season.snow:
-        _cover_with(scene, _snow(land.elevation, season, rng), REFLECTANCE["snow"])
+        _blend(scene, _snow(landscape.elevation, season, rng), REFLECTANCE["snow"])
     _add_clouds(scene, season, rng)
     scene *= 1 + 0.012 * rng.standard_normal(scene.shape, np.float32)
     scene += 0.0015 * rng.standard_normal(scene.shape, np.float32)
-    # the seasons' mosaics end a little inside or outside the region's border, each elsewhere
-    seen = land.inside > 0.006 * size * np.clip(fractal(rng, size, 2.0, size / 8), -1.5, 1.5)
-    return np.where(seen, np.clip(np.rint(scene * 10_000), 1, 20_000), 0).astype(np.uint16)
+    # the mosaics of the seasons end a little inside or outside the region, each differently
+    observed = landscape.inside > 0.006 * size * np.clip(fractal(rng, size, 2.0, size / 8), -1.5, 1.5)
+    return np.where(observed, np.clip(np.rint(scene * 10_000), 1, 20_000), 0).astype(np.uint16)
 
 
 def _vary(scene: Floats, parcels: NDArray[np.uint16], rng: np.random.Generator) -> None:
-    """Fields differ from each other in brightness and vigour, wild land within itself."""
+    """Vary brightness and vigour: from field to field, and continuously outside fields."""
     size = scene.shape[1]
     fields = parcels > 0
     brightness, vigour = (
@@ -254,22 +256,22 @@ def _vary(scene: Floats, parcels: NDArray[np.uint16], rng: np.random.Generator) 
     scene[SHORTWAVE] *= np.exp(0.09 * brightness - 0.09 * vigour)
 
 
-def _light(elevation: Floats, sun: tuple[float, float]) -> Floats:
-    """(size, size): brightness of each slope relative to level ground.
+def _illumination(elevation: Floats, sun: tuple[float, float]) -> Floats:
+    """Illumination (size, size) of each slope relative to level ground.
 
-    The direct light goes with the cosine of the sun's angle to the slope's normal (the cosine law of Teillet
-    et al. 1982, Canadian Journal of Remote Sensing 8, 84-106, run forward); 40 % is taken as diffuse.
+    Direct light is proportional to the cosine of the angle between sun and slope normal (the cosine law of Teillet
+    et al. 1982, Canadian Journal of Remote Sensing 8, 84-106, applied forward); 40 % is diffuse.
     """
     down_row, down_col = (-g for g in np.gradient(elevation, 10.0))
     height, azimuth = np.radians(sun)
-    # the sun stands to the north by cos(azimuth); rows run to the south
+    # rows run to the south
     towards = down_col * np.sin(azimuth) - down_row * np.cos(azimuth)
     facing = (np.sin(height) + np.cos(height) * towards) / np.sqrt(1 + down_row**2 + down_col**2)
     return np.asarray(0.4 + 0.6 * np.maximum(facing, 0) / np.sin(height), np.float32)
 
 
 def _snow(elevation: Floats, season: Season, rng: np.random.Generator) -> Floats:
-    """(size, size): how much of a pixel lies under snow: patches high up, longer on northern slopes."""
+    """Snow fraction (size, size): patches at high elevation, and lower down on northern slopes."""
     size = len(elevation)
     north = np.gradient(scipy.ndimage.gaussian_filter(elevation, 4), 10.0)[0]
     cold = elevation / elevation.std() - 1.5 * north + 0.5 * fractal(rng, size, 1.3, min(40, size / 4))
@@ -278,17 +280,17 @@ def _snow(elevation: Floats, season: Season, rng: np.random.Generator) -> Floats
 
 
 def _add_clouds(scene: Floats, season: Season, rng: np.random.Generator) -> None:
-    """Clouds with soft edges, and their shadow on the side away from the sun."""
+    """Add clouds with soft edges, and their shadows on the side away from the sun."""
     size = scene.shape[1]
     field = fractal(rng, size, 2.2, min(60, size / 4))
     clouds = np.clip((field - np.quantile(field, 1 - season.clouds)) / 0.35, 0, 1)
-    azimuth, reach = np.radians(season.sun[1]), min(35.0, size / 8)
-    shadow = scipy.ndimage.shift(clouds, (reach * np.cos(azimuth), -reach * np.sin(azimuth)), order=1)
+    azimuth, offset = np.radians(season.sun[1]), min(35.0, size / 8)
+    shadow = scipy.ndimage.shift(clouds, (offset * np.cos(azimuth), -offset * np.sin(azimuth)), order=1)
     scene *= 1 - 0.6 * np.clip(shadow, 0, 1).astype(np.float32)
-    _cover_with(scene, np.asarray(clouds, np.float32), REFLECTANCE["cloud"])
+    _blend(scene, np.asarray(clouds, np.float32), REFLECTANCE["cloud"])
 
 
-def _cover_with(scene: Floats, share: Floats, spectrum: Floats) -> None:
+def _blend(scene: Floats, share: Floats, spectrum: Floats) -> None:
     scene += share * (spectrum[:, None, None] - scene)
 
 
@@ -307,14 +309,14 @@ def _write_scene(path: Path, pixels: NDArray[np.uint16]) -> None:
 
 @contextmanager
 def _writing(path: Path, grid: GeoBox, **profile: Any) -> Iterator[Any]:
-    """An uncompressed GeoTIFF that gets its name when it is whole. Raises StorageError."""
+    """Open an uncompressed GeoTIFF for writing; it gets its name when complete. Raises StorageError."""
     height, width = grid.shape
     needed = height * width * profile["count"] * np.dtype(profile["dtype"]).itemsize
-    place = {"height": height, "width": width, "crs": CRS, "transform": grid.affine}
+    georeference = {"height": height, "width": width, "crs": CRS, "transform": grid.affine}
     with replacing(path) as temporary:
-        with rasterio.open(temporary, "w", driver="GTiff", **place, **profile) as file:
+        with rasterio.open(temporary, "w", driver="GTiff", **georeference, **profile) as file:
             yield file
-        # GDAL only logs what fails while it closes a file
+        # GDAL only logs failures while closing a file
         if temporary.stat().st_size < needed:
             raise StorageError(f"can't write {path}: the disk is full. Free some space or choose another folder.")
 

@@ -1,6 +1,6 @@
-"""What the made-up landscape is made of, its relief, and what grows on it.
+"""Materials, relief and vegetation of the synthetic landscape.
 
-Its pixels of 1 m hold *materials* (a tile roof in a town, a vine row), numbered as in `MATERIALS`: finer than
+Its pixels of 1 m are *materials* (a tile roof in a town, a vine row), numbered as in `MATERIALS`: finer than
 classes, so that one class has several spectra and one spectrum occurs in several classes. Lengths are in
 metres, positions ``(row, col)`` in metres from the top left corner; ``size`` is in pixels of 10 m.
 """
@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from cobertes.numba_cache import compiled
 
 Floats = NDArray[np.floating[Any]]
-Cover = NDArray[np.uint8]
+Materials = NDArray[np.uint8]
 
 FACTOR = 10
 """Fine pixels (1 m) along a scene pixel (10 m)."""
 
-TEXTURE = 1024  # side of the noise that roughens natural edges, in metres; it repeats
+TEXTURE = 1024  # side in metres of the periodic noise that roughens natural edges
 
 MATERIALS: dict[str, tuple[int, str, str]] = {
     "sea": (12, "clear water", "clear water"),
@@ -103,15 +103,15 @@ ALMONDS, ORCHARD = NUMBER["almonds"], NUMBER["orchard ground"]
 FIELDS = np.array([code in (1, 2) for code, _, _ in MATERIALS.values()])
 OPEN_WATER = np.array([name.split(",")[0] in ("sea", "river", "reservoir") for name in MATERIALS])
 
-# Planes of the stack that says what grows where; each is cut at zero.
+# Planes of the stack that determines the vegetation; the threshold of each is zero.
 COAST, ROCK, FARM, FOREST, WOODY, STAND, MOIST, HEIGHT, NEAR_FARM = range(9)
 
 
 def fractal(rng: np.random.Generator, size: int, steepness: float, longest: float) -> Floats:
-    """(size, size) float32: periodic noise of mean 0, standard deviation 1.
+    """Generate periodic fractal noise (size, size) float32 of mean 0, standard deviation 1.
 
-    steepness  amplitude falls with frequency to this power: 1 is rough, 2 rolling
-    longest    wavelength in pixels beyond which it no longer grows, so that patches stay of a size
+    steepness  exponent of the decrease of amplitude with frequency: 1 is rough, 2 smooth
+    longest    wavelength in pixels beyond which the amplitude is constant, which limits the size of patches
     """
     row = np.fft.fftfreq(size)[:, None]
     col = np.fft.rfftfreq(size)[None, :]
@@ -122,7 +122,7 @@ def fractal(rng: np.random.Generator, size: int, steepness: float, longest: floa
 
 
 def wander(rng: np.random.Generator, start: Floats, end: Floats, roughness: float, levels: int = 5) -> Floats:
-    """(2**levels + 1, 2): a line from start to end, halved again and again, each middle moved sideways."""
+    """Generate a line (2**levels + 1, 2) from start to end by midpoint displacement."""
     line = np.array([start, end], float)
     for _ in range(levels):
         step = np.diff(line, axis=0)
@@ -133,7 +133,7 @@ def wander(rng: np.random.Generator, start: Floats, end: Floats, roughness: floa
 
 
 def river_lines(rng: np.random.Generator, size: int) -> list[Floats]:
-    """The main river from the north-west to the sea, then its tributaries."""
+    """Generate the main river from the north-west to the sea, and its tributaries, as lines (n, 2) in metres."""
     extent = size * FACTOR
     main = wander(rng, np.array([0.05, 0.22]) * extent, np.array([0.86, 0.90]) * extent, 0.14, 9)
     lines = [main]
@@ -145,7 +145,7 @@ def river_lines(rng: np.random.Generator, size: int) -> list[Floats]:
 
 
 def relief(rng: np.random.Generator, size: int, rivers: list[Floats]) -> tuple[Floats, Floats]:
-    """Metres to the coast (negative at sea) and elevation in metres, both (size, size) float32."""
+    """Generate distance to the coast (negative at sea) and elevation, both (size, size) float32 in metres."""
     extent = size * FACTOR
     row, col = np.mgrid[0:size, 0:size] / size
     inland = 1 - (row + col) / 2
@@ -162,10 +162,10 @@ def relief(rng: np.random.Generator, size: int, rivers: list[Floats]) -> tuple[F
     return coast.astype(np.float32), (elevation * extent).astype(np.float32)
 
 
-def planes_of(rng: np.random.Generator, coast: Floats, elevation: Floats) -> Floats:
-    """(9, size, size) float32: what decides on the cover, each with its threshold moved to zero.
+def vegetation_planes(rng: np.random.Generator, coast: Floats, elevation: Floats) -> Floats:
+    """Generate the planes (9, size, size) float32 that determine the vegetation, each with a threshold of zero.
 
-    Shares are those of facts/catalonia-12.csv, with more farmland for towns to be built on.
+    Shares are those of the Catalan land-cover map, with more farmland, which towns are built on.
     """
     size = len(coast)
     land = coast > 0
@@ -181,17 +181,17 @@ def planes_of(rng: np.random.Generator, coast: Floats, elevation: Floats) -> Flo
     woody = _cut(patches[3] + 0.3 * steep, farm > 0, 0.30)
     stand = fractal(rng, size, 1.3, 60)
     moist = fractal(rng, size, 1.3, 80) + 0.3 * high
-    near_farm = scipy.ndimage.maximum_filter(farm, 27)  # a field reaches up to 115 m from its middle
+    near_farm = scipy.ndimage.maximum_filter(farm, 27)  # a field extends up to 115 m from its centre
     return np.stack([coast, rock, farm, forest, woody, stand, moist, high, near_farm]).astype(np.float32)
 
 
 def _cut(field: Floats, where: NDArray[np.bool_], share: float) -> Floats:
-    """The field less its quantile, so that ``share`` of ``where`` is above zero."""
+    """Subtract a quantile from the field, so that ``share`` of ``where`` is above zero."""
     return np.asarray(field - np.quantile(field[where], 1 - share), np.float32)
 
 
-def inside_of(rng: np.random.Generator, size: int) -> Floats:
-    """Pixels to an irregular border of the region, which cuts the north-east corner off."""
+def region_distance(rng: np.random.Generator, size: int) -> Floats:
+    """Distance in pixels (size, size) float32 to an irregular border, which cuts off the north-east corner."""
     row, col = np.mgrid[0:size, 0:size].astype(np.float32)
     edge = np.minimum(np.minimum(row, size - 1 - row), np.minimum(col, size - 1 - col))
     corner = (row + size - col) * 0.7 - 0.16 * size
@@ -199,27 +199,27 @@ def inside_of(rng: np.random.Generator, size: int) -> Floats:
     return np.asarray(np.minimum(edge, corner) - size * (0.025 + 0.010 * uneven), np.float32)
 
 
-def grow(rng: np.random.Generator, planes: Floats) -> tuple[Cover, NDArray[np.uint16]]:
-    """The cover that grows, and the parcels of farmland."""
+def grow(rng: np.random.Generator, planes: Floats) -> tuple[Materials, NDArray[np.uint16]]:
+    """Grow the vegetation: materials (10 size, 10 size) uint8, and numbers of fields (size, size) uint16."""
     size = planes.shape[1]
-    cover = np.zeros((size * FACTOR, size * FACTOR), np.uint8)
+    materials = np.zeros((size * FACTOR, size * FACTOR), np.uint8)
     parcels = np.zeros((size, size), np.uint16)
     rough = fractal(rng, TEXTURE, 1.1, 200)
     districts = _districts(rng, size)
 
     def strip(start: int) -> None:
-        grow_rows(cover, parcels, start, min(start + 64, size), planes, rough, districts)
+        grow_rows(materials, parcels, start, min(start + 64, size), planes, rough, districts)
 
     with ThreadPoolExecutor() as pool:
         list(pool.map(strip, range(0, size, 64)))
-    return cover, parcels
+    return materials, parcels
 
 
-DISTRICT = 480.0  # metres between places whose fields share a direction
+DISTRICT = 480.0  # metres between centres of districts, whose fields share a direction
 
 
 def _districts(rng: np.random.Generator, size: int) -> Floats:
-    """(rows, cols, 6) float64: row, col, cosine and sine of the field direction, width and length of a field."""
+    """Districts (rows, cols, 6) float64: row, col, cosine and sine of direction, width and length of fields."""
     count = int(np.ceil(size * FACTOR / DISTRICT)) + 2
     row, col = (np.mgrid[0:count, 0:count] - 1 + rng.random((2, count, count))) * DISTRICT
     angle = rng.random((count, count)) * np.pi
@@ -229,7 +229,7 @@ def _districts(rng: np.random.Generator, size: int) -> Floats:
 
 @compiled
 def _hash(a: int, b: int, c: int) -> float:
-    """A number in [0, 1) that depends on three integers and looks random (the mixer of splitmix64)."""
+    """Hash three integers to a number in [0, 1) (the mixer of splitmix64)."""
     h = np.uint64(a) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(b) * np.uint64(0xC2B2AE3D27D4EB4F) + np.uint64(c)
     h = (h ^ (h >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     h = (h ^ (h >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -238,7 +238,7 @@ def _hash(a: int, b: int, c: int) -> float:
 
 @compiled
 def sample(plane: Floats, row: float, col: float) -> float:
-    """A plane of 10 m pixels at a position in metres, bilinear."""
+    """Interpolate a plane of 10 m pixels at a position in metres, bilinearly."""
     y = min(max(row / 10 - 0.5, 0.0), plane.shape[0] - 1.001)
     x = min(max(col / 10 - 0.5, 0.0), plane.shape[1] - 1.001)
     i, j = int(y), int(x)
@@ -249,10 +249,10 @@ def sample(plane: Floats, row: float, col: float) -> float:
 
 @compiled
 def _field_at(row: float, col: float, districts: Floats) -> tuple[int, float, float, float, float, float]:
-    """Which field a position lies in.
+    """Find the field at a position.
 
     returns  key from 1, position across and along the district's rows of fields, metres to the field's edge,
-             row and col of its middle
+             row and col of its centre
     """
     i, j = int(row / DISTRICT) + 1, int(col / DISTRICT) + 1
     best, at_i, at_j = 1e18, 0, 0
@@ -284,37 +284,37 @@ def _field_at(row: float, col: float, districts: Floats) -> tuple[int, float, fl
 
 @compiled
 def _crop(key: int, u: float, v: float, woody: float, moist: float) -> int:  # noqa: PLR0911 (a key to crops)
-    """The material of a field at a place across (u) and along (v) it."""
-    draw = _hash(key, 11, 0)
+    """Choose the crop material of a field at a position across (u) and along (v) it."""
+    value = _hash(key, 11, 0)
     if woody + 0.9 * (_hash(key, 12, 0) - 0.5) > 0:
-        if draw < 0.55:
+        if value < 0.55:
             return VINES if u % 2.8 < 1.2 else VINEYARD_SOIL
-        spacing = 7.0 if draw < 0.85 else 5.0
+        spacing = 7.0 if value < 0.85 else 5.0
         crown = (u % spacing - spacing / 2) ** 2 + (v % spacing - spacing / 2) ** 2 < (0.33 * spacing) ** 2
-        if draw < 0.85:
+        if value < 0.85:
             return OLIVES if crown else VINEYARD_SOIL
         return ALMONDS if crown else ORCHARD
     wet = 0.10 if moist > 0 else 0.0
-    if draw < 0.40 - wet:
+    if value < 0.40 - wet:
         return CEREALS
-    if draw < 0.60:
+    if value < 0.60:
         return MAIZE
-    if draw < 0.72:
+    if value < 0.72:
         return ALFALFA
-    if draw < 0.79:
+    if value < 0.79:
         return RAPE
-    return FALLOW if draw < 0.92 else PLOUGHED
+    return FALLOW if value < 0.92 else PLOUGHED
 
 
 @compiled
 def _field(key: int, u: float, v: float, edge: float, woody: float, moist: float, speck: float) -> int:
-    """The material of a field: some have grass along their edge, some are abandoned or planted with poplars."""
+    """Choose the material of a field: some have grass along their edge, some are abandoned or have poplars."""
     if edge < 1.5 and _hash(key, 14, 0) < 0.5:
         return PASTURE
-    draw = _hash(key, 13, 0)
-    if draw < 0.05:
+    value = _hash(key, 13, 0)
+    if value < 0.05:
         return SHRUBS if speck > 0.3 else PASTURE
-    if draw < 0.08:
+    if value < 0.08:
         return BROADLEAVES
     return _crop(key, u, v, woody, moist)
 
@@ -323,7 +323,7 @@ def _field(key: int, u: float, v: float, edge: float, woody: float, moist: float
 def _wild(  # noqa: PLR0911 (a key to plants, read top to bottom)
     row: float, col: float, planes: Floats, rough: float, speck: float
 ) -> int:
-    """What grows where nobody farms."""
+    """Choose the material outside farmland."""
     rock = sample(planes[ROCK], row, col) + 0.25 * rough
     stand, moist = sample(planes[STAND], row, col) + 0.3 * speck, sample(planes[MOIST], row, col)
     if rock > 0:
@@ -349,7 +349,7 @@ def _wild(  # noqa: PLR0911 (a key to plants, read top to bottom)
 
 @compiled
 def grow_rows(
-    cover: Cover,
+    materials: Materials,
     parcels: NDArray[np.uint16],
     start: int,
     stop: int,
@@ -357,22 +357,22 @@ def grow_rows(
     rough: Floats,
     districts: Floats,
 ) -> None:
-    """Fill the fine rows of the 10 m rows from ``start`` to ``stop``."""
+    """Fill the 1 m rows of the 10 m rows from ``start`` to ``stop``."""
     for r in range(start * 10, stop * 10):
-        for c in range(cover.shape[1]):
+        for c in range(materials.shape[1]):
             row, col = r + 0.5, c + 0.5
             uneven = rough[r % TEXTURE, c % TEXTURE]
             speck = rough[(r * 3 + 331) % TEXTURE, (c * 3 + 577) % TEXTURE]
             coast = planes[COAST, r // 10, c // 10]
-            if coast < 100:  # else it can't be the beach: no need to look closely
+            if coast < 100:  # farther inland there is no beach: skip the interpolation
                 coast = sample(planes[COAST], row, col) + 3 * uneven
             if coast < 45:
-                along = 7 * (row - col) / cover.shape[0]
+                along = 7 * (row - col) / materials.shape[0]
                 stray = along - np.floor(along) < 0.25  # stretches of the coast
                 if coast < 0:
-                    cover[r, c] = SEA_STRAY if stray and coast > -12 else SEA
+                    materials[r, c] = SEA_STRAY if stray and coast > -12 else SEA
                 else:
-                    cover[r, c] = BEACH_STRAY if stray else BEACH
+                    materials[r, c] = BEACH_STRAY if stray else BEACH
                 continue
             if planes[NEAR_FARM, r // 10, c // 10] > 0:
                 key, u, v, edge, mid_row, mid_col = _field_at(row, col, districts)
@@ -380,6 +380,6 @@ def grow_rows(
                     if r % 10 == 5 and c % 10 == 5:
                         parcels[r // 10, c // 10] = key
                     woody, moist = sample(planes[WOODY], mid_row, mid_col), sample(planes[MOIST], row, col)
-                    cover[r, c] = _field(key, u, v, edge, woody, moist, speck)
+                    materials[r, c] = _field(key, u, v, edge, woody, moist, speck)
                     continue
-            cover[r, c] = _wild(row, col, planes, uneven, speck)
+            materials[r, c] = _wild(row, col, planes, uneven, speck)
