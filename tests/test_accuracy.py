@@ -228,11 +228,11 @@ def test_the_forest_learns_without_a_look_at_held_out_ground(tmp_path, monkeypat
     made = make_ground(tmp_path, guard=guard, overlap=4)
     held, read = held_out(made), []
 
-    def noted(self, window, original=Scene.read):
+    def noted(self, window, original=Scene.read_chw):
         read.append(window)
         return original(self, window)
 
-    monkeypatch.setattr(Scene, "read", noted)
+    monkeypatch.setattr(Scene, "read_chw", noted)
     monkeypatch.setattr(baselines, "TREES", 2)
     train_forest(made.ground, made.index.table)
     assert read

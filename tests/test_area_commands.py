@@ -93,35 +93,35 @@ def test_ranks_are_different_ascending_and_within(population, number, seed):
 def test_pixels_are_of_the_class_they_were_drawn_for_whatever_the_strips(maps, monkeypatch, strip):
     folder, codes, _ = maps
     monkeypatch.setattr(stratified_sampling, "STRIP_PIXELS", strip)
-    coded = open_map(folder / "map.tif")
-    counts = count_codes(coded)
+    class_map = open_map(folder / "map.tif")
+    counts = count_codes(class_map)
     assert counts[0] == 0
     np.testing.assert_array_equal(counts[1:], np.bincount(codes.ravel(), minlength=256)[1:])
-    places, drawn = draw_pixels(coded, counts, {3: 40, 12: 25}, seed=4)
-    np.testing.assert_array_equal(codes[places[:, 0], places[:, 1]], drawn)
+    positions, drawn = draw_pixels(class_map, counts, {3: 40, 12: 25}, seed=4)
+    np.testing.assert_array_equal(codes[positions[:, 0], positions[:, 1]], drawn)
     assert (drawn == 3).sum() == 40
     assert (drawn == 12).sum() == 25
-    assert len({*map(tuple, places.tolist())}) == 65
-    again, _ = draw_pixels(coded, counts, {3: 40, 12: 25}, seed=4)
-    np.testing.assert_array_equal(places, again)
+    assert len({*map(tuple, positions.tolist())}) == 65
+    again, _ = draw_pixels(class_map, counts, {3: 40, 12: 25}, seed=4)
+    np.testing.assert_array_equal(positions, again)
 
 
 def test_every_pixel_of_a_class_is_drawn_equally_often(tmp_path):
     codes = np.array([[3, 3, 5, 3], [5, 3, 3, 5], [3, 5, 3, 3]], np.uint8)
-    coded = open_map(write_map(tmp_path / "m.tif", codes))
-    counts, hits = count_codes(coded), np.zeros(codes.shape)
+    class_map = open_map(write_map(tmp_path / "m.tif", codes))
+    counts, hits = count_codes(class_map), np.zeros(codes.shape)
     for seed in range(800):
-        places, _ = draw_pixels(coded, counts, {3: 2}, seed=seed)
-        hits[places[:, 0], places[:, 1]] += 1
+        positions, _ = draw_pixels(class_map, counts, {3: 2}, seed=seed)
+        hits[positions[:, 0], positions[:, 1]] += 1
     assert hits[codes == 5].sum() == 0
     assert (abs(hits[codes == 3] - 200) < 55).all()  # four standard deviations
 
 
 def test_values_at_places_are_the_maps_and_nodata_outside(maps):
     folder, codes, _ = maps
-    coded = open_map(folder / "map.tif")
-    x, y = coded.grid.affine * (np.array([5.5, 149.5, -0.5]), np.array([50.5, 119.5, 3.5]))
-    assert values_at(coded, x, y).tolist() == [codes[50, 5], codes[119, 149], 0]
+    class_map = open_map(folder / "map.tif")
+    x, y = class_map.grid.affine * (np.array([5.5, 149.5, -0.5]), np.array([50.5, 119.5, 3.5]))
+    assert values_at(class_map, x, y).tolist() == [codes[50, 5], codes[119, 149], 0]
 
 
 # --- the commands ------------------------------------------------------------------------------------------

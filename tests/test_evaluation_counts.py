@@ -43,16 +43,16 @@ def patches(rng, shape=SHAPE, unlabelled=0.05):
     return index
 
 
-def judge_in_windows(ground, reference, predicted, purity=None, *, size=32, overlap=8, side=10):
-    judgement = EvaluationCounts.begin(ground, "v", side)
+def evaluate_in_windows(ground, reference, predicted, purity=None, *, size=32, overlap=8, side=10):
+    counts = EvaluationCounts.begin(ground, "v", side)
     split = ground.split.areas["one"]
     for strip in plan_strips(Window(0, 0, *SHAPE), size, overlap):
         for planned in strip:
             for part in split.intersections(planned.interior, "v"):
                 w = planned.window
                 cut = [None if x is None else x[w.slices] for x in (reference, predicted, purity)]
-                judgement.add("one", TiledWindow(w, part), *cut)
-    return judgement
+                counts.add("one", TiledWindow(w, part), *cut)
+    return counts
 
 
 def held_out(ground):
@@ -66,29 +66,29 @@ def held_out(ground):
 def test_blocks_add_up_and_each_pixel_counts_once_however_the_ground_is_cut(ground, size, overlap):
     rng = np.random.default_rng(0)
     reference, predicted = patches(rng), rng.integers(0, 3, SHAPE).astype(np.uint8)
-    judgement = judge_in_windows(ground, reference, predicted, size=size, overlap=overlap)
-    for block, counts in zip(judgement.blocks, judgement.counts, strict=True):
+    counts = evaluate_in_windows(ground, reference, predicted, size=size, overlap=overlap)
+    for block, matrix in zip(counts.blocks, counts.counts, strict=True):
         at = block.window.slices
-        np.testing.assert_array_equal(counts, ConfusionMatrix.of(reference[at], predicted[at], 3).counts)
+        np.testing.assert_array_equal(matrix, ConfusionMatrix.of(reference[at], predicted[at], 3).counts)
     judged = np.where(held_out(ground), reference, IGNORE_INDEX)
     total = ConfusionMatrix.of(judged, predicted, 3)
-    np.testing.assert_array_equal(judgement.matrices.total.counts, total.counts)
-    np.testing.assert_array_equal(judgement.by_distance.sum(axis=0), total.counts)
-    np.testing.assert_array_equal(judgement.matrices.by_area()["one"].counts, total.counts)
-    assert sum(sums[..., 0].sum() for sums in judgement.tiles.values()) == total.pixels
-    wrong = sum(sums[..., 1].sum() for sums in judgement.tiles.values())
+    np.testing.assert_array_equal(counts.matrices.total.counts, total.counts)
+    np.testing.assert_array_equal(counts.by_distance.sum(axis=0), total.counts)
+    np.testing.assert_array_equal(counts.matrices.by_area()["one"].counts, total.counts)
+    assert sum(sums[..., 0].sum() for sums in counts.tiles.values()) == total.pixels
+    wrong = sum(sums[..., 1].sum() for sums in counts.tiles.values())
     assert wrong == total.pixels - np.trace(total.counts)
-    np.testing.assert_allclose(judgement.hectares(), total.support * 0.01)
+    np.testing.assert_allclose(counts.hectares(), total.support * 0.01)
 
 
 def test_scores_by_purity_are_those_of_the_pixels_of_each_group(ground):
     rng = np.random.default_rng(1)
     reference, predicted = patches(rng), rng.integers(0, 3, SHAPE).astype(np.uint8)
     purity = rng.choice([100, 99, 80, 75, 60, 50, 49, 30, 255], SHAPE).astype(np.uint8)
-    judgement = judge_in_windows(ground, reference, predicted, purity)
+    counts = evaluate_in_windows(ground, reference, predicted, purity)
     known = held_out(ground) & (reference != IGNORE_INDEX)
     limits = ((100, 100), (75, 99), (50, 74), (0, 49))
-    found = judgement.purity_scores()
+    found = counts.purity_scores()
     for name, (low, high) in zip(PURITY_GROUPS, limits, strict=True):
         where = known & (purity >= low) & (purity <= high)
         assert found["groups"][name]["pixels"] == where.sum()
@@ -96,7 +96,7 @@ def test_scores_by_purity_are_those_of_the_pixels_of_each_group(ground):
     where = known & (purity < 100)
     assert found["groups"]["mixed"]["overall_accuracy"] == pytest.approx((reference == predicted)[where].mean())
     assert found["mean"] == pytest.approx(purity[known & (purity != 255)].mean() / 100)
-    assert judge_in_windows(ground, reference, predicted).purity_scores() is None
+    assert evaluate_in_windows(ground, reference, predicted).purity_scores() is None
 
 
 def test_near_and_far_from_boundaries_are_judged_apart(ground):
@@ -105,12 +105,12 @@ def test_near_and_far_from_boundaries_are_judged_apart(ground):
     # wrong at the boundaries, right elsewhere
     near = slow_distance(reference, 3) <= 1
     predicted = np.where(near, (reference + 1) % 3, reference).astype(np.uint8)
-    found = judge_in_windows(ground, reference, predicted).boundary_scores()
+    found = evaluate_in_windows(ground, reference, predicted).boundary_scores()
     assert found["zones"]["within 1 px"]["overall_accuracy"] == 0
     assert found["zones"]["beyond 3 px"]["overall_accuracy"] == 1
     assert found["zones"]["within 3 px"]["pixels"] == (slow_distance(reference, 3) <= 3)[held_out(ground)].sum()
     assert found["boundary_iou"]["1 px"]["mean"] == 0
-    perfect = judge_in_windows(ground, reference, reference).boundary_scores()
+    perfect = evaluate_in_windows(ground, reference, reference).boundary_scores()
     assert perfect["boundary_iou"]["1 px"]["mean"] == perfect["boundary_iou"]["3 px"]["mean"] == 1
 
 
@@ -139,7 +139,7 @@ def test_boundary_iou_is_that_of_the_bands_along_each_class(ground):
     rng = np.random.default_rng(3)
     reference = patches(rng)
     predicted = np.roll(patches(rng, unlabelled=0), 1, axis=1)
-    judgement = judge_in_windows(ground, reference, predicted, size=80)
+    counts = evaluate_in_windows(ground, reference, predicted, size=80)
     judged, known = held_out(ground), reference != IGNORE_INDEX
     mapped = np.where(known, predicted, IGNORE_INDEX)
     for t, tolerance in enumerate((1, 3)):
@@ -147,7 +147,7 @@ def test_boundary_iou_is_that_of_the_bands_along_each_class(ground):
         for k in range(3):
             ours, theirs = near_r & (reference == k) & judged, near_p & (mapped == k) & judged
             expected = (ours & theirs).sum() / (ours | theirs).sum()
-            assert boundary_iou(judgement.bands)[t, k] == pytest.approx(expected)
+            assert boundary_iou(counts.bands)[t, k] == pytest.approx(expected)
 
 
 def test_the_worst_tiles_are_those_with_most_errors(ground):
@@ -158,7 +158,7 @@ def test_the_worst_tiles_are_those_with_most_errors(ground):
     predicted[0:10, 20:30] = 1  # training ground
     reference[0:10, 0:6] = IGNORE_INDEX  # too little labelled to be judged
     predicted[0:10, 6:10] = 1
-    worst = judge_in_windows(ground, reference, predicted).worst_tiles()
+    worst = evaluate_in_windows(ground, reference, predicted).worst_tiles()
     assert worst[0] == {"area": "one", "window": [40, 0, 10, 10], "accuracy": 0.0, "pixels": 100}
     assert worst[1]["window"] == [40, 10, 10, 10]
     assert worst[1]["accuracy"] == 0.5
@@ -173,7 +173,9 @@ def test_a_model_judged_on_one_block_of_many_is_not_called_better(ground):
     reference = np.full(SHAPE, IGNORE_INDEX, np.uint8)
     reference[:BLOCK, :BLOCK] = patches(rng, (BLOCK, BLOCK), unlabelled=0)
     model, forest = (
-        judge_in_windows(ground, reference, np.where(rng.random(SHAPE) < right, reference % 3, 0).astype(np.uint8))
+        evaluate_in_windows(
+            ground, reference, np.where(rng.random(SHAPE) < right, reference % 3, 0).astype(np.uint8)
+        )
         for right in (0.9, 0.5)
     )
     found = Assessment("validation", model, {"random_forest": forest.matrices}, {}).differences()["random_forest"]
@@ -185,7 +187,7 @@ def test_a_model_judged_on_one_block_of_many_is_not_called_better(ground):
 
 def test_a_class_that_the_legend_lacks_is_an_error(ground):
     with pytest.raises(ValueError, match="none of the legend's"):
-        judge_in_windows(ground, np.zeros(SHAPE, np.uint8), np.full(SHAPE, 3, np.uint8))
+        evaluate_in_windows(ground, np.zeros(SHAPE, np.uint8), np.full(SHAPE, 3, np.uint8))
 
 
 # --- blocks ------------------------------------------------------------------------------------------------
@@ -222,15 +224,15 @@ def test_pieces_of_polygons_are_one_unit_as_far_as_they_hang_together(ground):
     pieces = LabelledDataset(ground.areas, ground.labels, LEGEND, Split({"one": split}, 5, 0, "pieces"))
     rng = np.random.default_rng(4)
     reference, predicted = patches(rng), rng.integers(0, 3, SHAPE).astype(np.uint8)
-    judgement = judge_in_windows(pieces, reference, predicted)
-    assert len(judgement.blocks) == 3  # rectangles, not 33 pieces
-    assert judgement.blocks[0].unit == judgement.blocks[1].unit != judgement.blocks[2].unit
-    for block, counts in zip(judgement.blocks, judgement.counts, strict=True):
+    counts = evaluate_in_windows(pieces, reference, predicted)
+    assert len(counts.blocks) == 3  # rectangles, not 33 pieces
+    assert counts.blocks[0].unit == counts.blocks[1].unit != counts.blocks[2].unit
+    for block, matrix in zip(counts.blocks, counts.counts, strict=True):
         at = block.window.slices
-        np.testing.assert_array_equal(counts, ConfusionMatrix.of(reference[at], predicted[at], 3).counts)
+        np.testing.assert_array_equal(matrix, ConfusionMatrix.of(reference[at], predicted[at], 3).counts)
     total = ConfusionMatrix.of(np.where(held_out(pieces), reference, IGNORE_INDEX), predicted, 3)
-    np.testing.assert_array_equal(judgement.matrices.total.counts, total.counts)
-    assert len(judgement.matrices.by_unit()) == 2
+    np.testing.assert_array_equal(counts.matrices.total.counts, total.counts)
+    assert len(counts.matrices.by_unit()) == 2
 
 
 def test_groups_are_one_unit_and_empty_units_are_none():
@@ -301,11 +303,11 @@ def test_each_season_is_judged_by_what_it_says_alone(two_seasons):
 
 def test_where_seasons_are_stacked_pixels_are_told_apart_by_what_was_observed(two_seasons):
     ground = two_seasons
-    judgement = judged(ground, "stack")
-    assert {name: m.overall_accuracy for name, m in judgement.seasons.items()} == {
+    counts = judged(ground, "stack")
+    assert {name: m.overall_accuracy for name, m in counts.seasons.items()} == {
         "all seasons": 1, "april alone": 1, "august alone": 0,
     }  # fmt: skip
-    assert sum(m.pixels for m in judgement.seasons.values()) == judgement.matrices.total.pixels
+    assert sum(m.pixels for m in counts.seasons.values()) == counts.matrices.total.pixels
 
 
 def test_windows_without_a_label_are_not_predicted_and_few_labels_make_a_sample(two_seasons, tmp_path):
@@ -324,9 +326,9 @@ def test_windows_without_a_label_are_not_predicted_and_few_labels_make_a_sample(
     plan = mapped.held_out("v")
     counting = replace(engine, logits=lambda x: (seen.append(len(x)), engine.logits(x))[1])
     sample = LogitSample()
-    judgement = judge_model(
+    counts = judge_model(
         counting, ground, "v", plan, mapped=mapped, purity={}, tile_size=10, batch_size=2, sample=sample
     )
-    assert judgement.matrices.total.pixels == sum(map(len, sample.labels)) == 5
+    assert counts.matrices.total.pixels == sum(map(len, sample.labels)) == 5
     assert sum(seen) == 2 < len(plan)
     assert calibrate(sample)["pixels"] == 5

@@ -2,8 +2,9 @@
 
 Counted map pixels are a biased estimate of area, and scores against a reference map are no better than that map.
 A probability sample of pixels, interpreted by a person, gives both (Olofsson et al. 2014, Remote Sensing of
-Environment 148, 42-57). The estimators are those of Stehman (2014, International Journal of Remote Sensing 35, 4923-4939),
-which also apply to strata that are not the map's classes; if they are, the results equal those of Olofsson et al.
+Environment 148, 42-57). The estimators are those of Stehman (2014, International Journal of Remote Sensing 35,
+4923-4939), which also apply to strata that are not the map's classes; if they are, they equal those of Olofsson
+et al.
 
     mean of y      sum of W_h mean_h(y)                       W_h = N_h / N, share of the stratum
     its variance   sum of W_h^2 (1 - f_h) s_h^2(y) / n_h
@@ -148,7 +149,7 @@ class _Design:
         return Estimate(value, self.mean(y - value * x).error / below, self._agreeing(y, x))
 
     def _agreeing(self, y: NDArray[np.float64], x: NDArray[np.float64]) -> float | None:
-        """Effective number of points (Kish 1965) with ``x`` = 1, if ``y`` is the same at all, 0 or 1; else None."""
+        """Effective number of points (Kish 1965) with ``x`` = 1, if ``y`` is 0 at all or 1 at all; else None."""
         there, share = x > 0, self.points / np.maximum(self.pixels, 1)
         same = (y[there] == 0).all() or (y[there] == 1).all()
         if not same or (share[self.stratum[there]] >= 1).all():

@@ -16,7 +16,7 @@ from cobertes.errors import SplitError
 from cobertes.geo.area import Area
 from cobertes.geo.grid import ALIGNMENT, crop, footprint, resolution
 from cobertes.settings import SplitSettings
-from cobertes.tiles.polygon_split import parts_from_polygons
+from cobertes.tiles.polygon_split import split_by_polygons
 from cobertes.tiles.split import (
     HELD_OUT,
     AreaSplit,
@@ -105,12 +105,7 @@ def make_split(
     Deterministic in ``settings.seed`` and the set of areas, in any order. Raises SplitError for too few blocks.
     """
     if polygons is not None:
-        result = {
-            area.name: AreaSplit(
-                parts_from_polygons(area, edges[area.name], counts[area.name], polygons), *edges[area.name]
-            )
-            for area in areas
-        }
+        result = {a.name: split_by_polygons(a, edges[a.name], counts[a.name], polygons) for a in areas}
     else:
         result = _random_split(areas, counts, edges, settings)
     cells: Cells = "pieces" if polygons is not None else "tiles" if settings.method == "random" else "blocks"

@@ -103,35 +103,23 @@ def build_index(
             f"none of {len(found)} tiles has a label. Check that the reference map lies on the scenes, its codes "
             f"and labels.as-nodata."
         )
-    block = choose_block([area.shape for area in areas], tiles.size - tiles.overlap, split, range_px)
-    if range_px is not None:
-        _log_range(range_px, block, areas[0])
-    guard = guard_band(tiles.size, split)
-    edges = {a.name: (block_edges(a.shape[0], block), block_edges(a.shape[1], block)) for a in areas}
-    block_counts = {
-        a.name: _block_counts(a, labels[a.name], histograms[a.name], edges[a.name], legend) for a in areas
-    }
-    assigned = make_split(
-        areas, block_counts, edges, block=block, guard=guard, classes=legend.keys, settings=split,
-        polygons=None if polygons is None else read_polygons(polygons),
-    )  # fmt: skip
-
+    assigned = _assign_blocks(areas, labels, legend, histograms, range_px, tiles, split, polygons)
     counts, own = (_tile_counts(histograms, by_area, which) for which in ("window", "interior"))
     by_labels = filter_by_labels(counts, tiles, legend)
-    measurements = TileMeasurements.load(cache, fingerprint) if cache else None
-    if measurements is None:
-        scenes = areas[0].scenes
-        measurements = TileMeasurements.empty(counts, own, len(scenes), len(next(iter(scenes.values())).bands))
+    scenes = list(areas[0].scenes.values())
+    measurements = (TileMeasurements.load(cache, fingerprint) if cache else None) or TileMeasurements.empty(
+        counts, own, len(scenes), len(scenes[0].bands)
+    )
     measure_tiles(
         TileReader.for_areas(areas, labels, legend, tiles), found, by_labels == "", measurements,
         save=partial(measurements.save, cache, fingerprint) if cache else None, progress=progress,
     )  # fmt: skip
-    locations = [locate_in_split(tile.window, assigned.areas[tile.area], guard) for tile in found]
+    locations = [locate_in_split(tile.window, assigned.areas[tile.area], assigned.guard) for tile in found]
     sizes = np.array([tile.window.height * tile.window.width for tile in found])
     by_measurements = filter_by_measurements(measurements, sizes, tiles)
     reasons = first_reasons(by_labels, by_measurements, [location.reason for location in locations])
     table = _table(areas, found, locations, reasons, measurements, counts, legend)
-    _require_training_tiles(table, tiles, block)
+    _require_training_tiles(table, tiles, assigned.block)
     return TileIndex(table, assigned, _statistics(areas[0], table, measurements), range_px)
 
 
@@ -205,6 +193,28 @@ def _cuts(area: Area, tiles: TileSettings) -> tuple[list[int], list[int]]:
         return sorted(found | set(range(0, length, stride)))
 
     return along(area.shape[0]), along(area.shape[1])
+
+
+def _assign_blocks(
+    areas: Sequence[Area],
+    labels: Mapping[str, Path],
+    legend: Legend,
+    histograms: Mapping[str, LabelCounts],
+    range_px: float | None,
+    tiles: TileSettings,
+    split: SplitSettings,
+    polygons: Path | None,
+) -> Split:
+    """Choose the block size, and assign the blocks of all areas to the parts of the split."""
+    block = choose_block([area.shape for area in areas], tiles.size - tiles.overlap, split, range_px)
+    if range_px is not None:
+        _log_range(range_px, block, areas[0])
+    edges = {a.name: (block_edges(a.shape[0], block), block_edges(a.shape[1], block)) for a in areas}
+    counts = {a.name: _block_counts(a, labels[a.name], histograms[a.name], edges[a.name], legend) for a in areas}
+    return make_split(
+        areas, counts, edges, block=block, guard=guard_band(tiles.size, split), classes=legend.keys,
+        settings=split, polygons=None if polygons is None else read_polygons(polygons),
+    )  # fmt: skip
 
 
 def _block_counts(

@@ -11,8 +11,7 @@ from cobertes.errors import InputFileError, SplitError, did_you_mean
 from cobertes.geo.area import Area
 from cobertes.geo.grid import crop, footprint
 from cobertes.geo.vector import read_vector
-from cobertes.geo.windows import Window
-from cobertes.tiles.split import Part
+from cobertes.tiles.split import AreaSplit, Part
 
 COLUMN = "split"
 PARTS = {part.label: part for part in (Part.TRAIN, Part.VALIDATION, Part.TEST)}
@@ -45,14 +44,15 @@ def read_polygons(path: Path) -> gpd.GeoDataFrame:
     return found.assign(geometry=found.geometry.make_valid())
 
 
-def parts_from_polygons(
+def split_by_polygons(
     area: Area,
     edges: tuple[NDArray[np.int64], NDArray[np.int64]],
     counts: NDArray[np.int64],
     polygons: gpd.GeoDataFrame,
-) -> NDArray[np.str_]:
-    """Assign each block the part of the polygon over its centre; returns (block rows, block cols) str.
+) -> AreaSplit:
+    """Assign each block the part of the polygon over its centre.
 
+    edges     borders of the block rows and columns, in pixels
     counts    (block rows, block cols, K) labelled pixels per class
     A training block that held-out polygons touch, and a block outside all polygons, is left out (`Part.GUARD`).
     In an overlap of polygons, test takes precedence over validation, and validation over train.
@@ -73,11 +73,10 @@ def parts_from_polygons(
         parts[shapely.contains_xy(region, x, y).reshape(parts.shape)] = part
     held_out = shapes[shapes[COLUMN] != "train"].union_all()
     shapely.prepare(held_out)
+    split = AreaSplit(parts, rows, cols)
     for row, col in np.argwhere(parts == Part.TRAIN):
-        top, left = int(rows[row]), int(cols[col])
-        block = Window(top, left, int(rows[row + 1]) - top, int(cols[col + 1]) - left)
-        outline = footprint(crop(area.grid, block))
+        outline = footprint(crop(area.grid, split.block(int(row), int(col))))
         if held_out.intersects(outline) and not held_out.touches(outline):
             parts[row, col] = Part.GUARD
     parts[counts.sum(axis=2) == 0] = Part.NONE
-    return parts
+    return split
