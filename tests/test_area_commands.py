@@ -430,3 +430,13 @@ def test_qgis_shows_a_form_with_the_classes_and_saves_what_is_filled_in(maps, tm
         "['Hidden', 'Hidden'] categorizedSymbol 2"
     )
     assert pyogrio.read_dataframe(sample, layer="sample")["reference"].dropna().tolist() == [12]
+
+
+def test_a_sample_without_the_pixels_of_its_classes_is_refused(maps, tmp_path):
+    folder, *_ = maps
+    sample = tmp_path / "s.gpkg"
+    draw(folder, sample)
+    classes = pyogrio.read_dataframe(sample, layer="classes").drop(columns="pixels")
+    pyogrio.write_dataframe(classes, sample, layer="classes")
+    shown = invoke("estimate-accuracy", sample, code=2)
+    assert "is no sample of `cobertes sample-accuracy`" in " ".join(shown.output.split())

@@ -14,6 +14,7 @@ from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from cobertes.atomic_io import replacing
+from cobertes.geo.qgis_style import hex_to_rgb
 from cobertes.geo.vector import write_layers
 
 SPLIT_COLOURS = {"train": "#0072b2", "validation": "#e69f00", "test": "#cc79a7"}
@@ -155,7 +156,7 @@ def _style(categories: Sequence[str]) -> str:
     )
     symbols = "".join(
         f'<symbol name="{i}" type="fill" alpha="0.6"><layer class="SimpleFill" enabled="1">'
-        f'<prop k="color" v="{_rgb(_colour(category))}"/><prop k="outline_color" v="80,80,80,255"/>'
+        f'<prop k="color" v="{_rgba(_colour(category))}"/><prop k="outline_color" v="80,80,80,255"/>'
         f'<prop k="outline_width" v="0.1"/><prop k="style" v="solid"/></layer></symbol>'
         for i, category in enumerate(categories)
     )
@@ -166,5 +167,5 @@ def _style(categories: Sequence[str]) -> str:
     )
 
 
-def _rgb(colour: str) -> str:
-    return ",".join(str(int(colour[i : i + 2], 16)) for i in (1, 3, 5)) + ",255"
+def _rgba(colour: str) -> str:
+    return ",".join(map(str, (*hex_to_rgb(colour), 255)))
