@@ -28,7 +28,8 @@ from cobertes.geo.windows import Window
 from cobertes.labels.legend import load_legend
 from cobertes.learn import inference
 from cobertes.learn.encoding import Inputs
-from cobertes.learn.sampler import Sampler, batches
+from cobertes.learn.loader import batches
+from cobertes.learn.sampler import Sampler
 from cobertes.settings import SplitSettings, TileSettings, TrainSettings
 from cobertes.tiles.dataset import LabelledDataset
 from cobertes.tiles.index import build_index
@@ -87,7 +88,7 @@ def ours(out: Path, layout: str, store: str, threads: int) -> tuple[Sampler, Inp
             fingerprint=layout, every_scene=store == "all",
         )  # fmt: skip
         ground = dataclasses.replace(ground, store=held)
-        sampler = dataclasses.replace(sampler, ground=ground)
+        sampler = dataclasses.replace(sampler, dataset=ground)
     return sampler, Inputs.of(index.statistics)
 
 
@@ -96,7 +97,7 @@ def feed_ours(out: Path, layout: str, store: str, threads: int) -> Callable[[], 
     sampler, inputs = ours(out, layout, store, threads)
 
     def epoch() -> Batches:
-        for x, y, _ in batches(sampler, inputs, 1, BATCH):
+        for x, y, _ in batches(sampler, inputs, 1, BATCH, reuse=True):
             yield torch.from_numpy(x), torch.from_numpy(y)
 
     return epoch

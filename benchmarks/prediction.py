@@ -348,7 +348,7 @@ def parity(options: argparse.Namespace) -> None:
     from cobertes.engines.runtimes import is_quantized
     from cobertes.errors import CobertesError
     from cobertes.evaluation.held_out_map import AsMapped
-    from cobertes.learn.inference import judge
+    from cobertes.learn.inference import evaluate_windows
     from cobertes.predict.predict import predict_map
     from cobertes.workflow.context import open_dataset
     from cobertes.workflow.run_folder import open_run
@@ -374,7 +374,7 @@ def parity(options: argparse.Namespace) -> None:
         expected = codes if expected is None else expected
         valid = expected != header.legend.nodata
         plan = AsMapped(ground, header.window, header.window // 4, "interior").held_out("v")
-        matrix, _ = judge(engine.logits, header.inputs, ground, plan, 32)
+        matrix, _ = evaluate_windows(engine.logits, header.inputs, ground, plan, 32)
         print(f"| {name} {precision} | {(codes == expected)[valid].mean():.3%} | {matrix.miou:.4f} |", flush=True)
 
 

@@ -16,7 +16,7 @@ import torch
 from variants import merged, options, parse, run_until, spread
 
 from cobertes.geo.scene import Scene
-from cobertes.learn.inference import each_season, judge, plan_blocks
+from cobertes.learn.inference import each_season, evaluate_windows, plan_blocks
 from cobertes.learn.model_file import load_model
 from cobertes.tiles.split import Part
 from cobertes.workflow.context import open_dataset
@@ -53,7 +53,7 @@ def score(folder: Path, shown: dict[str, dict[str, Scene]]) -> float:
             return found
 
     plan = plan_blocks(ground, Part.VALIDATION, header.window, header.window // 4)
-    matrix, _ = judge(each_season(logits, header.inputs), header.inputs, ground, plan, 16)
+    matrix, _ = evaluate_windows(each_season(logits, header.inputs), header.inputs, ground, plan, 16)
     return matrix.miou
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from cobertes.errors import SettingsError
 from cobertes.learn import batch_size, devices
 from cobertes.learn.architectures import build_network
-from cobertes.learn.batch_size import choose_step, largest_batch, most_windows, training_step
+from cobertes.learn.batch_size import choose_step, largest_batch, max_windows, training_step
 from cobertes.learn.devices import fits_in_memory, make_fabric
 from cobertes.learn.losses import CROSS_ENTROPY
 from cobertes.learn.train import train_model
@@ -49,7 +49,7 @@ def test_the_largest_batch_that_fits_is_found_in_few_tries(most, limit):
 
 @given(st.integers(1, 10_000), st.integers(1, 64))
 def test_no_batch_is_larger_than_an_eighth_of_the_epoch_or_the_default(samples, processes):
-    most = most_windows(samples, processes)
+    most = max_windows(samples, processes)
     assert 1 <= most <= 256
     if most > 1:
         assert most * processes <= max(samples / 8, 12)
@@ -122,7 +122,7 @@ def test_processes_share_a_batch_that_each_of_their_gpus_has_room_for(gpu):
 
 
 def test_bf16_is_tried_again_where_it_is_taken(gpu, monkeypatch):
-    monkeypatch.setattr(devices, "WORTH_IT", 0.0)
+    monkeypatch.setattr(devices, "MIN_SPEEDUP", 0.0)
     found = choose(AUTO.model_copy(update={"precision": "auto"}))
     assert (found.batch, found.precision) == (40, "bf16")
     assert {precision for precision, _ in gpu.tried} == {"fp32", "bf16"}
@@ -193,7 +193,7 @@ def test_a_resumed_training_keeps_its_batch(gpu, project, tmp_path, caplog):
     whole = train_model(plan, tmp_path / "whole")
     assert whole.training["batch_size"] == 8
     with pytest.raises(StopError):
-        train_model(plan, tmp_path / "parts", report=stop_after(1))
+        train_model(plan, tmp_path / "parts", on_epoch=stop_after(1))
     gpu.fp32 = 4  # somebody else uses the GPU now
     assert train_model(plan, tmp_path / "parts").training["batch_size"] == 8
     assert "in batches of 8 (auto: 8 windows fit in the memory, more do not)" in caplog.text

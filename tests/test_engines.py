@@ -20,7 +20,7 @@ from cobertes.engines.runtimes import choose_runtime, is_quantized, quantized_pa
 from cobertes.errors import DeviceMemoryError, InputFileError, ModelFileError, SettingsError
 from cobertes.geo.scene import open_scene
 from cobertes.learn.architectures import build_network
-from cobertes.learn.devices import make_fabric, synchronize
+from cobertes.learn.devices import synchronize, without_tf32
 from cobertes.learn.encoding import Inputs, turned
 from cobertes.learn.inference import each_season
 from cobertes.learn.model_file import ModelHeader, save_model
@@ -187,8 +187,19 @@ def test_what_is_timed_has_been_computed(monkeypatch, kind, waited):
 
 def test_fp32_is_not_rounded_to_less_on_a_gpu(monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
-    make_fabric("cpu", "fp32")
-    assert not torch.backends.cudnn.allow_tf32
+    with without_tf32():
+        assert not torch.backends.cudnn.allow_tf32
+    assert torch.backends.cudnn.allow_tf32
+
+    class Watched(torch.nn.Module):
+        def forward(self, x):
+            rounded.append(torch.backends.cudnn.allow_tf32)
+            return x
+
+    rounded = []
+    runtimes._torch_forward(Watched(), "cpu", "fp32")(torch.zeros(1, 1, 4, 4))
+    assert rounded == [False]
+    assert torch.backends.cudnn.allow_tf32
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="only Linux tells a thread's processors")

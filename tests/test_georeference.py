@@ -17,9 +17,10 @@ from cobertes.geo.windows import Window
 from cobertes.labels.aggregate import make_labels
 from cobertes.labels.legend import recode_table
 from cobertes.learn.encoding import Inputs
-from cobertes.learn.inference import judge, plan_blocks
+from cobertes.learn.inference import evaluate_windows, plan_blocks
+from cobertes.learn.loader import batches
 from cobertes.learn.model_file import ModelHeader
-from cobertes.learn.sampler import Sampler, batches
+from cobertes.learn.sampler import Sampler
 from cobertes.predict.predict import predict_map
 from cobertes.settings import Augmentation, AugmentationSettings, SplitSettings, TileSettings, TrainSettings
 from cobertes.tiles.dataset import LabelledDataset
@@ -288,7 +289,7 @@ def test_held_out_ground_is_judged_by_its_own_labels(ground, plan):
     here, _, grid = ground
     engine = engine_on(grid)
     windows = plan(here, "v", 32, 8)
-    matrix, _ = judge(engine.logits, engine.header.inputs, here, windows, 4)
+    matrix, _ = evaluate_windows(engine.logits, engine.header.inputs, here, windows, 4)
     assert matrix.overall_accuracy == 1
     assert matrix.counts.sum() == sum(b.height * b.width for b in here.split.areas["here"].windows("v"))
 

@@ -10,7 +10,7 @@ import torch
 from cobertes.errors import InputFileError
 from cobertes.geo.windows import Window, plan_strips
 from cobertes.labels.legend import IGNORE_INDEX
-from cobertes.learn.inference import judge, plan_blocks, read_ahead
+from cobertes.learn.inference import batched, evaluate_windows, plan_blocks, prefetch
 from cobertes.learn.unet import UNet, UNetSettings
 from engines import plan_as_mapped
 from rasters import coordinates, stitch
@@ -68,7 +68,7 @@ def test_each_held_out_pixel_is_planned_once(project, plan, size, overlap, lette
 
 @pytest.mark.parametrize("plan", PLANS)
 def test_each_held_out_label_is_judged_once(project, plan):
-    matrix, loss = judge(knows_all, EXACT, project.ground, plan(project.ground, "v", 24, 6), 5)
+    matrix, loss = evaluate_windows(knows_all, EXACT, project.ground, plan(project.ground, "v", 24, 6), 5)
     mask = held_out(project)
     codes = code_at(*coordinates((170, 170)))
     np.testing.assert_array_equal(matrix.support, [(codes[mask] == c).sum() for c in LEGEND.codes])
@@ -82,7 +82,7 @@ def test_pixels_without_label_or_observation_are_not_judged(tmp_path):
     labels[::3] = 0
     unseen = np.where(values[1] % 4 == 0, 0, values)
     project = project_of(tmp_path, {"here": {"scene": unseen}}, {"here": labels})
-    matrix, _ = judge(knows_all, EXACT, project.ground, plan_blocks(project.ground, "v", 24, 6), 5)
+    matrix, _ = evaluate_windows(knows_all, EXACT, project.ground, plan_blocks(project.ground, "v", 24, 6), 5)
     expected = held_out(project) & (labels > 0) & (values[1] % 4 > 0)
     assert matrix.support.sum() == expected.sum() > 0
     assert matrix.miou == 1.0
@@ -113,7 +113,7 @@ def test_the_score_is_that_of_the_stitched_map(project, batch_size):
     expected = np.zeros((K, K), int)
     np.add.at(expected, (labels[mask], logits.argmax(0)[mask]), 1)
     plan = plan_as_mapped(project.ground, "v", size, overlap)
-    matrix, loss = judge(forward, EXACT, project.ground, plan, batch_size)
+    matrix, loss = evaluate_windows(forward, EXACT, project.ground, plan, batch_size)
     np.testing.assert_array_equal(matrix.counts, expected)
     assert len(np.unique(logits.argmax(0))) > 1
     mean = torch.nn.functional.cross_entropy(
@@ -123,7 +123,7 @@ def test_the_score_is_that_of_the_stitched_map(project, batch_size):
 
 
 def test_ground_without_labels_has_no_score(project):
-    matrix, loss = judge(knows_all, EXACT, project.ground, [], 4)
+    matrix, loss = evaluate_windows(knows_all, EXACT, project.ground, [], 4)
     assert not matrix.counts.any()
     assert np.isnan(loss)
     _, y = project.ground.read_chw("here", Window(500, 500, 4, 4))
@@ -133,7 +133,7 @@ def test_ground_without_labels_has_no_score(project):
 def test_progress_counts_the_windows(project):
     plan = plan_blocks(project.ground, "v", 24, 6)
     seen = []
-    judge(knows_all, EXACT, project.ground, plan, 4, seen.append)
+    evaluate_windows(knows_all, EXACT, project.ground, plan, 4, seen.append)
     assert (sum(seen), max(seen)) == (len(plan), 4)
 
 
@@ -145,15 +145,15 @@ def test_items_come_in_order_whatever_is_read_first():
         time.sleep(0.01 * (item % 3 == 0))
         return item * 10
 
-    found = list(read_ahead(range(23), read, 4))
+    found = list(prefetch(batched(range(23), 4), read))
     assert [len(batch) for batch in found] == [4, 4, 4, 4, 4, 3]
     assert [pair for batch in found for pair in batch] == [(i, i * 10) for i in range(23)]
-    assert list(read_ahead([], read, 4)) == []
+    assert list(prefetch(batched([], 4), read)) == []
 
 
 def test_reading_goes_on_while_the_caller_computes_but_not_without_end():
     done = []
-    feed = read_ahead(range(100), done.append, 2)
+    feed = prefetch(batched(range(100), 2), done.append)
     next(feed)
     time.sleep(0.1)
     assert 2 < len(done) <= 2 * 4
@@ -166,7 +166,7 @@ def test_an_error_comes_out_in_its_turn_and_ends_the_threads():
             raise InputFileError("scene.tif is truncated")
         return item
 
-    before, feed = threading.active_count(), read_ahead(range(100), read, 2)
+    before, feed = threading.active_count(), prefetch(batched(range(100), 2), read)
     assert [item for batch in (next(feed), next(feed)) for item, _ in batch] == [0, 1, 2, 3]
     with pytest.raises(InputFileError, match="truncated"):
         next(feed)
@@ -180,7 +180,7 @@ def test_a_caller_who_stops_leaves_no_reading_behind():
         time.sleep(0.02)
         done.append(item)
 
-    feed = read_ahead(range(1000), read, 8)
+    feed = prefetch(batched(range(1000), 8), read)
     next(feed)
     feed.close()
     count = len(done)

@@ -11,10 +11,11 @@ from cobertes.errors import InputFileError, NoTilesError
 from cobertes.geo.area import Area
 from cobertes.geo.scene import open_scene
 from cobertes.labels.legend import IGNORE_INDEX, Legend, LegendClass
-from cobertes.learn import inference
-from cobertes.learn.augment import draw_variation
+from cobertes.learn import inference, loader
+from cobertes.learn.augment import sample_augmentation
 from cobertes.learn.encoding import Inputs
-from cobertes.learn.sampler import Sampler, balanced, batches
+from cobertes.learn.loader import batches, read_sample
+from cobertes.learn.sampler import Sampler, balanced
 from cobertes.settings import Augmentation, AugmentationSettings, SplitSettings, TileSettings, TrainSettings
 from cobertes.tiles.dataset import LabelledDataset
 from cobertes.tiles.index import TileIndex, build_index
@@ -97,7 +98,7 @@ def test_labels_move_with_the_image_through_crops_flips_and_turns(tmp_path):
     ways = set()
     for epoch in (1, 2):
         for position, tile in enumerate(sampler.epoch(epoch)):
-            x, y, _ = sampler.sample(EXACT, epoch, position, tile, 13)
+            x, y, _ = read_sample(sampler, EXACT, epoch, position, tile, 13)
             row, col = places(x)
             np.testing.assert_array_equal(LEGEND.codes[y], code_at(row + 1, col + 1))
             # each pixel of one window, once
@@ -112,7 +113,7 @@ def test_without_variation_a_sample_is_its_tile(tmp_path):
     project = coordinate_project(tmp_path)
     sampler = project.sampler(**PLAIN)
     for tile, (row, col, _, _) in enumerate(sampler.tiles):
-        x, y, _ = sampler.sample(EXACT, 1, 0, tile, 16)
+        x, y, _ = read_sample(sampler, EXACT, 1, 0, tile, 16)
         expected = np.mgrid[row : row + 16, col : col + 16]
         np.testing.assert_array_equal(places(x), expected)
         np.testing.assert_array_equal(LEGEND.codes[y], code_at(*(expected + 1)))
@@ -125,7 +126,7 @@ def test_seasons_stand_side_by_side_and_move_together(tmp_path):
     inputs = Inputs(("april", "august"), ("band1", "band2"), np.zeros((2, 2)), np.full((2, 2), SCALE))
     sampler = project.sampler()
     for position in range(8):
-        x, y, _ = sampler.sample(inputs, 1, position, 0, 16)
+        x, y, _ = read_sample(sampler, inputs, 1, position, 0, 16)
         assert x.shape == (4, 16, 16)
         np.testing.assert_array_equal(places(x[2:]), places(x[:2]) + 200)
         np.testing.assert_array_equal(LEGEND.codes[y], code_at(*(places(x[:2]) + 1)))
@@ -142,7 +143,7 @@ def test_random_crops_keep_to_training_blocks_and_their_guard_band(tmp_path):
     seen, starts = np.zeros((128, 128), bool), set()
     for epoch in range(1, 9):
         for position, tile in enumerate(sampler.epoch(epoch)):
-            row, col = places(sampler.sample(EXACT, epoch, position, tile, 16)[0])
+            row, col = places(read_sample(sampler, EXACT, epoch, position, tile, 16)[0])
             assert allowed[row, col].all()
             seen[row, col] = True
             starts.add((row.min() % 16, col.min() % 16))
@@ -196,7 +197,7 @@ def test_a_window_larger_than_its_area_is_filled_up_with_nothing(tmp_path):
     )  # fmt: skip
     sampler = project.sampler(window=32)
     for position in range(10):
-        x, y, _ = sampler.sample(EXACT, 1, position, 0, 32)
+        x, y, _ = read_sample(sampler, EXACT, 1, position, 0, 32)
         row, col = places(x)
         inside = row >= 0
         assert inside.sum() == 20 * 24
@@ -213,7 +214,7 @@ def test_pixels_without_observation_are_zero_and_without_label(tmp_path):
     project = project_of(tmp_path, {"here": {"scene": values}}, {"here": labels})
     sampler = project.sampler(augmentation=AugmentationSettings(jitter=Augmentation(strength=0.5)))
     for position, tile in enumerate(sampler.epoch(1)):
-        x, y, _ = sampler.sample(EXACT, 1, position, tile, 16)
+        x, y, _ = read_sample(sampler, EXACT, 1, position, tile, 16)
         np.testing.assert_array_equal(y == IGNORE_INDEX, (x == 0).all(axis=0))
         assert 0 < (y == IGNORE_INDEX).mean() < 0.2
 
@@ -242,14 +243,14 @@ def test_a_sample_is_a_function_of_seed_epoch_and_position(tmp_path):
     project = coordinate_project(tmp_path)
     jitter = AugmentationSettings(noise=Augmentation(strength=0.1))
     one, same, other = (project.sampler(seed=seed, augmentation=jitter) for seed in (3, 3, 4))
-    x, y, _ = one.sample(EXACT, 2, 5, 1, 16)
-    for again in (same.sample(EXACT, 2, 5, 1, 16), one.sample(EXACT, 2, 5, 1, 16)):
+    x, y, _ = read_sample(one, EXACT, 2, 5, 1, 16)
+    for again in (read_sample(same, EXACT, 2, 5, 1, 16), read_sample(one, EXACT, 2, 5, 1, 16)):
         np.testing.assert_array_equal(again[0], x)
         np.testing.assert_array_equal(again[1], y)
     for differs in (
-        one.sample(EXACT, 3, 5, 1, 16),
-        one.sample(EXACT, 2, 6, 1, 16),
-        other.sample(EXACT, 2, 5, 1, 16),
+        read_sample(one, EXACT, 3, 5, 1, 16),
+        read_sample(one, EXACT, 2, 6, 1, 16),
+        read_sample(other, EXACT, 2, 5, 1, 16),
     ):
         assert (differs[0] != x).any()
 
@@ -291,9 +292,23 @@ def test_batches_do_not_depend_on_threads(tmp_path, monkeypatch, threads):
     sampler = project.sampler(samples=11)
     monkeypatch.setattr(inference, "READ_THREADS", threads)
     found = [(x.copy(), y.copy()) for x, y, _ in batches(sampler, EXACT, 3, 4)]
-    expected = [sampler.sample(EXACT, 3, i, tile, 16) for i, tile in enumerate(sampler.epoch(3))]
+    expected = [read_sample(sampler, EXACT, 3, i, tile, 16) for i, tile in enumerate(sampler.epoch(3))]
     np.testing.assert_array_equal(np.concatenate([x for x, _ in found]), np.stack([x for x, _, _ in expected]))
     np.testing.assert_array_equal(np.concatenate([y for _, y in found]), np.stack([y for _, y, _ in expected]))
+
+
+def test_a_batch_keeps_its_values_unless_its_memory_may_be_reused(tmp_path):
+    sampler = coordinate_project(tmp_path).sampler(samples=60)
+    expected = [x.copy() for x, _, _ in batches(sampler, EXACT, 1, 6)]
+    kept = list(batches(sampler, EXACT, 1, 6))
+    np.testing.assert_array_equal(np.stack([x for x, _, _ in kept]), np.stack(expected))
+    assert len({x.__array_interface__["data"][0] for x, _, _ in kept}) == len(kept) == 10
+    reused, addresses = [], set()
+    for x, _, _ in batches(sampler, EXACT, 1, 6, reuse=True):
+        reused.append(x.copy())
+        addresses.add(x.__array_interface__["data"][0])
+    np.testing.assert_array_equal(np.stack(reused), np.stack(expected))
+    assert len(addresses) < 10
 
 
 @pytest.mark.parametrize(
@@ -330,7 +345,7 @@ def test_the_largest_windows_come_last(tmp_path):
     project = coordinate_project(tmp_path)
     sampler = project.sampler(window=(8, 12, 16), samples=64)
     for last, sizes in ((False, {8, 12}), (True, {16})):
-        drawn = batches(sampler, EXACT, 1, 4, in_last_part=last)
+        drawn = batches(sampler, EXACT, 1, 4, in_final_phase=last)
         assert {x.shape[-1] for x, _, _ in drawn} == sizes
     for alone in (16, (16, 16)):
         sampler = project.sampler(window=alone, samples=8)
@@ -361,7 +376,7 @@ def test_a_zoomed_sample_shows_more_or_less_ground_and_its_labels(tmp_path):
     sampler = project.sampler(window=32, augmentation=STILL, zoom=0.5, samples=40)
     steps = []
     for position, tile in enumerate(sampler.epoch(1)):
-        x, y, _ = sampler.sample(EXACT, 1, position, tile, 32)
+        x, y, _ = read_sample(sampler, EXACT, 1, position, tile, 32)
         row, col = x * SCALE
         step = np.diff(col[16]).mean()
         steps.append(step)
@@ -383,9 +398,9 @@ def test_shares_move_with_the_image_through_crops_turns_and_zoom(tmp_path, bands
     ground = replace(project.ground, shares=paths)
     for zoom in (0.0, 0.5):
         sampler = replace(project, ground=ground).sampler(window=13, zoom=zoom, samples=60)
-        assert sampler.shares == bands
+        assert sampler.share_bands == bands
         for position, tile in enumerate(sampler.epoch(1)):
-            x, y, shares = sampler.sample(EXACT, 1, position, tile, 13)
+            x, y, shares = read_sample(sampler, EXACT, 1, position, tile, 13)
             assert shares.shape == (13, 13, bands)
             if zoom:  # values are interpolated, classes and shares nearest: of one pixel
                 assert (shares[y == IGNORE_INDEX] == 0).all()
@@ -405,7 +420,7 @@ def test_shares_are_zero_where_nothing_was_observed(tmp_path):
     paths = {"here": write_raster(tmp_path / "shares.tif", np.full((3, 96, 96), 30, np.uint8), grid_at(96, 96))}
     sampler = replace(project, ground=replace(project.ground, shares=paths)).sampler()
     for position, tile in enumerate(sampler.epoch(1)):
-        _, y, shares = sampler.sample(EXACT, 1, position, tile, 16)
+        _, y, shares = read_sample(sampler, EXACT, 1, position, tile, 16)
         np.testing.assert_array_equal(shares, np.where(y == IGNORE_INDEX, 0, 30)[..., None].repeat(3, -1))
         assert (y == IGNORE_INDEX).any()
 
@@ -426,7 +441,7 @@ def test_a_separate_sample_shows_one_season_and_its_own_labels(tmp_path, order):
     assert inputs.channels == 2
     shown = []
     for position, tile in enumerate(sampler.epoch(1)):
-        x, y, _ = sampler.sample(inputs, 1, position, tile, 16)
+        x, y, _ = read_sample(sampler, inputs, 1, position, tile, 16)
         assert x.shape == (2, 16, 16)
         observed = (x != 0).all(axis=0)
         np.testing.assert_array_equal(y == IGNORE_INDEX, ~observed)
@@ -449,10 +464,10 @@ def test_large_windows_show_seasons_in_turn_too(tmp_path, monkeypatch):
     )
     shown = []
     monkeypatch.setattr(
-        Sampler, "_season", lambda self, rng, inputs, turn: shown.append(turn % 2) or inputs.seasons[:1]
+        loader, "_seasons", lambda sampler, rng, inputs, turn: shown.append(turn % 2) or inputs.seasons[:1]
     )
     for last, each in ((False, 16), (True, 1)):
-        for batch in batches(sampler, inputs, 1, 2, in_last_part=last):
+        for batch in batches(sampler, inputs, 1, 2, in_final_phase=last):
             assert len(batch.x) == 2 * each
         assert sorted(shown) == [0] * 4 * each + [1] * 4 * each
         shown.clear()
@@ -480,7 +495,7 @@ def test_crops_keep_off_tiles_that_were_left_out_for_clouds(tmp_path):
         bad[row : row + height, col : col + width] = False  # what a good tile shares is good
     sampler = Sampler.of(index, project.ground, TrainSettings(samples=300), (8,), EXACTLY)
     for position, tile in enumerate(sampler.epoch(1)):
-        row, col = places(sampler.sample(EXACT, 1, position, tile, 8)[0])
+        row, col = places(read_sample(sampler, EXACT, 1, position, tile, 8)[0])
         assert not bad[row, col].any()
 
 
@@ -507,7 +522,7 @@ def test_balanced_weights_bring_classes_nearer_to_equal(classes, strength, seed)
 
 def test_jitter_is_a_gain_and_an_offset_per_band():
     settings = AugmentationSettings(jitter=Augmentation(strength=0.05))
-    drawn = [draw_variation(np.random.default_rng(seed), settings, 2, 3, 16) for seed in range(200)]
+    drawn = [sample_augmentation(np.random.default_rng(seed), settings, 2, 3, 16) for seed in range(200)]
     gains = np.array([season.gain for one in drawn for season in one.seasons])
     offsets = np.array([season.offset for one in drawn for season in one.seasons])
     assert gains.mean() == pytest.approx(1, abs=0.01)
@@ -523,7 +538,7 @@ def test_brightness_and_contrast_are_shared_by_the_bands_of_a_season():
         **still, brightness=Augmentation(strength=0.2), contrast=Augmentation(strength=0.3)
     )
     for seed in range(20):
-        for season in draw_variation(np.random.default_rng(seed), settings, 2, 3, 16).seasons:
+        for season in sample_augmentation(np.random.default_rng(seed), settings, 2, 3, 16).seasons:
             assert np.ptp(season.gain) == np.ptp(season.offset) == 0
             assert season.gain[0] != 1
             assert season.offset[0] != 0
@@ -536,8 +551,8 @@ def test_a_probability_alone_keeps_the_variation_s_own_strength():
     assert said.season_dropout == Augmentation(probability=0.2, strength=1.0)
     assert said.jitter == Augmentation(probability=0.5, strength=0.02)
     assert AugmentationSettings.model_validate({"noise": {"strength": 0.1}}).noise == Augmentation(strength=0.1)
-    draws = [draw_variation(np.random.default_rng(n), said, 2, 3, 16) for n in range(500)]
-    assert 0.14 < np.mean([any(not season.seen for season in one.seasons) for one in draws]) < 0.26
+    draws = [sample_augmentation(np.random.default_rng(n), said, 2, 3, 16) for n in range(500)]
+    assert 0.14 < np.mean([any(season.dropped for season in one.seasons) for one in draws]) < 0.26
 
 
 def test_probability_is_the_share_of_samples():
@@ -545,10 +560,10 @@ def test_probability_is_the_share_of_samples():
         jitter=Augmentation(probability=0.3, strength=0.1), season_dropout=Augmentation(probability=0.2, strength=1),
         cut_out=Augmentation(probability=0.4, strength=0.5), band_dropout=Augmentation(probability=1, strength=0.25),
     )  # fmt: skip
-    drawn = [draw_variation(np.random.default_rng(seed), settings, 2, 8, 16) for seed in range(2000)]
+    drawn = [sample_augmentation(np.random.default_rng(seed), settings, 2, 8, 16) for seed in range(2000)]
     kept = [season for one in drawn for season in one.seasons]
-    assert np.mean([not all(s.seen for s in one.seasons) for one in drawn]) == pytest.approx(0.2, abs=0.03)
-    assert all(any(s.seen for s in one.seasons) for one in drawn)  # never all of them
+    assert np.mean([any(s.dropped for s in one.seasons) for one in drawn]) == pytest.approx(0.2, abs=0.03)
+    assert all(any(not s.dropped for s in one.seasons) for one in drawn)  # never all of them
     assert np.mean([any(s.cutout for s in one.seasons) for one in drawn]) == pytest.approx(0.4, abs=0.04)
     assert np.mean([(s.gain == 0).mean() for s in kept]) == pytest.approx(0.25, abs=0.02)
     assert np.mean([np.isin(s.gain, [0, 1]).all() for s in kept]) == pytest.approx(0.7, abs=0.03)
@@ -558,7 +573,7 @@ def test_probability_is_the_share_of_samples():
 @pytest.mark.parametrize(("flips", "turns", "ways"), [(False, False, 1), (True, False, 2), (False, True, 4)])
 def test_each_turn_can_be_switched_off(flips, turns, ways):
     settings = AugmentationSettings(flips=flips, turns=turns)
-    drawn = {draw_variation(np.random.default_rng(seed), settings, 1, 2, 8).turn for seed in range(60)}
+    drawn = {sample_augmentation(np.random.default_rng(seed), settings, 1, 2, 8).turn for seed in range(60)}
     assert len(drawn) == ways
 
 
@@ -570,8 +585,8 @@ def test_noise_is_gaussian_where_something_was_observed(tmp_path):
     plain = project.sampler(augmentation=STILL)
     differences = []
     for position, tile in enumerate(noisy.epoch(1)):
-        x, _, _ = noisy.sample(EXACT, 1, position, tile, 16)
-        same, _, _ = plain.sample(EXACT, 1, position, tile, 16)
+        x, _, _ = read_sample(noisy, EXACT, 1, position, tile, 16)
+        same, _, _ = read_sample(plain, EXACT, 1, position, tile, 16)
         assert not x[same == 0].any()
         differences.append((x - same)[same != 0])
     found = np.concatenate(differences)
@@ -596,7 +611,7 @@ def test_what_no_season_shows_any_more_is_not_asked_for(tmp_path):
         sampler = project.sampler(augmentation=augmentation, samples=30)
         found = set()
         for position, tile in enumerate(sampler.epoch(1)):
-            x, y, _ = sampler.sample(inputs, 1, position, tile, 16)
+            x, y, _ = read_sample(sampler, inputs, 1, position, tile, 16)
             assert ((x == 0).all(axis=0) == (y == IGNORE_INDEX)).all()
             assert (x == 0).any()
             found.add(int((y == IGNORE_INDEX).sum()))

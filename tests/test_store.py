@@ -11,6 +11,7 @@ from cobertes.geo.area import Area
 from cobertes.geo.scene import Scene, open_scene
 from cobertes.geo.windows import Window
 from cobertes.labels.legend import IGNORE_INDEX
+from cobertes.learn.loader import read_sample
 from cobertes.tiles import store as store_module
 from cobertes.tiles.store import make_store
 from interruptions import run_until_killed
@@ -98,7 +99,9 @@ def test_samples_do_not_depend_on_the_store(project, tmp_path):
     one, other = (p.sampler(augmentation=EXACTLY, samples=30) for p in (project, fed))
     for position, tile in enumerate(one.epoch(1)):
         for a, b in zip(
-            one.sample(inputs, 1, position, tile, 16), other.sample(inputs, 1, position, tile, 16), strict=True
+            read_sample(one, inputs, 1, position, tile, 16),
+            read_sample(other, inputs, 1, position, tile, 16),
+            strict=True,
         ):
             np.testing.assert_array_equal(a, b)
 

@@ -20,17 +20,17 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from cobertes.cli.console import _Bars
 from cobertes.errors import SettingsError, StorageError, TrainingError
-from cobertes.learn import devices, train
+from cobertes.learn import devices, train, training_state
 from cobertes.learn.checkpoints import save_checkpoint
 from cobertes.learn.devices import choose_precision, make_fabric
 from cobertes.learn.encoding import Inputs
-from cobertes.learn.inference import judge, plan_blocks
+from cobertes.learn.inference import evaluate_windows, plan_blocks
+from cobertes.learn.loader import batches
 from cobertes.learn.lr_schedule import rate_share
 from cobertes.learn.metrics_log import best_epoch, next_is_last, read_history, should_stop_early, time_is_up
 from cobertes.learn.model_file import load_model, read_header, save_model
-from cobertes.learn.sampler import batches
 from cobertes.learn.train import train_model
-from cobertes.learn.training_setup import plan_training
+from cobertes.learn.training_setup import prepare_training
 from cobertes.learn.unet import UNet, UNetSettings
 from cobertes.settings import Augmentation, AugmentationSettings, ModelSettings, TrainSettings
 from rasters import read_raster, write_raster
@@ -62,7 +62,7 @@ def plan_of(project, *, model=SCRATCH, fingerprint="same", **options):
         "epochs": 3, "samples": 24, "batch_size": 6, "learning_rate": 0.001, "schedule": "plateau",
         "precision": "fp32", "device": "cpu",
     } | options  # fmt: skip
-    return plan_training(
+    return prepare_training(
         project.index.table, project.ground, project.index.statistics,
         model=ModelSettings(**model), augmentation=options.pop("augmentation", JITTERED),
         train=TrainSettings(**options), tile_size=16, fingerprint=fingerprint,
@@ -98,16 +98,37 @@ def most_frequent(project):
         return torch.nn.functional.one_hot(torch.full(x[:, 0].shape, common), len(LEGEND)).movedim(-1, 1).float()
 
     plan = plan_blocks(project.ground, "v", 16, 4)
-    return judge(forward, Inputs.of(project.index.statistics), project.ground, plan, 8)[0].miou
+    return evaluate_windows(forward, Inputs.of(project.index.statistics), project.ground, plan, 8)[0].miou
 
 
 # --- learning ----------------------------------------------------------------------------------------------
 
 
+def test_a_training_leaves_torch_as_it_was(project, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    fabric_level = logging.getLogger("lightning_fabric").level
+    torch.manual_seed(5)
+    expected = torch.randn(3)
+    torch.manual_seed(5)
+    during = []
+
+    def look(record):
+        during.append((torch.get_num_threads(), torch.backends.cudnn.allow_tf32))
+
+    train_model(plan_of(project, epochs=1, threads=2), tmp_path / "whole", on_epoch=look)
+    with pytest.raises(StopError):
+        train_model(plan_of(project, epochs=2, threads=2), tmp_path / "stopped", on_epoch=stop_after(1))
+    assert during == [(2, False)]
+    assert torch.get_num_threads() == 1
+    assert torch.backends.cudnn.allow_tf32
+    assert torch.equal(torch.randn(3), expected)
+    assert logging.getLogger("lightning_fabric").level == fabric_level
+
+
 def test_a_small_project_is_learnt_in_seconds(project, tmp_path):
     records = []
     plan = plan_of(project, epochs=8, samples=48, learning_rate=0.01)
-    header = train_model(plan, tmp_path, report=records.append)
+    header = train_model(plan, tmp_path, on_epoch=records.append)
     assert len(records) == 8
     assert records[-1]["loss"] < records[0]["loss"] / 2
     assert header.training["validation_miou"] > most_frequent(project) + 0.3
@@ -158,7 +179,7 @@ def test_the_model_file_holds_the_best_epoch(project, tmp_path):
     model, again = load_model(tmp_path)
     held_out = plan_blocks(project.ground, "v", 16, 0)
     with torch.inference_mode():
-        matrix, loss = judge(model, again.inputs, project.ground, held_out, 6)
+        matrix, loss = evaluate_windows(model, again.inputs, project.ground, held_out, 6)
     assert matrix.miou == pytest.approx(best["miou"], abs=1e-6)
     assert loss == pytest.approx(best["validation_loss"], rel=1e-4)
     assert header.to_json() == again.to_json()
@@ -170,7 +191,7 @@ def test_the_model_file_holds_the_best_epoch(project, tmp_path):
 
 def test_metrics_go_to_a_file_and_to_tensorboard(project, tmp_path):
     records = []
-    train_model(plan_of(project), tmp_path, report=records.append)
+    train_model(plan_of(project), tmp_path, on_epoch=records.append)
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == records
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
@@ -196,8 +217,8 @@ def test_the_learning_rate_halves_where_validation_does_not_improve(project, tmp
 def test_batch_norm_is_kept_where_large_windows_come_last(project, tmp_path, monkeypatch):
     seen = []
 
-    def watched(sampler, inputs, epoch, *others, in_last_part):
-        for batch in batches(sampler, inputs, epoch, *others, in_last_part=in_last_part):
+    def watched(sampler, inputs, epoch, *others, **options):
+        for batch in batches(sampler, inputs, epoch, *others, **options):
             seen.append((epoch, batch.x.shape))
             yield batch
 
@@ -214,7 +235,7 @@ def test_batch_norm_is_kept_where_large_windows_come_last(project, tmp_path, mon
         gathered[record["epoch"], "weights"] = state["model"]["head.weight"]
 
     plan = plan_of(project, epochs=8, window=[8, 16])
-    train_model(plan, tmp_path / "run", report=keep)
+    train_model(plan, tmp_path / "run", on_epoch=keep)
     assert {(epoch > 6, shape[-1], len(shape)) for epoch, shape in seen} == {(False, 8, 4), (True, 16, 4)}
     assert {shape[0] * shape[-1] ** 2 for _, shape in seen} == {6 * 16**2}
 
@@ -233,7 +254,9 @@ def test_the_learning_rate_follows_its_schedule_and_goes_on_with_it(project, tmp
     plan = plan_of(project, epochs=6, schedule=schedule, warm_up=0.2, learning_rate=0.01)
     for name in ("whole", "stopped"):
         with suppress(StopError):
-            train_model(plan, tmp_path / name, report=stop_after(2) if name == "stopped" else lambda record: None)
+            train_model(
+                plan, tmp_path / name, on_epoch=stop_after(2) if name == "stopped" else lambda record: None
+            )
     train_model(plan, tmp_path / "stopped")
     rates = [
         [r["learning_rate"] for r in read_history(tmp_path / name / "metrics.jsonl")]
@@ -260,7 +283,8 @@ def test_schedules_rise_to_the_rate_asked_for_and_fall_to_nearly_nothing(schedul
 
 def test_minutes_shorten_a_schedule(project, tmp_path, monkeypatch):
     ticks = count()  # a clock that goes on by a tenth of a second whenever somebody looks at it
-    monkeypatch.setattr(train, "time", SimpleNamespace(monotonic=lambda: 0.1 * next(ticks)))
+    for module in (train, training_state):
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: 0.1 * next(ticks)))
     plan = plan_of(project, epochs=100_000, minutes=0.2, schedule="cosine", learning_rate=0.01)
     train_model(plan, tmp_path)
     rates = [r["learning_rate"] for r in read_history(tmp_path / "metrics.jsonl")]
@@ -299,7 +323,8 @@ def test_validation_may_be_done_every_few_epochs_and_is_done_in_the_last(project
 
 def test_a_training_that_minutes_end_is_validated_at_its_end(project, tmp_path, monkeypatch):
     ticks = count()
-    monkeypatch.setattr(train, "time", SimpleNamespace(monotonic=lambda: 0.1 * next(ticks)))
+    for module in (train, training_state):
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: 0.1 * next(ticks)))
     header = train_model(plan_of(project, epochs=1000, validate_every=1000, minutes=0.2), tmp_path)
     history = read_history(tmp_path / "metrics.jsonl")
     assert [math.isnan(record["miou"]) for record in history] == [True] * (len(history) - 1) + [False]
@@ -441,7 +466,7 @@ def test_a_training_that_was_stopped_goes_on_exactly(project, tmp_path):
     train_model(plan, tmp_path / "whole")
     for epoch in (1, 3):
         with pytest.raises(StopError):
-            train_model(plan, tmp_path / "parts", report=stop_after(epoch))
+            train_model(plan, tmp_path / "parts", on_epoch=stop_after(epoch))
         assert not (tmp_path / "parts" / "model.safetensors").exists()
         torch.randn(7)  # whatever else draws random numbers in between
     train_model(plan, tmp_path / "parts")
@@ -465,11 +490,11 @@ def test_dropout_in_an_encoder_does_not_break_exact_resuming(project, tmp_path, 
         def forward(self, x):
             return super().forward(torch.nn.functional.dropout(x, 0.2, self.training))
 
-    monkeypatch.setattr(train, "build_network", Dropping)
+    monkeypatch.setattr(training_state, "build_network", Dropping)
     plan = plan_of(project, epochs=2)
     train_model(plan, tmp_path / "whole")
     with pytest.raises(StopError):
-        train_model(plan, tmp_path / "parts", report=stop_after(1))
+        train_model(plan, tmp_path / "parts", on_epoch=stop_after(1))
     train_model(plan, tmp_path / "parts")
     whole, parts = (read_history(tmp_path / name / "metrics.jsonl") for name in ("whole", "parts"))
     assert without_times(parts) == without_times(whole)
@@ -477,12 +502,14 @@ def test_dropout_in_an_encoder_does_not_break_exact_resuming(project, tmp_path, 
 
 def test_a_resumed_training_needs_no_hub(project, tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(train, "load_pretrained", lambda network, weights, bands: asked.append((weights, bands)))
+    monkeypatch.setattr(
+        training_state, "load_pretrained", lambda network, weights, bands: asked.append((weights, bands))
+    )
     plan = plan_of(
         project, model={"encoder": "resnet18", "decoder": [8], "weights": "imagenet"}, epochs=2, samples=12
     )
     with pytest.raises(StopError):
-        train_model(plan, tmp_path, report=stop_after(1))
+        train_model(plan, tmp_path, on_epoch=stop_after(1))
     train_model(plan, tmp_path)
     assert asked == [("imagenet", ("band1", "band2"))]
 
@@ -520,7 +547,7 @@ def test_a_finished_training_is_not_trained_again(project, tmp_path):
     train_model(plan, tmp_path)
     before = (tmp_path / "model.safetensors").read_bytes()
     (tmp_path / "model.safetensors").unlink()
-    train_model(plan, tmp_path, report=lambda record: pytest.fail("an epoch was trained"))
+    train_model(plan, tmp_path, on_epoch=lambda record: pytest.fail("an epoch was trained"))
     assert (tmp_path / "model.safetensors").read_bytes() == before
 
 
@@ -528,7 +555,7 @@ def test_a_checkpoint_of_other_settings_is_not_gone_on_with(project, tmp_path, c
     train_model(plan_of(project, epochs=2), tmp_path)
     records = []
     with caplog.at_level(logging.INFO):
-        train_model(plan_of(project, epochs=1, fingerprint="other"), tmp_path, report=records.append)
+        train_model(plan_of(project, epochs=1, fingerprint="other"), tmp_path, on_epoch=records.append)
     assert "of other settings or data: training from the start" in caplog.text
     assert [r["epoch"] for r in records] == [1]
     assert len(read_history(tmp_path / "metrics.jsonl")) == 1
@@ -564,7 +591,7 @@ def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(project, tmp_pat
     plan = plan_of(project, epochs=4)
     train_model(plan, tmp_path / "whole")
     with pytest.raises(StopError):
-        train_model(plan, tmp_path / "damaged", report=stop_after(3))
+        train_model(plan, tmp_path / "damaged", on_epoch=stop_after(3))
     last = tmp_path / "damaged" / "checkpoints" / "last.ckpt"
     if damage is None:  # killed between the two renames
         last.unlink()
@@ -593,7 +620,7 @@ def test_lost_weights_of_the_best_epoch_are_told_with_the_way_out(project, tmp_p
 def test_minutes_end_a_training_after_whole_epochs(project, tmp_path):
     records = []
     plan = plan_of(project, epochs=1000, minutes=0.01)
-    header = train_model(plan, tmp_path, report=records.append)
+    header = train_model(plan, tmp_path, on_epoch=records.append)
     assert 1 <= len(records) < 1000
     assert header.training["epochs"] == len(records)
     assert header.training["finished"]
@@ -734,7 +761,7 @@ def test_a_batch_of_one_is_enough_where_the_window_is_larger_than_the_stride(pro
 def test_a_full_disk_is_a_storage_error_and_keeps_the_last_checkpoint(project, tmp_path, monkeypatch):
     plan = plan_of(project)
     with pytest.raises(StopError):
-        train_model(plan, tmp_path, report=stop_after(1))
+        train_model(plan, tmp_path, on_epoch=stop_after(1))
     before = (tmp_path / "checkpoints" / "last.ckpt").read_bytes()
 
     def full(state, path):
@@ -827,17 +854,17 @@ def test_the_trial_leaves_model_and_random_numbers_as_they_were():
 
 def test_a_trial_chooses_nothing_but_the_precision(project, tmp_path, monkeypatch):
     train_model(plan_of(project, epochs=2), tmp_path / "set")
-    monkeypatch.setattr(devices, "WORTH_IT", math.inf)  # so fp32 comes out
+    monkeypatch.setattr(devices, "MIN_SPEEDUP", math.inf)  # so fp32 comes out
     train_model(plan_of(project, epochs=2, precision="auto"), tmp_path / "tried")
     assert same_weights(tmp_path / "set", tmp_path / "tried")
 
 
 def test_a_resumed_training_keeps_its_precision(project, tmp_path, monkeypatch):
     plan = plan_of(project, epochs=2, precision="auto")
-    monkeypatch.setattr(devices, "WORTH_IT", math.inf)
+    monkeypatch.setattr(devices, "MIN_SPEEDUP", math.inf)
     with pytest.raises(StopError):
-        train_model(plan, tmp_path, report=stop_after(1))
-    monkeypatch.setattr(devices, "WORTH_IT", 0.0)  # now a trial would say bf16
+        train_model(plan, tmp_path, on_epoch=stop_after(1))
+    monkeypatch.setattr(devices, "MIN_SPEEDUP", 0.0)  # now a trial would say bf16
     assert train_model(plan, tmp_path).training["precision"] == "fp32"
 
 

@@ -22,7 +22,7 @@ SCRATCH_RATE, BACKBONE_RATE = 0.004, 0.001
 """First learning rates."""
 SCRATCH_WINDOWS = (16, 64)
 """Sides of training windows, in pixels, for a ``scratch`` encoder: it learns fastest from many small ones."""
-LAST_PART = 0.25
+FINAL_PHASE = 0.25
 """Share of a training, at its end, that sees the largest windows alone where the small ones come first."""
 BATCH_SIZE, BATCH_PIXELS, SMALL = 12, 32_768, 64
 """A training step takes so many windows; of small ones, up to that side, as many as have so many pixels."""

@@ -25,7 +25,7 @@ from cobertes.engines.runtimes import (
 )
 from cobertes.errors import ModelFileError, SettingsError
 from cobertes.extras import require_extra
-from cobertes.learn.inference import each_season, judge, plan_blocks
+from cobertes.learn.inference import each_season, evaluate_windows, plan_blocks
 from cobertes.learn.model_file import ModelHeader, load_model, model_path
 from cobertes.progress import SILENT, Progress
 from cobertes.tiles.dataset import LabelledDataset
@@ -62,7 +62,7 @@ def quantize_model(path: Path, ground: LabelledDataset, *, progress: Progress = 
     for name, made in (("fp32", network), ("int8", small)):
         forward = each_season(openvino_forward(partial(_as_is, made), name), header.inputs)
         with progress.bar(f"judging {name}", len(plan), "windows") as advance:
-            matrix, _ = judge(forward, header.inputs, ground, plan, BATCH_WINDOWS, advance)
+            matrix, _ = evaluate_windows(forward, header.inputs, ground, plan, BATCH_WINDOWS, advance)
         scores[name] = float(matrix.miou)
     if not scores["fp32"] - scores["int8"] <= MOST_LOST:
         raise ModelFileError(

@@ -22,7 +22,14 @@ from cobertes.engines.openvino_cache import get_or_convert, is_cached
 from cobertes.errors import DeviceMemoryError, SettingsError, did_you_mean
 from cobertes.extras import require_extra
 from cobertes.fingerprints import fingerprint_of, stamp
-from cobertes.learn.devices import device_kind, inference_precision, is_out_of_memory, make_fabric, memory_format
+from cobertes.learn.devices import (
+    device_kind,
+    inference_precision,
+    is_out_of_memory,
+    make_fabric,
+    memory_format,
+    without_tf32,
+)
 from cobertes.learn.inference import Forward
 from cobertes.learn.model_file import ModelHeader, load_model, model_path, read_header
 
@@ -120,7 +127,7 @@ def _torch_forward(model: nn.Module, device: str, precision: str) -> Forward:
 
     def forward(x: Tensor) -> Tensor:
         try:
-            with torch.inference_mode():
+            with torch.inference_mode(), without_tf32():
                 result: Tensor = model(x.to(fabric.device, memory_format=form))
                 return result
         except RuntimeError as error:

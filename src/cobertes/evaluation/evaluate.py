@@ -27,7 +27,7 @@ from cobertes.errors import LegendError, NoTilesError
 from cobertes.evaluation.held_out_map import AsMapped
 from cobertes.labels.legend import IGNORE_INDEX
 from cobertes.learn.encoding import Inputs
-from cobertes.learn.inference import HeldOut, read_ahead
+from cobertes.learn.inference import HeldOut, batched, prefetch
 from cobertes.predict.predict import DEFAULT_BLEND, default_overlap
 from cobertes.progress import SILENT, Progress
 from cobertes.tiles.band_statistics import Statistics
@@ -204,7 +204,7 @@ def judge_model(
     mapped.begin()
     waiting: list[tuple[HeldOut, _Read]] = []
     with progress.bar(f"judging on {part.label}", len(plan), "windows") as advance:
-        for batch in read_ahead(plan, _reader(mapped, engine.header.inputs, purity), batch_size):
+        for batch in prefetch(batched(plan, batch_size), _reader(mapped, engine.header.inputs, purity)):
             waiting += [(item, one) for item, one in batch if one is not None]
             if len(waiting) >= batch_size:
                 _judge(engine, mapped, judgement, waiting[:batch_size], sample)

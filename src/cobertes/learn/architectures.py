@@ -1,4 +1,4 @@
-"""The networks by name: our U-Net, and others of segmentation-models-pytorch with the same settings and files."""
+"""Networks by name: our U-Net, and those of segmentation-models-pytorch, with the same settings and files."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,10 +10,10 @@ from cobertes.errors import SettingsError, did_you_mean
 from cobertes.learn.unet import UNet, UNetSettings
 from cobertes.settings import SCRATCH
 
-OTHERS = {"unet++": "UnetPlusPlus", "deeplabv3+": "DeepLabV3Plus", "segformer": "Segformer"}
-"""Names in the settings -> classes of segmentation-models-pytorch."""
+SMP_CLASSES = {"unet++": "UnetPlusPlus", "deeplabv3+": "DeepLabV3Plus", "segformer": "Segformer"}
+"""Architecture -> class of segmentation-models-pytorch."""
 
-ARCHITECTURES = ("unet", *OTHERS)
+ARCHITECTURES = ("unet", *SMP_CLASSES)
 
 
 class SmpNetwork(nn.Module):
@@ -26,12 +26,12 @@ class SmpNetwork(nn.Module):
 
         super().__init__()
         self.settings = settings
-        make: Callable[..., nn.Module] = getattr(smp, OTHERS[settings.architecture])
+        build: Callable[..., nn.Module] = getattr(smp, SMP_CLASSES[settings.architecture])
         options: dict[str, Any] = {}
         if settings.decoder and settings.architecture == "unet++":
             options["decoder_channels"] = settings.decoder
         try:
-            self.network = make(
+            self.network = build(
                 f"tu-{settings.encoder}", encoder_weights=None, in_channels=settings.channels,
                 classes=settings.classes, **options,
             )  # fmt: skip
@@ -42,9 +42,9 @@ class SmpNetwork(nn.Module):
 
     @property
     def backbone(self) -> nn.Module:
-        """The part that pretrained weights are for."""
-        found: nn.Module = self.network.encoder.model  # type: ignore[union-attr,assignment]
-        return found
+        """The timm backbone, which pretrained weights are for."""
+        backbone: nn.Module = self.network.encoder.model  # type: ignore[union-attr,assignment]
+        return backbone
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, classes, H, W) of ``x`` (B, channels, H, W)."""
@@ -57,10 +57,10 @@ Network = UNet | SmpNetwork
 
 
 def build_network(settings: UNetSettings) -> Network:
-    """The network of these settings with random weights. Raises SettingsError for what can't be built."""
+    """Build a network with random weights. Raises SettingsError if its parts do not go together."""
     if settings.architecture == "unet":
         return UNet(settings)
-    if settings.architecture not in OTHERS:
+    if settings.architecture not in SMP_CLASSES:
         raise SettingsError(
             f"unknown architecture '{settings.architecture}'.{did_you_mean(settings.architecture, ARCHITECTURES)}"
         )
@@ -77,7 +77,7 @@ def build_network(settings: UNetSettings) -> Network:
 
 
 def backbone_of(network: Network) -> nn.Module | None:
-    """The timm backbone of a network; None where its encoder is our own."""
+    """Timm backbone of a network; None if its encoder is our own."""
     if isinstance(network, SmpNetwork):
         return network.backbone
     backbone: nn.Module | None = getattr(network.encoder, "backbone", None)
@@ -85,19 +85,19 @@ def backbone_of(network: Network) -> nn.Module | None:
 
 
 def freeze(network: Network, frozen: bool) -> None:
-    """Keep a backbone as it is, its batch norm included, or let it learn (again); call it after ``train()``."""
+    """Freeze the backbone, its batch norm included, or unfreeze it; call it after ``train()``."""
     backbone = backbone_of(network)
     if backbone is not None:
         backbone.requires_grad_(not frozen).train(not frozen)
 
 
-def hold_batch_norm(network: Network) -> None:
-    """Let batch norm take what it has gathered for what it is; call it after ``train()``."""
+def freeze_batch_norm(network: Network) -> None:
+    """Use the running statistics of batch norm without updating them; call it after ``train()``."""
     for module in network.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.eval()
 
 
 def count_parameters(network: nn.Module) -> int:
-    """Number of trained values."""
+    """Number of trainable and frozen weights."""
     return sum(p.numel() for p in network.parameters())

@@ -1,11 +1,11 @@
-"""Variation of training samples: drawn as numbers, applied in the one pass that normalises them.
+"""Augmentation of training samples: parameters are drawn here, and applied in the one pass that normalises.
 
     sensor      gain and offset per band (multispectral colour jitter), brightness and contrast per season, noise
-    what fails  bands, a season, or a square of a season is not seen
-    geometry    mirrored and turned, all 8 ways
+    dropout     bands, a season, or a square of a season (cutout) are hidden
+    geometry    mirrored and rotated, all 8 ways
 
-Gains and offsets are of normalised values, in standard deviations of a band over the training ground. A variation
-is a pure function of the generator it is drawn with.
+Gains and offsets apply to normalised values, in standard deviations of a band over the training tiles. The
+parameters are a pure function of the random generator.
 """
 
 from collections.abc import Mapping
@@ -21,94 +21,94 @@ from cobertes.settings import Augmentation, AugmentationSettings
 
 
 @dataclass(frozen=True)
-class SeasonVariation:
-    """Variation of one season: ``gain``, ``offset`` (bands,); ``seen`` or not; a ``cutout`` (row, col, side)."""
+class SeasonAugmentation:
+    """Augmentation of one season: ``gain``, ``offset`` (bands,); ``dropped``; a ``cutout`` (row, col, side)."""
 
     gain: NDArray[np.float32]
     offset: NDArray[np.float32]
     noise: float
-    seen: bool
+    dropped: bool
     cutout: tuple[int, int, int] | None
 
 
 @dataclass(frozen=True)
-class Variation:
-    """Of a sample: the ``turn`` (0 to 7, as in `inputs.turned`), and what happens to each season."""
+class SampleAugmentation:
+    """Augmentation of a sample: its ``turn`` (0 to 7, as in `encoding.turned`), and that of each season."""
 
     turn: int
-    seasons: tuple[SeasonVariation, ...]
+    seasons: tuple[SeasonAugmentation, ...]
 
     @property
     def hides(self) -> bool:
-        """Whether something that was observed is not shown."""
-        return any(not season.seen or season.cutout is not None for season in self.seasons)
+        """True if it hides pixels that were observed."""
+        return any(season.dropped or season.cutout is not None for season in self.seasons)
 
 
-def draw_variation(
+def sample_augmentation(
     rng: np.random.Generator, settings: AugmentationSettings, seasons: int, bands: int, size: int
-) -> Variation:
-    """Draw what happens to a sample of ``seasons`` seasons with ``bands`` bands and a side of ``size`` pixels."""
+) -> SampleAugmentation:
+    """Draw the augmentation of a sample: ``seasons`` seasons, ``bands`` bands, a side of ``size`` pixels."""
     turn = int(rng.integers(4)) if settings.turns else 0
     if settings.flips and rng.random() < 0.5:
         turn += 4
     dropout = settings.season_dropout.probability
-    lost = int(rng.integers(seasons)) if seasons > 1 and dropout > 0 and rng.random() < dropout else None
-    cut = int(rng.integers(seasons)) if _happens(rng, settings.cut_out) else None
-    return Variation(
-        turn, tuple(_draw_season(rng, settings, bands, size, n == lost, n == cut) for n in range(seasons))
+    dropped = int(rng.integers(seasons)) if seasons > 1 and dropout > 0 and rng.random() < dropout else None
+    cut = int(rng.integers(seasons)) if _is_applied(rng, settings.cut_out) else None
+    return SampleAugmentation(
+        turn, tuple(_draw_season(rng, settings, bands, size, n == dropped, n == cut) for n in range(seasons))
     )
 
 
 def _draw_season(
-    rng: np.random.Generator, settings: AugmentationSettings, bands: int, size: int, lost: bool, cut: bool
-) -> SeasonVariation:
+    rng: np.random.Generator, settings: AugmentationSettings, bands: int, size: int, dropped: bool, cut: bool
+) -> SeasonAugmentation:
     gain, offset = np.ones(bands), np.zeros(bands)
-    if _happens(rng, settings.jitter):
+    if _is_applied(rng, settings.jitter):
         gain = rng.normal(1, settings.jitter.strength, bands)
         offset = rng.normal(0, settings.jitter.strength, bands)
-    if _happens(rng, settings.contrast):
-        change = rng.normal(1, settings.contrast.strength)
-        gain, offset = gain * change, offset * change
-    if _happens(rng, settings.brightness):
+    if _is_applied(rng, settings.contrast):
+        factor = rng.normal(1, settings.contrast.strength)
+        gain, offset = gain * factor, offset * factor
+    if _is_applied(rng, settings.brightness):
         offset = offset + rng.normal(0, settings.brightness.strength)
-    if _happens(rng, settings.band_dropout):
-        kept = rng.random(bands) >= settings.band_dropout.strength
-        gain, offset = gain * kept, offset * kept
-    noise = settings.noise.strength if _happens(rng, settings.noise) else 0.0
+    if _is_applied(rng, settings.band_dropout):
+        visible = rng.random(bands) >= settings.band_dropout.strength
+        gain, offset = gain * visible, offset * visible
+    noise = settings.noise.strength if _is_applied(rng, settings.noise) else 0.0
     cutout = None
     if cut:
         side = max(1, round(settings.cut_out.strength * size))
         row, col = (int(v) for v in rng.integers(0, size - side + 1, 2))
         cutout = (row, col, side)
-    return SeasonVariation(gain.astype(np.float32), offset.astype(np.float32), noise, not lost, cutout)
+    return SeasonAugmentation(gain.astype(np.float32), offset.astype(np.float32), noise, dropped, cutout)
 
 
-def _happens(rng: np.random.Generator, chance: Augmentation) -> bool:
-    return chance.strength > 0 and chance.probability > 0 and rng.random() < chance.probability
+def _is_applied(rng: np.random.Generator, augmentation: Augmentation) -> bool:
+    return augmentation.strength > 0 and augmentation.probability > 0 and rng.random() < augmentation.probability
 
 
-def zoomed(
+def rescale(
     observed: Mapping[str, Observation], labels: NDArray[np.uint8], size: int
 ) -> tuple[dict[str, Observation], NDArray[np.uint8]]:
-    """A window brought to ``size`` pixels a side: values bilinear among observed pixels, the rest by nearest."""
-    found: dict[str, Observation] = {}
+    """Rescale a window to ``size`` pixels a side: values bilinear among valid pixels, masks and labels nearest."""
+    rescaled: dict[str, Observation] = {}
     for season, (pixels, valid) in observed.items():
         out = np.empty((size, size, pixels.shape[2]), np.float32)
-        _resample(pixels, valid, out)
-        found[season] = out, nearest(valid, size)
-    return found, nearest(labels, size)
+        _resample_bilinear(pixels, valid, out)
+        rescaled[season] = out, resample_nearest(valid, size)
+    return rescaled, resample_nearest(labels, size)
 
 
-def nearest(values: NDArray[Any], size: int) -> NDArray[Any]:
-    """A window (n, n, ...) brought to ``size`` pixels a side without mixing any."""
+def resample_nearest(values: NDArray[Any], size: int) -> NDArray[Any]:
+    """Nearest-neighbour resampling of a window (n, n, ...) to (size, size, ...)."""
     n = len(values)
-    places = np.clip((np.arange(size) + 0.5) * n / size, 0, n - 1).astype(np.int64)
-    return np.asarray(values[np.ix_(places, places)])
+    sources = np.clip((np.arange(size) + 0.5) * n / size, 0, n - 1).astype(np.int64)
+    return np.asarray(values[np.ix_(sources, sources)])
 
 
 @compiled
-def _resample(pixels: NDArray[Any], valid: NDArray[np.bool_], out: NDArray[np.float32]) -> None:
-    """Bilinear interpolation of (n, n, bands) to (size, size, bands); only valid neighbours weigh in."""
+def _resample_bilinear(pixels: NDArray[Any], valid: NDArray[np.bool_], out: NDArray[np.float32]) -> None:
+    """Bilinear interpolation of (n, n, bands) to (size, size, bands); over the valid neighbours."""
     n, size = pixels.shape[0], out.shape[0]
     bands = pixels.shape[2]
     total = np.empty(bands, np.float64)
@@ -122,10 +122,10 @@ def _resample(pixels: NDArray[Any], valid: NDArray[np.bool_], out: NDArray[np.fl
             total[:] = 0
             for r in range(top, min(top + 2, n)):
                 for c in range(left, min(left + 2, n)):
-                    part = (1 - abs(y - r)) * (1 - abs(x - c))
-                    if valid[r, c] and part > 0:
-                        weight += part
+                    share = (1 - abs(y - r)) * (1 - abs(x - c))
+                    if valid[r, c] and share > 0:
+                        weight += share
                         for b in range(bands):
-                            total[b] += part * pixels[r, c, b]
+                            total[b] += share * pixels[r, c, b]
             for b in range(bands):
                 out[i, j, b] = total[b] / weight if weight > 0 else 0.0

@@ -1,9 +1,9 @@
-"""How a training steps, where the settings leave it open: windows per batch and precision, found by trying.
+"""Search for batch size and precision, if the settings leave them open, by trial steps.
 
-The batch is as large as the memory of a GPU allows. Real steps (forward, backward, optimizer with its state) are
-made on random input:
+The largest batch is sought that fits in the memory of a GPU. Real steps (forward, backward, optimizer with its
+state) run on random input:
 
-    1, 2, 4, 8, 16 ... until one does not fit or is the most;   then halfway between, by multiples of 4
+    1, 2, 4, 8, 16 ... until one does not fit or is the maximum;   then bisection by multiples of 4
 
 So no batch is tried that is over twice as large as one that fits.
 """
@@ -21,26 +21,26 @@ from cobertes.errors import SettingsError
 from cobertes.learn.architectures import Network
 from cobertes.learn.devices import choose_precision, fits_in_memory, is_cuda, make_fabric, memory_format
 from cobertes.learn.ema import EMA
+from cobertes.learn.loader import count_batches
 from cobertes.learn.losses import Loss
-from cobertes.learn.sampler import count_batches
 from cobertes.settings import BATCH_SIZE, TrainSettings, default_batch
 
 log = logging.getLogger(__name__)
 
-MOST = 256
+MAX_BATCH = 256
 """Windows of the largest batch that is tried."""
-STEPS_OF_EPOCH = 8
-"""An epoch keeps so many steps: larger batches are fewer steps, and learn less from the same samples."""
+MIN_STEPS = 8
+"""Steps that an epoch keeps: larger batches are fewer steps, and learn less from the same samples."""
 MULTIPLE = 4
 POOLING = {"deeplabv3+"}
 """Architectures that pool a whole window to one pixel, whatever its size."""
 TRIED_STEPS = 2
-"""The optimizer makes its state in the first one, so the second takes the most memory."""
+"""The optimizer allocates its state in the first step, so the second has the peak memory."""
 
 
 @dataclass(frozen=True)
 class StepChoice:
-    """``batch`` windows per step, of all processes together, and ``precision``, fp32 or bf16; why, in words."""
+    """``batch`` windows per step, of all processes together, and ``precision``, fp32 or bf16, with reasons."""
 
     batch: int
     why_batch: str
@@ -57,16 +57,17 @@ def choose_step(
     samples: int,
     processes: int = 1,
 ) -> StepChoice:
-    """As the settings say, or by trying on their device. The network and CPU's random numbers stay as they were.
+    """Choose batch size and precision: from the settings, or by trials on their device.
 
     sides    of the training windows in pixels;  ``samples`` of them per epoch
-    Raises SettingsError where the network can't learn from such batches, or not even one window fits in memory.
+    The network and the CPU's random generator stay as they were. Raises SettingsError if the network can't learn
+    from such batches, or not even one window fits in memory.
     """
 
     def find_batch(precision: str) -> tuple[int, str]:
-        found = _choose_batch(train, network, loss, max(sides), samples, processes, precision)
-        _require_spread(network, samples, found[0], sides, processes)
-        return found
+        choice = _choose_batch(train, network, loss, max(sides), samples, processes, precision)
+        _require_batch_norm_spread(network, samples, choice[0], sides, processes)
+        return choice
 
     try:
         batch, why = find_batch("fp32" if train.precision == "auto" else train.precision)
@@ -90,21 +91,21 @@ def _choose_batch(
         return min(train.batch_size, samples), "as set"
     if not is_cuda(train.device):
         return min(default_batch(side), samples), "auto: the default, as there is no CUDA device"
-    most = most_windows(samples, processes)
+    maximum = max_windows(samples, processes)
 
     def try_step(batch: int) -> bool:
         if batch == 1 and _is_one_pixel(network, side):
-            return True  # it can't step; the next one tried takes more
+            return True  # it can't step, and the next batch takes more memory
 
         def steps() -> None:
             fabric = make_fabric(train.device, precision)
             model = copy.deepcopy(network).train()
-            averaged = EMA(model, train.averaging)
-            averaged.model.to(fabric.device)
+            ema = EMA(model, train.averaging)
+            ema.model.to(fabric.device)
             step = training_step(fabric, model, train, loss, batch, side)
             for _ in range(TRIED_STEPS):
                 step()
-                averaged.update()
+                ema.update()
 
         try:
             fits = fits_in_memory(steps)
@@ -119,34 +120,34 @@ def _choose_batch(
 
     fitting: list[int] = []
     with torch.random.fork_rng(devices=[]):
-        found = largest_batch(try_step, most)
-    if not found:
+        largest = largest_batch(try_step, maximum)
+    if not largest:
         raise SettingsError(
             f"not even one window of {side} px fits in the memory of the GPU with this network. Use a smaller "
             f'train.window or encoder, or train.device = "cpu".'
         )
     each = "" if processes == 1 else f" of each of {processes} GPUs"
-    end = f"the most for {samples} windows per epoch" if found == most else "more do not"
-    return min(found * processes, samples), f"auto: {found} windows fit in the memory{each}, {end}"
+    end = f"the most for {samples} windows per epoch" if largest == maximum else "more do not"
+    return min(largest * processes, samples), f"auto: {largest} windows fit in the memory{each}, {end}"
 
 
-def most_windows(samples: int, processes: int = 1) -> int:
-    """Windows per process that ``auto`` takes at most for an epoch of so many samples; the default is allowed."""
-    return max(1, min(MOST, max(samples // STEPS_OF_EPOCH, BATCH_SIZE), samples) // processes)
+def max_windows(samples: int, processes: int = 1) -> int:
+    """Upper limit of ``auto`` in windows per process, at least the default batch, for ``samples`` per epoch."""
+    return max(1, min(MAX_BATCH, max(samples // MIN_STEPS, BATCH_SIZE), samples) // processes)
 
 
-def largest_batch(try_step: Callable[[int], bool], most: int) -> int:
-    """The largest batch that fits: a power of two, a multiple of 4, or ``most`` itself; 0 where none does.
+def largest_batch(try_step: Callable[[int], bool], maximum: int) -> int:
+    """Largest batch that fits: a power of two, a multiple of 4, or ``maximum`` itself; 0 if none does.
 
-    try_step  whether a batch fits; where one does, all smaller ones are taken to
+    try_step  tests if a batch fits; every smaller one is taken to fit then
     """
     fits, batch = 0, 1
-    while batch <= most and try_step(batch):
+    while batch <= maximum and try_step(batch):
         fits, batch = batch, 2 * batch
-    if batch > most:  # nothing has failed yet
-        if fits == most or try_step(most):
-            return most
-        batch = most
+    if batch > maximum:  # nothing has failed yet
+        if fits == maximum or try_step(maximum):
+            return maximum
+        batch = maximum
     low, high = fits // MULTIPLE, -(-batch // MULTIPLE)  # the first fits, the second does not
     while fits and high - low > 1:
         middle = (low + high) // 2
@@ -157,8 +158,8 @@ def largest_batch(try_step: Callable[[int], bool], most: int) -> int:
     return fits
 
 
-def set_up(fabric: Fabric, network: Network, train: TrainSettings) -> tuple[nn.Module, torch.optim.Optimizer]:
-    """The network on the device, in its layout, and its optimizer."""
+def setup_model(fabric: Fabric, network: Network, train: TrainSettings) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """Move the network to the device, in its memory format, and build its optimizer."""
     network = network.to(memory_format=memory_format(fabric.device))
     kind = torch.optim.AdamW if train.optimizer == "adamw" else torch.optim.Adam
     model, optimizer = fabric.setup(network, kind(network.parameters(), lr=train.rate))
@@ -168,8 +169,8 @@ def set_up(fabric: Fabric, network: Network, train: TrainSettings) -> tuple[nn.M
 def training_step(
     fabric: Fabric, network: Network, train: TrainSettings, loss: Loss, batch: int, side: int
 ) -> Callable[[], None]:
-    """A step of a training on random input, to be timed or to see what it takes; it changes the network."""
-    model, optimizer = set_up(fabric, network, train)
+    """Training step on random input, to measure its time or memory; it changes the network."""
+    model, optimizer = setup_model(fabric, network, train)
     classes, channels = network.settings.classes, network.settings.channels
     shape = (batch, channels, side, side)
     x = torch.empty(shape, device=fabric.device, memory_format=memory_format(fabric.device)).normal_()
@@ -186,19 +187,21 @@ def training_step(
     return step
 
 
-def _require_spread(network: Network, samples: int, batch: int, sides: Sequence[int], processes: int) -> None:
-    """Raise SettingsError where batch norm would get one value per channel, which has no spread."""
+def _require_batch_norm_spread(
+    network: Network, samples: int, batch: int, sides: Sequence[int], processes: int
+) -> None:
+    """Raise SettingsError if batch norm would get one value per channel, which has no variance."""
     smallest = samples // count_batches(samples, batch) // processes
     if smallest < 1:
         raise SettingsError(
             f"{processes} processes can't share a batch of {batch} windows: use a train.batch-size (and "
             f"train.samples, now {samples}) of at least {processes}."
         )
-    # of smaller windows a batch has as many as have the pixels of the largest
+    # a batch of smaller windows has as many pixels as one of the largest
     largest = max(sides) ** 2
-    alone = [side for side in sides if smallest * (largest // side**2) == 1 and _is_one_pixel(network, side)]
-    if alone:
-        side, architecture = alone[0], network.settings.architecture
+    single = [side for side in sides if smallest * (largest // side**2) == 1 and _is_one_pixel(network, side)]
+    if single:
+        side, architecture = single[0], network.settings.architecture
         if architecture in POOLING:
             what, larger = f"{architecture} pools a whole window to one pixel", "Use"
         else:
@@ -211,5 +214,5 @@ def _require_spread(network: Network, samples: int, batch: int, sides: Sequence[
 
 
 def _is_one_pixel(network: Network, side: int) -> bool:
-    """Whether a window becomes one pixel in the network, so that a batch of one has no spread for batch norm."""
+    """Test if a window becomes one pixel in the network: batch norm of a single one has no variance."""
     return side <= network.stride or network.settings.architecture in POOLING

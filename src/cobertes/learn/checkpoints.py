@@ -1,9 +1,9 @@
-"""What an interrupted training goes on from: ``last.ckpt``, and the one before it in case that is damaged.
+"""Checkpoints, from which an interrupted training resumes: the last one, and the one before it as a spare.
 
 last.ckpt                 after every epoch: weights, average, optimizer, schedule, history
 previous.ckpt             the one before
 best.safetensors          the weights of the best epoch so far
-not-finite.safetensors    the batch whose loss was not a number, where that happened
+not-finite.safetensors    the batch whose loss was not a number, if that happened
 """
 
 import logging
@@ -31,37 +31,37 @@ def save_checkpoint(folder: Path, state: Mapping[str, Any]) -> None:
     with replacing(last) as temporary:
         try:
             torch.save(dict(state), temporary)
-        except RuntimeError as error:  # what it makes of a full disk
+        except RuntimeError as error:  # its error on a full disk
             raise OSError(str(error)) from error
         if last.exists():
             last.replace(folder / PREVIOUS)
 
 
 def load_checkpoint(folder: Path, fingerprint: str) -> dict[str, Any] | None:
-    """The last checkpoint of this very training, or the one before where that is damaged; None without one.
+    """Read the last checkpoint with this fingerprint, or the one before if it is damaged; None without one.
 
-    Raises TrainingError where there are checkpoints, but none that can be read.
+    Raises TrainingError if there are checkpoints, but none can be read.
     """
-    there = [path for path in (folder / LAST, folder / PREVIOUS) if path.exists()]
-    for path in there:
+    existing = [path for path in (folder / LAST, folder / PREVIOUS) if path.exists()]
+    for path in existing:
         try:
             state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-            known = state["fingerprint"]
+            found = state["fingerprint"]
         except (RuntimeError, OSError, EOFError, ValueError, KeyError, TypeError, pickle.UnpicklingError):
             log.warning("checkpoints/%s is damaged or foreign", path.name)
             continue
-        if known != fingerprint:
+        if found != fingerprint:
             log.info("checkpoints/%s is of other settings or data: training from the start", path.name)
             return None
         return state
-    if there:
-        names = " and ".join(path.name for path in there)
+    if existing:
+        names = " and ".join(path.name for path in existing)
         raise TrainingError(f"{folder}: {names} can't be read. Delete the folder to train from the start.")
     return None
 
 
 def save_batch(folder: Path, x: Tensor, y: Tensor, process: int = 0) -> Path:
-    """Keep the batch that a training stopped at, for inspection: channels ``x`` and class indices ``y``."""
+    """Save the batch at which a training stopped, for inspection: channels ``x`` and class indices ``y``."""
     path = folder / (f"{process}-{NOT_FINITE}" if process else NOT_FINITE)
     with replacing(path) as temporary:
         try:

@@ -1,9 +1,11 @@
-"""From scenes to the network's channels: one definition for training, validation and prediction.
+"""Encoding of scenes as the network's channels: one definition for training, validation and prediction.
 
-``stack``: seasons side by side, each with its bands: april:B04, april:B03 ... august:B12. ``shared``: the same,
-but the network looks at each by itself. ``separate``: the bands of one season; a sample is one season of a place,
-and where several are there their predictions are averaged. With the latter two a model can do without a season.
-Values become ``(value - mean) / std`` of the training ground; what was not observed becomes 0, the mean.
+    stack     seasons side by side, each with its bands: april:B04, april:B03 ... august:B12
+    shared    the same channels, but one encoder takes each season by itself
+    separate  the bands of one season, which is a sample; predictions of several seasons are averaged
+
+With the latter two a season may be missing. Values become ``(value - mean) / std`` over the training tiles;
+pixels without observation become 0, the mean.
 """
 
 from collections.abc import Mapping
@@ -20,10 +22,10 @@ from cobertes.numba_cache import compiled
 from cobertes.tiles.band_statistics import Statistics
 
 CLIP = 10.0
-"""Normalised values are cut off this many standard deviations from the mean: glints and artefacts."""
+"""Normalised values are clipped this many standard deviations from the mean: glints and artefacts."""
 
-STRAIGHT = 0
-"""The turn that leaves a window as it is; see `turned`."""
+IDENTITY = 0
+"""Turn that changes nothing; see `turned`."""
 
 SeasonMode = Literal["stack", "separate", "shared"]
 
@@ -37,22 +39,22 @@ def _encode(
     first: int,
     out: NDArray[np.float32],
 ) -> None:
-    """Normalise, vary and turn a season's pixels in one pass.
+    """Normalise, augment and rotate a season's pixels in one pass.
 
     pixels  (n, m, bands) C-contiguous; ``valid`` (n, m)
-    line    (4, width * bands): slope, intercept, least and greatest value of every band, again for each pixel of a
-            row: one loop without branches over a row's values is what processors do several of at a time
+    line    (4, width * bands): slope, intercept, minimum and maximum of every band, repeated for each pixel of a
+            row: one loop without branches over a row's values is vectorised
     turn    0 to 7, as in `turned`
     out     (H, W, channels), written from channel ``first`` on; 0 where not valid
     """
     height, width, channels = out.shape
     bands = pixels.shape[2]
-    flat, known = pixels.reshape(pixels.size), valid.reshape(valid.size)
-    turned_row, made = np.empty(width * bands, pixels.dtype), np.empty(width * bands, np.float32)
+    flat, flat_valid = pixels.reshape(pixels.size), valid.reshape(valid.size)
+    turned_row, normalised = np.empty(width * bands, pixels.dtype), np.empty(width * bands, np.float32)
     for i in range(height):
-        begin, step = _line(i, height, width, turn)
-        row = out[i].reshape(width * channels) if channels == bands else made
-        if step == 1:  # straight from the pixels into the channels, where nothing stands between
+        begin, step = _source_row(i, height, width, turn)
+        row = out[i].reshape(width * channels) if channels == bands else normalised
+        if step == 1:  # contiguous: without a copy of the row
             _normalise(flat[begin * bands : (begin + width) * bands], line, row)
         else:
             for j in range(width):
@@ -61,7 +63,7 @@ def _encode(
                     turned_row[j * bands + b] = flat[source + b]
             _normalise(turned_row, line, row)
         for j in range(width):
-            if not known[begin + j * step]:
+            if not flat_valid[begin + j * step]:
                 row[j * bands : (j + 1) * bands] = 0
         if channels != bands:
             for j in range(width):
@@ -70,18 +72,18 @@ def _encode(
 
 
 @compiled
-def _normalise(values: NDArray[Any], line: NDArray[np.float32], made: NDArray[np.float32]) -> None:
-    """A row's ``values`` (width * bands,) as `_encode` makes them, into ``made``."""
-    slope, intercept, least, greatest = line[0], line[1], line[2], line[3]
-    for k in range(len(made)):
+def _normalise(values: NDArray[Any], line: NDArray[np.float32], out: NDArray[np.float32]) -> None:
+    """Normalise and clip a row's ``values`` (width * bands,) into ``out``."""
+    slope, intercept, minimum, maximum = line[0], line[1], line[2], line[3]
+    for k in range(len(out)):
         value = np.float32(values[k]) * slope[k] + intercept[k]
-        value = least[k] if value < least[k] else value
-        made[k] = greatest[k] if value > greatest[k] else value
+        value = minimum[k] if value < minimum[k] else value
+        out[k] = maximum[k] if value > maximum[k] else value
 
 
 @compiled
-def _line(i: int, height: int, width: int, turn: int) -> tuple[int, int]:
-    """Where, before the turn, row ``i`` of (height, width) begins, and its step, in pixels of the flat window."""
+def _source_row(i: int, height: int, width: int, turn: int) -> tuple[int, int]:
+    """Start and step, in pixels of the flat window before the turn, of row ``i`` of (height, width) after it."""
     quarter, mirrored = turn % 4, turn >= 4
     across = width if quarter % 2 == 0 else height  # pixels of a row before the turn
     if quarter == 0:
@@ -98,13 +100,13 @@ def _line(i: int, height: int, width: int, turn: int) -> tuple[int, int]:
 
 
 def turned(values: NDArray[Any], turn: int) -> NDArray[Any]:
-    """(H, W, ...) of (n, m, ...): mirrored left to right if ``turn`` >= 4, then turned left ``turn % 4`` times."""
+    """View (H, W, ...) of (n, m, ...): mirrored left to right if ``turn`` >= 4, rotated left ``turn % 4`` times."""
     return np.rot90(values[:, ::-1] if turn >= 4 else values, turn % 4)
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """How the channels of a model come about. ``mean``, ``std`` (seasons, bands) in the scene's units."""
+    """Channels of a model: its seasons, bands and ``mean``, ``std`` (seasons, bands) in the scene's units."""
 
     seasons: tuple[str, ...]
     bands: tuple[str, ...]
@@ -114,7 +116,7 @@ class Inputs:
 
     @classmethod
     def of(cls, statistics: Statistics, mode: SeasonMode = "stack") -> "Inputs":
-        """From the statistics of the training ground."""
+        """Build it from the statistics of the training tiles."""
         return cls(statistics.seasons, statistics.bands, statistics.mean, statistics.std, mode)
 
     @property
@@ -125,33 +127,33 @@ class Inputs:
     def encode(self, observed: Mapping[str, Observation]) -> NDArray[np.float32]:
         """Channels (seasons * bands, height, width) float32 of all seasons, channels last in memory.
 
-        A season that is not among them was not observed.
+        A missing season counts as not observed.
         """
         height, width = next(iter(observed.values()))[1].shape
         x = np.empty((height, width, len(self.seasons) * len(self.bands)), np.float32)
         for number, season in enumerate(self.seasons):
             first = number * len(self.bands)
             if season in observed:
-                self.fill(x, number, first, observed[season])
+                self.write_season(x, number, first, observed[season])
             else:
                 x[..., first : first + len(self.bands)] = 0
         return x.transpose(2, 0, 1)
 
-    def fill(
+    def write_season(
         self,
         x: NDArray[np.float32],
         season: int,
         first: int,
         observed: Observation,
         *,
-        turn: int = STRAIGHT,
+        turn: int = IDENTITY,
         gain: NDArray[np.float32] | None = None,
         offset: NDArray[np.float32] | None = None,
     ) -> None:
-        """Write what a season showed into ``x`` (H, W, channels) from channel ``first`` on.
+        """Write a season's normalised values into ``x`` (H, W, channels) from channel ``first`` on.
 
-        observed      values (n, m, bands) and validity (n, m) bool; n x m is H x W before the turn
-        gain, offset  (bands,) float32 of the normalised values
+        observed      values (n, m, bands) and valid mask (n, m) bool; n x m is H x W before the turn
+        gain, offset  (bands,) float32, of the normalised values
         """
         pixels, valid = observed
         bands = len(self.bands)
@@ -163,14 +165,14 @@ class Inputs:
         _encode(np.ascontiguousarray(pixels), valid, np.tile(line, x.shape[1]), turn, first, x)
 
     def read(self, scenes: Mapping[str, Scene], window: Window) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        """Channels of a window, and where at least one season was observed (height, width) bool."""
+        """Channels of a window, and the mask (height, width) bool of pixels observed in at least one season."""
         observed = {season: scenes[season].read_hwc(window) for season in self.seasons if season in scenes}
         return self.encode(observed), valid_in_any(observed)
 
     def check(self, scenes: Mapping[str, Scene], *, drops_seasons: bool = False) -> None:
-        """Raise BandMismatchError or SettingsError where scenes do not have these seasons and bands.
+        """Raise BandMismatchError or SettingsError if scenes do not have these seasons and bands.
 
-        drops_seasons  whether a model of stacked seasons has learnt to do without one of them
+        drops_seasons  allow a missing season in a model of stacked seasons: it was trained with season dropout
         """
         missing = [season for season in self.seasons if season not in scenes]
         needs_all = self.mode == "stack" and not drops_seasons
@@ -192,7 +194,7 @@ class Inputs:
                 )
 
     def to_dict(self) -> dict[str, Any]:
-        """For the model's header."""
+        """Dictionary for the model's header."""
         return {
             "seasons": list(self.seasons),
             "bands": list(self.bands),
@@ -203,9 +205,9 @@ class Inputs:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Inputs":
-        """From what `to_dict` gives. Raises ValueError where the parts do not fit each other."""
+        """Read `to_dict`'s dictionary. Raises ValueError if its parts do not fit each other."""
         mean, std = np.array(data["mean"], float), np.array(data["std"], float)
         seasons, bands = tuple(data["seasons"]), tuple(data["bands"])
         if not mean.shape == std.shape == (len(seasons), len(bands)):
             raise ValueError(f"statistics of {mean.shape} for {len(seasons)} seasons and {len(bands)} bands")
-        return cls(seasons, bands, mean, std, data.get("mode", "stack"))
+        return cls(seasons, bands, mean, std, data["mode"])

@@ -1,10 +1,10 @@
-"""Running a model over planned windows: training's validation, evaluation and prediction all come here."""
+"""Inference over planned windows, which training's validation, evaluation and prediction share."""
 
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -21,97 +21,108 @@ from cobertes.tiles.split import Part
 
 READ_THREADS = max(2, min(8, (os.cpu_count() or 2) // 2))
 BATCHES_AHEAD = 3
+"""Batches that are read or being read, the one that the caller takes next included."""
 
 Forward = Callable[[Tensor], Tensor]
-"""Channels (B, C, H, W) float32 -> logits (B, K, H, W), on whatever device it likes."""
+"""Channels (B, C, H, W) float32 -> logits (B, K, H, W), on any device."""
 
 Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
-def read_ahead(
-    items: Sequence[Item], read: Callable[[Item], Any], batch_size: int
-) -> Iterator[list[tuple[Item, Any]]]:
-    """Batches of ``(item, read(item))`` in order, read by threads while the caller computes."""
-    return read_groups_ahead([items[i : i + batch_size] for i in range(0, len(items), batch_size)], read)
+def prefetch(
+    batches: Iterable[Sequence[Item]],
+    read: Callable[[Item], Result],
+    *,
+    threads: int | None = None,
+    ahead: int | None = None,
+) -> Iterator[list[tuple[Item, Result]]]:
+    """Batches of ``(item, read(item))`` in order, read by threads while the caller computes.
 
-
-def read_groups_ahead(
-    groups: Iterable[Sequence[Item]], read: Callable[[Item], Any]
-) -> Iterator[list[tuple[Item, Any]]]:
-    """The same for groups of items that the caller has formed. An error of ``read`` comes out in its turn."""
-    pool = ThreadPoolExecutor(READ_THREADS)
+    batches  of any sizes; taken from the iterable as late as possible
+    threads  by default `READ_THREADS`
+    ahead    batches in memory, by default `BATCHES_AHEAD`; only from 2 on one is read while the caller computes
+    An error of ``read`` is raised in the order of the items. Closing the iterator ends the threads.
+    """
+    ahead = BATCHES_AHEAD if ahead is None else ahead
+    pool = ThreadPoolExecutor(READ_THREADS if threads is None else threads)
     try:
-        waiting: deque[list[tuple[Item, Future[Any]]]] = deque()
-        upcoming = iter(groups)
+        pending: deque[list[tuple[Item, Future[Result]]]] = deque()
+        upcoming = iter(batches)
         while True:
-            while len(waiting) < BATCHES_AHEAD and (group := next(upcoming, None)) is not None:
-                waiting.append([(item, pool.submit(read, item)) for item in group])
-            if not waiting:
+            while len(pending) < ahead and (batch := next(upcoming, None)) is not None:
+                pending.append([(item, pool.submit(read, item)) for item in batch])
+            if not pending:
                 return
-            yield [(item, future.result()) for item, future in waiting.popleft()]
+            yield [(item, future.result()) for item, future in pending.popleft()]
     finally:
         pool.shutdown(cancel_futures=True)
 
 
+def batched(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
+    """Slices of ``size`` items; the last one may be smaller."""
+    return (items[i : i + size] for i in range(0, len(items), size))
+
+
 HeldOut = tuple[str, TiledWindow]
-"""An area's name and a planned window of it whose interior is held-out ground."""
+"""Name of an area, and a planned window whose interior lies in held-out blocks."""
 
 
-def plan_blocks(ground: LabelledDataset, part: Part, size: int, overlap: int) -> list[HeldOut]:
-    """Windows laid out over the held-out ground alone: little computation, for every epoch's validation."""
+def plan_blocks(dataset: LabelledDataset, part: Part, size: int, overlap: int) -> list[HeldOut]:
+    """Plan windows over the blocks of a split alone: little computation, for every epoch's validation."""
     return [
         (name, planned)
-        for name, split in ground.split.areas.items()
-        for rectangle in split.rectangles(part)
+        for name, area_split in dataset.split.areas.items()
+        for rectangle in area_split.rectangles(part)
         for strip in plan_strips(rectangle, size, overlap)
         for planned in strip
     ]
 
 
 def each_season(forward: Forward, inputs: Inputs) -> Forward:
-    """A model of single seasons applied to all of them: mean of the probabilities where a season is observed.
+    """Model of single seasons, applied to all: the mean of the probabilities over the seasons observed in a pixel.
 
-    The result takes the channels of all seasons side by side and gives the logarithm of that mean. A model that
-    sees all seasons at once is left as it is.
+    The result takes the channels of all seasons side by side and returns the logarithm of that mean. A model that
+    takes all seasons at once is returned as it is.
     """
     if inputs.mode != "separate":
         return forward
     bands = len(inputs.bands)
 
-    def averaged(x: Tensor) -> Tensor:
+    def mean_over_seasons(x: Tensor) -> Tensor:
         total, weight = torch.zeros(()), torch.zeros(())
-        for one in torch.split(x, bands, dim=1):
-            probabilities = forward(one.contiguous(memory_format=torch.channels_last)).float().softmax(dim=1)
-            observed = (one != 0).any(dim=1, keepdim=True).to(probabilities)
+        for season in torch.split(x, bands, dim=1):
+            probabilities = forward(season.contiguous(memory_format=torch.channels_last)).float().softmax(dim=1)
+            observed = (season != 0).any(dim=1, keepdim=True).to(probabilities)
             total = total.to(probabilities) + probabilities * observed
             weight = weight.to(probabilities) + observed
         return (total / weight.clamp(min=1)).clamp(min=1e-9).log()
 
-    return averaged
+    return mean_over_seasons
 
 
-def judge(
+def evaluate_windows(
     forward: Forward,
     inputs: Inputs,
-    ground: LabelledDataset,
-    plan: Sequence[HeldOut],
+    dataset: LabelledDataset,
+    windows: Sequence[HeldOut],
     batch_size: int,
     advance: Callable[[float], None] = lambda amount: None,
 ) -> tuple[ConfusionMatrix, float]:
-    """Confusion matrix and mean cross-entropy over the planned interiors; NaN where nothing is labelled."""
-    classes = len(ground.legend)
+    """Confusion matrix and mean cross-entropy over the interiors of windows; NaN if no pixel is labelled."""
+    classes = len(dataset.legend)
     matrix, loss, weight = ConfusionMatrix.empty(classes), 0.0, 0.0
 
     def read(item: HeldOut) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-        observed, labels = ground.read_hwc(item[0], item[1].window)
+        observed, labels = dataset.read_hwc(item[0], item[1].window)
         return inputs.encode(observed), labels
 
-    for batch in read_ahead(plan, read, batch_size):
+    for batch in prefetch(batched(windows, batch_size), read):
         x = torch.from_numpy(np.stack([x for _, (x, _) in batch]))
         y = np.full((len(batch), *x.shape[-2:]), IGNORE_INDEX, np.uint8)
         for i, ((_, planned), (_, labels)) in enumerate(batch):
-            inside = planned.interior.slices_in(planned.window)
-            y[i][inside] = labels[inside]
+            interior = planned.interior.slices_in(planned.window)
+            y[i][interior] = labels[interior]
         logits = forward(x)
         total, count = CROSS_ENTROPY(logits, torch.from_numpy(y).to(logits.device).long())
         matrix += ConfusionMatrix.of(y, logits.argmax(dim=1).cpu().numpy(), classes)

@@ -1,12 +1,12 @@
-"""The learning rate over a training.
+"""Learning-rate schedules.
 
     constant    ‾‾‾‾‾‾‾‾‾‾‾‾‾‾‾‾
-    plateau     ‾‾‾‾‾‾‾‾\\_____\\__   halved where the validation loss no longer falls
+    plateau     ‾‾‾‾‾‾‾‾\\_____\\__   halved when the validation loss no longer falls
     cosine      /‾‾‾‾‾--.._         warm-up, then half a cosine
     one-cycle   _./‾‾\\--..__        up from a 25th, down to nothing (Smith & Topin 2019)
 
-All but plateau are functions of the share of the training that is over: of its epochs or of its minutes, whichever
-is further. So with ``train.minutes`` the rate ends low when the time ends.
+All but plateau are functions of the share of the training that is done: of its epochs or of its minutes, whichever
+is more. So with ``train.minutes`` the rate ends low when the time ends.
 """
 
 import math
@@ -24,25 +24,25 @@ BEGIN, END = 1 / 25, 1e-4
 COSINE_END = 0.01
 
 
-def rate_share(settings: TrainSettings, over: float) -> float:
-    """The learning rate, as a share of ``train.learning-rate``, when a share ``over`` (0 to 1) has passed."""
-    over = min(max(over, 0.0), 1.0)
+def rate_share(settings: TrainSettings, done: float) -> float:
+    """Learning rate, as a share of ``train.learning-rate``, after a share ``done`` (0 to 1) of the training."""
+    done = min(max(done, 0.0), 1.0)
     if settings.schedule == "cosine":
-        if over < settings.warm_up:
-            return max(over / settings.warm_up, BEGIN)
-        return _fall((over - settings.warm_up) / (1 - settings.warm_up), 1.0, COSINE_END)
+        if done < settings.warm_up:
+            return max(done / settings.warm_up, BEGIN)
+        return _fall((done - settings.warm_up) / (1 - settings.warm_up), 1.0, COSINE_END)
     if settings.schedule == "one-cycle":
-        return _fall(over / RISE, BEGIN, 1.0) if over < RISE else _fall((over - RISE) / (1 - RISE), 1.0, END)
+        return _fall(done / RISE, BEGIN, 1.0) if done < RISE else _fall((done - RISE) / (1 - RISE), 1.0, END)
     return 1.0
 
 
-def _fall(over: float, begin: float, end: float) -> float:
-    """Along half a cosine from ``begin`` to ``end``."""
-    return end + (begin - end) * (1 + math.cos(math.pi * over)) / 2
+def _fall(done: float, begin: float, end: float) -> float:
+    """Half a cosine from ``begin`` to ``end``."""
+    return end + (begin - end) * (1 + math.cos(math.pi * done)) / 2
 
 
 class Schedule:
-    """Sets the rate of an optimizer: before every step, and after every validation."""
+    """Schedule of an optimizer's learning rate: set before every step, and after every validation."""
 
     def __init__(self, optimizer: Optimizer, settings: TrainSettings) -> None:
         self.optimizer, self.settings = optimizer, settings
@@ -50,21 +50,21 @@ class Schedule:
             optimizer, factor=settings.plateau_factor, patience=settings.plateau_patience
         )
 
-    def step(self, over: float) -> None:
-        """Before a step of the optimizer, when a share ``over`` of the training has passed."""
+    def step(self, done: float) -> None:
+        """Set the rate before a step of the optimizer, after a share ``done`` of the training."""
         if self.settings.schedule in ("cosine", "one-cycle"):
             for group in self.optimizer.param_groups:
-                group["lr"] = self.settings.rate * rate_share(self.settings, over)
+                group["lr"] = self.settings.rate * rate_share(self.settings, done)
 
     def validated(self, loss: float) -> None:
-        """After a validation, by its loss; NaN where nothing held out is labelled."""
+        """Set the rate after a validation, by its loss; NaN if no held-out pixel is labelled."""
         if self.settings.schedule == "plateau" and math.isfinite(loss):
             self.plateau.step(loss)
 
     def state_dict(self) -> dict[str, Any]:
-        """For a checkpoint."""
+        """State for a checkpoint."""
         return self.plateau.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """From what `state_dict` gives."""
+        """Restore the state from `state_dict`."""
         self.plateau.load_state_dict(state)

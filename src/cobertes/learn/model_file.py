@@ -1,4 +1,4 @@
-"""A model on disk: ``model.safetensors`` holds the weights and, in its header, all that using them takes.
+"""Model files: ``model.safetensors`` has the weights and, in its header, everything needed to apply them.
 
 No pickle: a model file from elsewhere cannot run code. The header is JSON under the key ``cobertes``:
 legend, seasons, bands, statistics, resolution, window, network, settings, fingerprint.
@@ -31,11 +31,12 @@ MODEL_FILE = "model.safetensors"
 
 @dataclass(frozen=True)
 class ModelHeader:
-    """What is known of a model besides its weights.
+    """Header of a model file.
 
-    ``resolution`` of a pixel in the units of the scenes' CRS, None for scenes without one; ``window`` the side
-    of its training windows in pixels; ``training`` what the training loop tells of itself; ``scene_nodata`` the
-    value of empty pixels where files do not say.
+    resolution    side of a pixel in the units of the scenes' CRS; None for scenes without one
+    window        side of the training windows in pixels
+    training      settings, fingerprint, best epoch and score of the training
+    scene_nodata  value of empty pixels in files without a nodata tag
     """
 
     network: UNetSettings
@@ -47,7 +48,7 @@ class ModelHeader:
     scene_nodata: float | None = None
 
     def facts(self) -> dict[str, Any]:
-        """What people want to know of the model, for the report."""
+        """Facts of the model for the report."""
         return {
             "architecture": self.network.architecture,
             "encoder": self.network.encoder,
@@ -59,7 +60,7 @@ class ModelHeader:
         } | {key: self.training[key] for key in ("best_epoch", "precision", "fingerprint") if key in self.training}
 
     def to_json(self) -> str:
-        """The text of the header."""
+        """Header as JSON text."""
         data = {
             "format": FORMAT,
             "network": asdict(self.network),
@@ -74,7 +75,7 @@ class ModelHeader:
 
     @classmethod
     def from_json(cls, text: str) -> "ModelHeader":
-        """Read back what `to_json` wrote."""
+        """Read `to_json`'s text. Raises KeyError, TypeError or ValueError if damaged or of another format."""
         data = json.loads(text)
         if data["format"] != FORMAT:
             raise ValueError(f"format {data['format']}, this cobertes reads {FORMAT}")
@@ -86,17 +87,18 @@ class ModelHeader:
             data["resolution"],
             int(data["window"]),
             data["training"],
-            data.get("scene_nodata"),
+            data["scene_nodata"],
         )
 
     @property
     def drops_seasons(self) -> bool:
-        """Whether it was trained with seasons dropped now and then, and so can do without one."""
-        drops = self.training.get("augmentation", {}).get("season-dropout", {}).get("probability", 0)
-        return bool(drops > 0)
+        """True if it was trained with season dropout, so that a season may be missing."""
+        if "augmentation" not in self.training:  # a header made by hand
+            return False
+        return bool(self.training["augmentation"]["season-dropout"]["probability"] > 0)
 
     def check_scenes(self, scenes: Mapping[str, Scene]) -> None:
-        """Raise where scenes are not what the model was trained on: seasons, bands, size of a pixel."""
+        """Raise SettingsError, BandMismatchError, ModelFileError if seasons, bands, pixel size are not its own."""
         self.inputs.check(scenes, drops_seasons=self.drops_seasons)
         grid = next(iter(scenes.values())).grid
         if self.resolution is None or grid.crs is None:
@@ -109,7 +111,7 @@ class ModelHeader:
 
 
 def model_path(path: Path) -> Path:
-    """The model file itself, or that of a run's folder. Raises InputFileError where there is none."""
+    """Path of the model file itself, or of that in a run folder. Raises InputFileError if there is none."""
     found = path / MODEL_FILE if path.is_dir() else path
     if not found.is_file():
         raise InputFileError(f"no model at {found}. Name a {MODEL_FILE} or a run's folder that holds one.")
@@ -117,17 +119,17 @@ def model_path(path: Path) -> Path:
 
 
 def save_model(path: Path, state: Mapping[str, Tensor], header: ModelHeader) -> None:
-    """Write weights and header, whole or not at all."""
+    """Write weights and header atomically. Raises StorageError."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     with replacing(path) as temporary:
         try:
             save_file(tensors, temporary, metadata={HEADER: header.to_json()})
-        except SafetensorError as error:  # what it makes of a full disk
+        except SafetensorError as error:  # its error on a full disk
             raise OSError(str(error)) from error
 
 
 def read_header(path: Path) -> ModelHeader:
-    """The header alone. Raises InputFileError without a file, ModelFileError for damaged and foreign ones."""
+    """Read the header alone. Raises InputFileError without a file, ModelFileError for damaged and foreign ones."""
     path = model_path(path)
     try:
         with safe_open(path, framework="pt") as file:
@@ -143,7 +145,7 @@ def read_header(path: Path) -> ModelHeader:
 
 
 def load_model(path: Path) -> tuple[nn.Module, ModelHeader]:
-    """The network with its weights, in evaluation mode, and its header. Raises as `read_header` does."""
+    """Load the network with its weights, in evaluation mode, and its header. Raises as `read_header` does."""
     path = model_path(path)
     header = read_header(path)
     model = build_network(header.network)

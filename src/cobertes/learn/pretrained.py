@@ -1,13 +1,13 @@
-"""First weights of a backbone, brought to a project's bands by their names.
+"""Pretrained weights of a backbone, mapped to a project's bands by their names.
 
-    model.weights     its first layer knows         a band of the project takes
-    imagenet          red, green, blue              the colour that is nearest to it in wavelength
-    sentinel2-moco    the 13 bands of Sentinel-2    its own weights
+    model.weights     bands of its first layer      weights of a project's band
+    imagenet          red, green, blue              those of the colour nearest in wavelength
+    sentinel2-moco    the 13 bands of Sentinel-2    its own
     sentinel2-dino    the same                      the same
     a file            3, 12 or 13 bands             as above
 
-Bands that go by no known name take the mean of all. Every season takes the same weights, and all are scaled by the
-number of channels that they were learnt with over the number of ours, so that sums over channels keep their size.
+Bands without a known name take the mean of all. Every season takes the same weights. All are scaled by the number
+of pretraining channels over the number of ours, so that sums over channels keep their size.
 """
 
 import pickle
@@ -48,19 +48,19 @@ LAYOUTS: Mapping[int, tuple[str, ...]] = {
     12: tuple(band for band in WAVELENGTHS if band != "B10"),
     13: tuple(WAVELENGTHS),
 }
-"""Channels of a first layer -> the Sentinel-2 bands that they stand for."""
+"""Number of channels of a first layer -> their Sentinel-2 bands."""
 
 WRAPPINGS = ("state_dict", "model", "teacher", "student")
 PREFIXES = ("module.", "encoder_q.", "backbone.", "encoder.", "model.")
 
 
 def load_pretrained(network: Network, weights: str, bands: Sequence[str]) -> str:
-    """Give the network's backbone its first weights; returns a line for people that says which went where.
+    """Load pretrained weights into the network's backbone; returns a line of text about their mapping to bands.
 
     weights  one of `WEIGHTS` but random, or the path of a safetensors or PyTorch file
     bands    of a season, in the order of the channels
-    Raises SettingsError where there is no backbone or no such weights of it, InputFileError where they can't be
-    fetched or read, or are of another network.
+    Raises SettingsError if there is no backbone or no such weights of it, InputFileError if they can't be fetched
+    or read, or are of another network.
     """
     backbone, encoder = backbone_of(network), network.settings.encoder
     if backbone is None:
@@ -72,14 +72,14 @@ def load_pretrained(network: Network, weights: str, bands: Sequence[str]) -> str
     own = backbone.state_dict()
     loaded, first, missing = {}, "", []
     for key, value in own.items():
-        theirs = source.get(key)
-        if theirs is not None and value.dim() == 4 and not first:  # the first layer
-            if theirs.shape[1] in LAYOUTS or theirs.shape[1] != value.shape[1]:
-                theirs, first = _to_bands(theirs, value.shape[1], bands, name)
+        pretrained = source.get(key)
+        if pretrained is not None and value.dim() == 4 and not first:  # the first layer
+            if pretrained.shape[1] in LAYOUTS or pretrained.shape[1] != value.shape[1]:
+                pretrained, first = _to_bands(pretrained, value.shape[1], bands, name)
             else:
                 first = f"{value.shape[1]} channels as they are"
-        if theirs is not None and theirs.shape == value.shape:
-            loaded[key] = theirs
+        if pretrained is not None and pretrained.shape == value.shape:
+            loaded[key] = pretrained
         elif value.is_floating_point():
             missing.append(key)
     if len(missing) > len(own) // 2:
@@ -88,36 +88,36 @@ def load_pretrained(network: Network, weights: str, bands: Sequence[str]) -> str
             f"Set model.encoder to the one that it was trained with."
         )
     backbone.load_state_dict(own | loaded)
-    left = f"; left random: {', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''}" if missing else ""
-    return f"{encoder} starts from {name}: {first}{left}"
+    rest = f"; left random: {', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''}" if missing else ""
+    return f"{encoder} starts from {name}: {first}{rest}"
 
 
-def _to_bands(theirs: Tensor, channels: int, bands: Sequence[str], name: str) -> tuple[Tensor, str]:
-    """The first layer's weights (out, channels, h, w) for our channels, and how bands were mapped in words."""
-    count = theirs.shape[1]
+def _to_bands(pretrained: Tensor, channels: int, bands: Sequence[str], name: str) -> tuple[Tensor, str]:
+    """First layer's weights (out, channels, h, w) for our channels, and the mapping of bands in words."""
+    count = pretrained.shape[1]
     layout = LAYOUTS.get(count)
     if layout is None:
         raise InputFileError(
             f"{name} has a first layer of {count} channels, which no layout of bands is known for: needed 3 (red, "
             f"green, blue), 12 or 13 (Sentinel-2), or the {channels} channels of this network."
         )
-    columns, told = [], []
+    columns, notes = [], []
     for band in bands:
         known = sentinel2_band(band)
         if known is None:
-            columns.append(theirs.mean(dim=1))
-            told.append(f"{band} the mean of all")
+            columns.append(pretrained.mean(dim=1))
+            notes.append(f"{band} the mean of all")
             continue
         nearest = min(layout, key=lambda other: abs(WAVELENGTHS[other] - WAVELENGTHS[known]))
-        columns.append(theirs[:, layout.index(nearest)])
-        told.append(band if nearest == known else f"{band} from {nearest}")
+        columns.append(pretrained[:, layout.index(nearest)])
+        notes.append(band if nearest == known else f"{band} from {nearest}")
     seasons = channels // len(bands)
     mapped = torch.stack(columns * seasons, dim=1) * (count / channels)
-    return mapped, ", ".join(told) + (f", for each of {seasons} seasons" if seasons > 1 else "")
+    return mapped, ", ".join(notes) + (f", for each of {seasons} seasons" if seasons > 1 else "")
 
 
 def _source(encoder: str, weights: str) -> tuple[Mapping[str, Tensor], str]:
-    """Tensors by the backbone's names for them, and what the weights are called."""
+    """Tensors by the backbone's parameter names, and the name of the weights."""
     if weights == IMAGENET:
         return _imagenet(encoder), "ImageNet weights"
     if weights not in WEIGHTS:
@@ -135,7 +135,7 @@ def _source(encoder: str, weights: str) -> tuple[Mapping[str, Tensor], str]:
         return _read(Path(hf_hub_download(repository, file))), weights
     except InputFileError:
         raise
-    except Exception as error:  # what an unreachable hub raises depends on the HTTP library beneath
+    except Exception as error:  # an unreachable hub raises errors of whichever HTTP library is below
         raise InputFileError(
             f"can't fetch the weights {weights} of {encoder}: {error}. Save {hf_hub_url(repository, file)} on "
             f'this machine and name that file in model.weights, or use model.weights = "random".'
@@ -161,7 +161,7 @@ def _imagenet(encoder: str) -> Mapping[str, Tensor]:
 
 
 def _require_hub(repository: str, file: str) -> None:
-    """Raise whatever one request to the hub raises: the libraries above retry for a minute."""
+    """Try one request to the hub and raise its error: the libraries above would retry for a minute."""
     try:
         get_hf_file_metadata(hf_hub_url(repository, file), timeout=10)
     except HfHubHTTPError:
@@ -169,15 +169,15 @@ def _require_hub(repository: str, file: str) -> None:
 
 
 def _read(path: Path) -> Mapping[str, Tensor]:
-    """The tensors of a file, by names without what training scripts put before them."""
+    """Read the tensors of a file, by names without the prefixes of training scripts."""
     try:
         if path.suffix == ".safetensors":
-            found = load_file(path)
+            state = load_file(path)
         else:
-            found = torch.load(path, map_location="cpu", weights_only=True)
+            state = torch.load(path, map_location="cpu", weights_only=True)
             for key in WRAPPINGS:
-                found = found[key] if isinstance(found.get(key), Mapping) else found
-        tensors = {name: value for name, value in found.items() if isinstance(value, Tensor)}
+                state = state[key] if isinstance(state.get(key), Mapping) else state
+        tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
     except FileNotFoundError as error:
         raise InputFileError(
             f"no weights at {path} (model.weights). Name a file, or one of: {', '.join(WEIGHTS)}."
@@ -186,10 +186,10 @@ def _read(path: Path) -> Mapping[str, Tensor]:
         SafetensorError, OSError, RuntimeError, EOFError, ValueError, AttributeError, pickle.UnpicklingError
     ) as error:  # fmt: skip
         raise InputFileError(f"can't read weights from {path}: {error}") from error
-    return {_bare(name): value for name, value in tensors.items()}
+    return {_without_prefixes(name): value for name, value in tensors.items()}
 
 
-def _bare(name: str) -> str:
+def _without_prefixes(name: str) -> str:
     for prefix in PREFIXES:
         name = name.removeprefix(prefix)
     return name

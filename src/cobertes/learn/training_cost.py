@@ -1,4 +1,4 @@
-"""What a training will take, before it starts: a few real steps are made and timed, on random input."""
+"""Estimate of a training's time, memory and disk: a few real steps are timed on random input."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -9,25 +9,29 @@ import torch
 
 from cobertes.learn.architectures import build_network, count_parameters
 from cobertes.learn.batch_size import choose_step, training_step
-from cobertes.learn.devices import make_fabric, memory_format, peak_memory, synchronize
-from cobertes.learn.training_setup import loss_of
+from cobertes.learn.devices import make_fabric, memory_format, peak_memory, synchronize, torch_state
+from cobertes.learn.training_setup import build_loss
 from cobertes.learn.unet import UNetSettings
 from cobertes.settings import TrainSettings
 
 STEPS = 2
-"""Timed, after one to warm up."""
+"""Timed steps, after one to warm up."""
 
 STATES = 4
-"""Values kept per parameter: the weight, its average, and the two moments of Adam."""
+"""Values stored per parameter: the weight, its average, and the two moments of Adam."""
 
 
 @dataclass(frozen=True)
 class TrainingCost:
-    """Of a training: measured on this machine, but for ``windows``, ``held_out`` and ``validations`` per epoch.
+    """Cost of a training, measured on this machine.
 
-    ``windows`` per epoch in ``steps`` of ``batch``, of a side of ``window`` px; ``held_out`` windows per
-    validation; ``step_seconds``, ``validation_seconds`` per batch; ``memory_bytes`` of the process at its peak, of
-    the GPU where there is one; ``disk_bytes`` of checkpoints and model
+    window              side of a training window in pixels
+    windows, steps      per epoch; a step has ``batch`` windows
+    held_out            windows per validation
+    validations         per epoch
+    step_seconds, validation_seconds    per batch
+    memory_bytes        peak of the process, or of the GPU
+    disk_bytes          of checkpoints and model
     """
 
     architecture: str
@@ -53,21 +57,21 @@ class TrainingCost:
     @property
     def epoch_seconds(self) -> float:
         """Time of an epoch with its validation."""
-        judging = -(-self.held_out // self.batch) * self.validation_seconds
-        return self.steps * self.step_seconds + self.validations * judging
+        validation = -(-self.held_out // self.batch) * self.validation_seconds
+        return self.steps * self.step_seconds + self.validations * validation
 
     @property
     def seconds(self) -> float:
         """Time of all epochs; no more than the minutes that are set."""
-        whole = self.epochs * self.epoch_seconds
-        return whole if self.minutes is None else min(whole, 60 * self.minutes)
+        total = self.epochs * self.epoch_seconds
+        return total if self.minutes is None else min(total, 60 * self.minutes)
 
     def to_dict(self) -> Mapping[str, Any]:
-        """For JSON."""
+        """Dictionary for JSON."""
         return asdict(self) | {"epoch_seconds": self.epoch_seconds, "seconds": self.seconds}
 
     def lines(self) -> list[str]:
-        """For people."""
+        """Lines of text for the terminal."""
         speed = self.batch * self.window**2 / self.step_seconds / 1e6
         size = "" if self.why_batch == "as set" else f" ({self.why_batch})"
         ends = "" if self.minutes is None else f", or the {self.minutes:g} minutes that are set"
@@ -87,14 +91,22 @@ class TrainingCost:
 def estimate_training(
     network: UNetSettings, train: TrainSettings, *, window: int, windows: int, held_out: int, passes: int = 1
 ) -> TrainingCost:
-    """Make some steps of a training on random input, and say what all of it will take.
+    """Estimate the cost of a training from a few steps on random input.
 
     window             side of the largest training window in pixels
     windows, held_out  per epoch and per validation
-    passes             through the network that a held-out window takes: one per season where they are separate
+    passes             of a held-out window through the network: one per season if they are separate
+    Raises SettingsError if no batch fits.
     """
+    with torch_state(train.threads):
+        return _estimate(network, train, window, windows, held_out, passes)
+
+
+def _estimate(
+    network: UNetSettings, train: TrainSettings, window: int, windows: int, held_out: int, passes: int
+) -> TrainingCost:
     torch.manual_seed(train.seed)
-    model, loss = build_network(network), loss_of(train)
+    model, loss = build_network(network), build_loss(train)
     chosen = choose_step(train, model, loss, sides=[window], samples=windows)
     fabric, batch = make_fabric(train.device, chosen.precision), chosen.batch
     step = training_step(fabric, model, train, loss, batch, window)
@@ -118,18 +130,19 @@ def estimate_training(
     )  # fmt: skip
 
 
-def _fastest(work: Callable[[], None], device: torch.device) -> float:
+def _fastest(function: Callable[[], None], device: torch.device) -> float:
+    """Seconds of the fastest of a few calls, after one to warm up."""
     times = []
     for _ in range(STEPS + 1):
         begin = time.perf_counter()
-        work()
+        function()
         synchronize(device.type)
         times.append(time.perf_counter() - begin)
     return min(times[1:])
 
 
 def _clock(seconds: float) -> str:
-    """In the unit that people would use."""
+    """Duration in seconds, minutes or hours."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     if seconds < 7200:

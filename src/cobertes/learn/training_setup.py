@@ -1,4 +1,4 @@
-"""What is to be trained on what: index, ground, statistics and settings brought together."""
+"""Setup of a training: dataset, sampler, network, loss and settings brought together from a run's files."""
 
 import logging
 from collections.abc import Sequence
@@ -29,10 +29,10 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class TrainingPlan:
-    """What is trained on what: network, ground, how, and the fingerprint of all of it."""
+class TrainingSetup:
+    """Everything that determines a training, and the fingerprint of it; ``weights`` a backbone starts from."""
 
-    ground: LabelledDataset
+    dataset: LabelledDataset
     sampler: Sampler
     inputs: Inputs
     network: UNetSettings
@@ -43,30 +43,30 @@ class TrainingPlan:
 
     @property
     def window(self) -> int:
-        """Side of the largest training window in pixels, which validation and prediction take too."""
+        """Side in pixels of the largest training window, which is that of validation and prediction too."""
         return max(self.sampler.windows)
 
     def held_out(self) -> list[HeldOut]:
-        """The windows over the validation blocks."""
-        return plan_blocks(self.ground, Part.VALIDATION, self.window, overlap=0)
+        """Windows over the validation blocks."""
+        return plan_blocks(self.dataset, Part.VALIDATION, self.window, overlap=0)
 
-    def feeding_windows(self) -> dict[str, list[Window]]:
-        """By area, the ground that training and validation read."""
-        windows = self.sampler.ground_windows()
+    def windows_to_read(self) -> dict[str, list[Window]]:
+        """Parts of each area that training and validation read."""
+        windows = self.sampler.windows_to_read()
         for name, planned in self.held_out():
             windows.setdefault(name, []).append(planned.window)
         return windows
 
-    def reading(self, store: Store | None) -> "TrainingPlan":
-        """The same plan, fed from a store."""
-        ground = replace(self.ground, store=store)
-        return replace(self, ground=ground, sampler=replace(self.sampler, ground=ground))
+    def with_store(self, store: Store | None) -> "TrainingSetup":
+        """Copy of the setup that reads from a tile store."""
+        dataset = replace(self.dataset, store=store)
+        return replace(self, dataset=dataset, sampler=replace(self.sampler, dataset=dataset))
 
 
 def network_settings(
     model: ModelSettings, bands: Sequence[str], seasons: Sequence[str], classes: int
 ) -> UNetSettings:
-    """The network of these settings for scenes of some bands and seasons."""
+    """Network settings of a model for scenes of some bands and seasons."""
     channels = len(bands) * (1 if model.seasons == "separate" else len(seasons))
     return UNetSettings(
         channels, classes, model.encoder, model.width, model.depth, tuple(model.decoder), model.upsampling,
@@ -74,9 +74,9 @@ def network_settings(
     )  # fmt: skip
 
 
-def plan_training(
+def prepare_training(
     index: Any,
-    ground: LabelledDataset,
+    dataset: LabelledDataset,
     statistics: Statistics,
     *,
     model: ModelSettings,
@@ -84,42 +84,42 @@ def plan_training(
     augmentation: AugmentationSettings,
     tile_size: int,
     fingerprint: str,
-) -> TrainingPlan:
-    """Bring index, statistics and settings together.
+) -> TrainingSetup:
+    """Build the setup of a training from index, statistics and settings.
 
-    ground   with the shares of classes, or the purity, where the settings ask to learn from them
+    dataset  with the class shares, or the purity, if the settings learn from them
     Raises NoTilesError, LegendError, SettingsError.
     """
-    if (train.targets == "fractions" or train.purity_weight) and not ground.shares:
+    if (train.targets == "fractions" or train.purity_weight) and not dataset.shares:
         raise SettingsError(
             'train.targets = "fractions" and train.purity-weight need files of shares: '
             "LabelledDataset(..., shares=...)"
         )
     train = with_defaults(train, model.encoder, tile_size)
     inputs = Inputs.of(statistics, model.seasons)
-    network = network_settings(model, inputs.bands, inputs.seasons, len(ground.legend))
-    sampler = Sampler.of(index, ground, train, train.windows, augmentation)
+    network = network_settings(model, inputs.bands, inputs.seasons, len(dataset.legend))
+    sampler = Sampler.of(index, dataset, train, train.windows, augmentation)
     tiles = index[index["keep"] & (index["split"] == "train")]
-    loss = _loss(train, ground.legend, statistics, np.array(tiles["counts"].to_list(), np.int64))
-    return TrainingPlan(ground, sampler, inputs, network, train, loss, fingerprint, model.weights)
+    loss = _loss(train, dataset.legend, statistics, np.array(tiles["counts"].to_list(), np.int64))
+    return TrainingSetup(dataset, sampler, inputs, network, train, loss, fingerprint, model.weights)
 
 
 def _loss(train: TrainSettings, legend: Legend, statistics: Statistics, tile_counts: NDArray[np.int64]) -> Loss:
-    """What is learnt by; class weights are told."""
-    asked = train.class_weights
-    if isinstance(asked, str):
-        weights = class_weights(asked, statistics.class_counts, tile_counts)
+    """Loss with its class weights, which are logged."""
+    kind = train.class_weights
+    if isinstance(kind, str):
+        weights = class_weights(kind, statistics.class_counts, tile_counts)
     else:
-        by_index = {legend.keys.index(legend.find(name).key): weight for name, weight in asked.items()}
+        by_index = {legend.keys.index(legend.find(name).key): weight for name, weight in kind.items()}
         weights = class_weights(by_index, statistics.class_counts, tile_counts)
     if weights is not None:
-        told = ", ".join(f"{key} {weight:.2g}" for key, weight in zip(legend.keys, weights, strict=True))
-        log.info("class weights (%s): %s", asked if isinstance(asked, str) else "by hand", told)
-    return loss_of(train, None if weights is None else torch.from_numpy(weights))
+        listed = ", ".join(f"{key} {weight:.2g}" for key, weight in zip(legend.keys, weights, strict=True))
+        log.info("class weights (%s): %s", kind if isinstance(kind, str) else "by hand", listed)
+    return build_loss(train, None if weights is None else torch.from_numpy(weights))
 
 
-def loss_of(train: TrainSettings, class_weights: Tensor | None = None) -> Loss:
-    """The loss of these settings; ``class_weights`` (K,) or None."""
+def build_loss(train: TrainSettings, class_weights: Tensor | None = None) -> Loss:
+    """Loss of these settings; ``class_weights`` (K,) or None."""
     terms = {train.loss: 1.0} if isinstance(train.loss, str) else train.loss
     named = {str(name): weight for name, weight in terms.items()}
     return Loss(named, class_weights, train.focal_gamma, train.label_smoothing)

@@ -8,12 +8,12 @@
 The levels are our own double convolutions (``scratch``) or a timm backbone. Backbones start at half the
 resolution, so a double convolution of the input beside them keeps the full-resolution skip.
 
-With ``seasons`` over 1 one encoder looks at each season by itself; at every level their features are fused:
+With ``seasons`` over 1 one encoder takes each season by itself; at every level their features are fused:
 
     april  ── encoder ──┐
     august ── encoder ──┴ mean and maximum over the seasons that were observed ── decoder ── logits
 
-so that the order of the seasons does not matter, and one that is missing or hidden leaves the others as they are.
+so that the order of the seasons does not matter, and a missing or hidden season does not change the others.
 """
 
 from dataclasses import dataclass
@@ -33,12 +33,12 @@ STEM_WIDTH = 32
 
 @dataclass(frozen=True)
 class UNetSettings:
-    """Everything that determines the network's shape.
+    """Settings that determine the network's shape.
 
     ``channels`` in, of all seasons; ``classes`` out; ``encoder`` scratch or a timm name; ``width`` and ``depth``
     of a scratch encoder; ``decoder`` channels from the bottom up, empty for the default: the widths of a scratch
     encoder mirrored, 256 … 16 after a backbone; ``upsampling`` a key of `UPSAMPLING`; ``seasons`` that share the
-    encoder, 1 where it sees them stacked; ``architecture`` unet, or one of `cobertes.learn.architectures`.
+    encoder, 1 if they are stacked; ``architecture`` unet, or one of `cobertes.learn.architectures`.
     """
 
     channels: int
@@ -53,7 +53,7 @@ class UNetSettings:
 
 
 class UNet(nn.Module):
-    """A U-Net for any window size: padded inside to a multiple of its stride, cropped back."""
+    """U-Net for any window size: pads to a multiple of its stride inside, and crops back."""
 
     def __init__(self, settings: UNetSettings) -> None:
         super().__init__()
@@ -88,18 +88,18 @@ class UNet(nn.Module):
         return logits[..., :height, :width]
 
     def _each_season(self, x: Tensor) -> list[Tensor]:
-        """Features of every season by the one encoder, fused where the season was observed."""
+        """Features of every season by the one encoder, fused over the seasons observed in a pixel."""
         batch, count = x.shape[0], self.settings.seasons  # len(x) would be a constant in an exported network
         apart = x.reshape(batch, count, -1, *x.shape[-2:])  # (B, seasons, bands, H, W)
-        seen = (apart != 0).any(dim=2).to(x.dtype)  # what was not observed is 0 in all bands
+        observed = (apart != 0).any(dim=2).to(x.dtype)  # pixels without observation are 0 in all bands
         features = self.encoder(apart.flatten(0, 1).contiguous(memory_format=memory_format(x.device)))
         fused = []
         for level, y in enumerate(features):
-            there = F.max_pool2d(seen, 2**level).unsqueeze(2)  # (B, seasons, 1, h, w)
+            weight = F.max_pool2d(observed, 2**level).unsqueeze(2)  # (B, seasons, 1, h, w)
             each = y.reshape(batch, count, *y.shape[1:])  # (B, seasons, C, h, w)
-            mean = (each * there).sum(dim=1) / there.sum(dim=1).clamp(min=1)
+            mean = (each * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)
             lowest = torch.finfo(each.dtype).min
-            highest = torch.where(there > 0, each, lowest).amax(dim=1) * (there.sum(dim=1) > 0)
+            highest = torch.where(weight > 0, each, lowest).amax(dim=1) * (weight.sum(dim=1) > 0)
             fused.append(torch.cat([mean, highest], dim=1))
         return fused
 
@@ -109,7 +109,7 @@ UPSAMPLING = ("transposed", "bilinear", "nearest")
 
 
 class DoubleConv(nn.Sequential):
-    """Twice: 3 x 3 convolution, batch norm, ReLU."""
+    """Double convolution: twice 3 x 3 convolution, batch norm, ReLU."""
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__(
@@ -123,7 +123,7 @@ class DoubleConv(nn.Sequential):
 
 
 class Up(nn.Module):
-    """Twice the size, the skip beside it, then a double convolution."""
+    """Upsampling by 2, concatenation with the skip, then a double convolution."""
 
     def __init__(self, below: int, skip: int, width: int, upsampling: str = "transposed") -> None:
         super().__init__()
@@ -141,7 +141,7 @@ class Up(nn.Module):
 
 
 class ScratchEncoder(nn.Module):
-    """Max pooling and double convolutions; channels double at each level."""
+    """Encoder of max pooling and double convolutions; channels double at each level."""
 
     def __init__(self, channels: int, width: int, depth: int) -> None:
         super().__init__()
@@ -157,7 +157,7 @@ class ScratchEncoder(nn.Module):
 
 
 class TimmEncoder(nn.Module):
-    """A double convolution at 1/1 beside a timm backbone's feature maps at 1/2, 1/4 ... 1/32."""
+    """Encoder of a double convolution at 1/1 and a timm backbone's feature maps at 1/2, 1/4 ... 1/32."""
 
     def __init__(self, name: str, channels: int) -> None:
         super().__init__()
@@ -194,7 +194,7 @@ def _timm_backbone(name: str, channels: int) -> nn.Module:
 
 
 def _shapes(backbone: nn.Module, channels: int) -> list[tuple[int, ...]]:
-    """Shapes of the feature maps of an odd window: some models pad as they like or take one size only."""
+    """Shapes of the feature maps of an oblong window: some models pad in other ways, or take one size only."""
     backbone.eval()
     with torch.no_grad():
         shapes = [tuple(y.shape[1:]) for y in backbone(torch.zeros(1, channels, 64, 96))]
@@ -202,7 +202,7 @@ def _shapes(backbone: nn.Module, channels: int) -> list[tuple[int, ...]]:
     return shapes
 
 
-def _fit(asked: tuple[int, ...], levels: int) -> list[int]:
-    """As many widths as there are levels: the last ones of those asked for, the first one repeated."""
-    widths = list(asked)[-levels:]
+def _fit(given: tuple[int, ...], levels: int) -> list[int]:
+    """Decoder widths, one per level: the last ones given, the first of them repeated if they are too few."""
+    widths = list(given)[-levels:]
     return [widths[0]] * (levels - len(widths)) + widths

@@ -107,7 +107,7 @@ def train_trial(
     store = open_store(set_up_training(shared), shared)
     mine = replace(project, settings=trial_settings(project.settings, drawn))
     # windows of another size may reach beyond what is stored: those are read from the scenes
-    train_model(set_up_training(StageContext(mine, files)).reading(store), out, report=report)
+    train_model(set_up_training(StageContext(mine, files)).with_store(store), out, on_epoch=report)
 
 
 def _own_folder(trials: Path, trial: str) -> Path:

@@ -13,33 +13,33 @@ from cobertes.workflow.stage_fingerprints import measurements_fingerprint, train
 
 if TYPE_CHECKING:
     from cobertes.learn.training_cost import TrainingCost
-    from cobertes.learn.training_setup import TrainingPlan
+    from cobertes.learn.training_setup import TrainingSetup
 
 
 def train(context: StageContext) -> str:
     """Train the model, or resume from the last checkpoint. Returns a summary in one line."""
-    from cobertes.learn.devices import part, rank_zero_first
+    from cobertes.learn.distributed import leave_process_group, rank_zero_first
     from cobertes.learn.train import train_model
 
     setup = set_up_training(context)
     # rank zero has also moved an old model and its checkpoints aside
     with rank_zero_first(context.project.settings.train.device):
-        setup = setup.reading(open_store(setup, context))
-    header = train_model(setup, context.folder.path, progress=context.progress, report=context.on_epoch)
-    part()
+        setup = setup.with_store(open_store(setup, context))
+    header = train_model(setup, context.folder.path, progress=context.progress, on_epoch=context.on_epoch)
+    leave_process_group()
     facts = header.training
     miou = facts["validation_miou"]
     score = "no held-out label to score it by" if miou is None else f"mIoU {miou:.3f}"
     return f"best of {facts['epochs']} epochs: {facts['best_epoch']}, {score}"
 
 
-def set_up_training(context: StageContext) -> "TrainingPlan":
+def set_up_training(context: StageContext) -> "TrainingSetup":
     """Training that the stage would run, on the tiles and labels of this run."""
-    from cobertes.learn.training_setup import plan_training
+    from cobertes.learn.training_setup import prepare_training
 
     project, folder = context.project, context.folder
     settings = project.settings
-    return plan_training(
+    return prepare_training(
         context.index,
         replace(open_dataset(project, folder), shares=_shares(context)),
         Statistics.from_dict(read_json(folder.statistics)),
@@ -51,16 +51,16 @@ def set_up_training(context: StageContext) -> "TrainingPlan":
     )
 
 
-def open_store(setup: "TrainingPlan", context: StageContext) -> Store | None:
+def open_store(setup: "TrainingSetup", context: StageContext) -> Store | None:
     """Tile store of the windows that a training reads, made or reused; None if the settings want none."""
     tiles, folder = context.project.settings.tiles, context.folder
     if tiles.store == "never":
         return None
     return make_store(
         folder.store,
-        setup.ground.areas,
-        setup.ground.labels,
-        setup.feeding_windows(),
+        setup.dataset.areas,
+        setup.dataset.labels,
+        setup.windows_to_read(),
         shares=_shares(context),
         fingerprint=measurements_fingerprint(context),
         every_scene=tiles.store == "always",
