@@ -100,7 +100,7 @@ def _source_row(i: int, height: int, width: int, turn: int) -> tuple[int, int]:
 
 
 def turned(values: NDArray[Any], turn: int) -> NDArray[Any]:
-    """View (H, W, ...) of (n, m, ...): mirrored left to right if ``turn`` >= 4, rotated left ``turn % 4`` times."""
+    """View (H, W, ...) of (n, m, ...): mirrored left-right if ``turn`` >= 4, rotated left ``turn % 4`` times."""
     return np.rot90(values[:, ::-1] if turn >= 4 else values, turn % 4)
 
 
