@@ -160,6 +160,22 @@ def test_reading_goes_on_while_the_caller_computes_but_not_without_end():
     feed.close()
 
 
+def test_no_more_batches_are_read_than_asked_for():
+    taken = []
+
+    def source():
+        for number in range(10):
+            taken.append(number)
+            yield [number]
+
+    feed = prefetch(source(), lambda number: -number, threads=1, ahead=2)
+    assert next(feed) == [(0, 0)]
+    assert taken == [0, 1]
+    assert next(feed) == [(1, -1)]
+    assert taken == [0, 1, 2]
+    feed.close()
+
+
 def test_an_error_comes_out_in_its_turn_and_ends_the_threads():
     def read(item):
         if item == 5:

@@ -112,10 +112,10 @@ class ModelHeader:
 
 def model_path(path: Path) -> Path:
     """Path of the model file itself, or of that in a run folder. Raises InputFileError if there is none."""
-    found = path / MODEL_FILE if path.is_dir() else path
-    if not found.is_file():
-        raise InputFileError(f"no model at {found}. Name a {MODEL_FILE} or a run's folder that holds one.")
-    return found
+    file = path / MODEL_FILE if path.is_dir() else path
+    if not file.is_file():
+        raise InputFileError(f"no model at {file}. Name a {MODEL_FILE} or a run's folder that holds one.")
+    return file
 
 
 def save_model(path: Path, state: Mapping[str, Tensor], header: ModelHeader) -> None:

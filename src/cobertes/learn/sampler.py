@@ -105,9 +105,9 @@ class Sampler:
 
         Raises NoTilesError if no window fits.
         """
-        whole = index["keep"] & (index["split"] == "train")
-        edge = index["reason"].isin([GUARD, BETWEEN]) if settings.crops else ~whole & whole
-        rows = index[whole | edge]
+        complete = index["keep"] & (index["split"] == "train")
+        edge = index["reason"].isin([GUARD, BETWEEN]) if settings.crops else ~complete & complete
+        rows = index[complete | edge]
         excluded = {
             str(name): ExcludedGround.of(tiles)
             for name, tiles in index.groupby("area")
@@ -126,7 +126,7 @@ class Sampler:
             augmentation=augmentation or AugmentationSettings(),
             windows=windows,
             excluded=excluded,
-            training_pixels=int((index["height"] * index["width"])[whole].sum()),
+            training_pixels=int((index["height"] * index["width"])[complete].sum()),
             share_bands=max(map(count_bands, dataset.shares.values()), default=0),
         )
         return sampler._with_fitting_tiles(counts)

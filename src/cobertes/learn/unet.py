@@ -105,7 +105,7 @@ class UNet(nn.Module):
 
 
 UPSAMPLING = ("transposed", "bilinear", "nearest")
-"""How the decoder doubles a feature map: by a transposed convolution, or interpolated and then convolved."""
+"""Upsampling by 2 in the decoder: a transposed convolution, or a convolution and interpolation."""
 
 
 class DoubleConv(nn.Sequential):
