@@ -7,13 +7,14 @@ import sys
 import threading
 from contextlib import suppress
 from dataclasses import replace
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
 
 from cobertes.engines import quantize, runtimes
-from cobertes.engines.engine import Engine, ensemble, open_engine, several_views
+from cobertes.engines.engine import Engine, ensemble, open_engine, with_tta
 from cobertes.engines.onnx_export import export_onnx
 from cobertes.engines.quantize import quantize_model
 from cobertes.engines.runtimes import choose_runtime, is_quantized, quantized_path
@@ -26,6 +27,7 @@ from cobertes.learn.inference import each_season
 from cobertes.learn.model_file import ModelHeader, save_model
 from cobertes.learn.unet import UNet, UNetSettings
 from cobertes.predict.predict import predict_map
+from cobertes.settings import EngineName
 from engines import SCALE, TENS, code_at, engine_of, header_of, reads_coordinates
 from rasters import coordinates, grid_at, read_raster, write_raster
 from test_sampler import LEGEND, area_with_letters, coordinate_project
@@ -73,7 +75,7 @@ def test_what_is_chosen_and_why(monkeypatch, installed, units, asked, expected):
         pytest.skip("there is a GPU, which goes first")
     monkeypatch.setattr(runtimes, "find_spec", lambda name: object() if installed else None)
     monkeypatch.setattr("cobertes.learn.devices._has_bf16_units", lambda: units)
-    monkeypatch.setattr(runtimes, "import_module", lambda name: object())
+    monkeypatch.setattr(runtimes, "require_extra", lambda module, extra: object())
     found = choose_runtime(*asked)
     assert (found.engine, found.device, found.precision, found.reason) == expected
 
@@ -118,6 +120,10 @@ loaded = set({EXTRAS}) & set(sys.modules)
 assert not loaded, loaded
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_settings_list_every_engine():
+    assert get_args(EngineName) == ("auto", *runtimes.RUNTIMES)
 
 
 # --- the answer --------------------------------------------------------------------------------------------
@@ -213,9 +219,9 @@ def test_no_thread_is_bound_to_one_processor(tmp_path, engine):
     engine = open_engine(model_in(tmp_path), device="cpu", precision="fp32", engine=engine, threads=1)
     x, found = windows(8, 256), set()
     engine.logits(x)
-    executor = threading.Thread(target=lambda: [engine.logits(x) for _ in range(3)])
-    executor.make_fabric()
-    while executor.is_alive():
+    worker = threading.Thread(target=lambda: [engine.logits(x) for _ in range(3)])
+    worker.start()
+    while worker.is_alive():
         for task in os.listdir("/proc/self/task"):
             with suppress(ProcessLookupError):  # the thread has ended
                 found.add(frozenset(os.sched_getaffinity(int(task))))
@@ -255,7 +261,7 @@ def test_views_are_averaged_in_place(tmp_path):
 
 def test_a_model_that_sees_pixels_alone_says_the_same_in_all_views():
     x = torch.from_numpy(coordinates((24, 24)).astype(np.float32)[None] / SCALE)
-    one, all_ = (several_views(reads_coordinates, turns)(x).softmax(1) for turns in ((0,), range(8)))
+    one, all_ = (with_tta(reads_coordinates, turns)(x).softmax(1) for turns in ((0,), range(8)))
     torch.testing.assert_close(one, all_)
 
 
@@ -356,13 +362,13 @@ def test_int8_is_kept_where_it_costs_little_and_refused_where_not(run_folder, mo
     ground, path = run_folder
     with pytest.raises(SettingsError, match="has no int8 version"):
         open_engine(path, device="cpu", precision="int8")
-    monkeypatch.setattr(quantize, "MOST_LOST", -2.0)
+    monkeypatch.setattr(quantize, "MAX_LOSS", -2.0)
     with pytest.raises(
         ModelFileError, match=r"int8 would lose too much: mIoU 0\.\d+ .* is the most that may be lost"
     ):
         quantize_model(path, ground)
     assert not list(path.parent.glob("*.int8.*"))
-    monkeypatch.setattr(quantize, "MOST_LOST", 1.0)
+    monkeypatch.setattr(quantize, "MAX_LOSS", 1.0)
     scores = quantize_model(path, ground)
     assert set(scores) == {"fp32", "int8"}
     assert is_quantized(path)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from cobertes.accuracy.calibration import LogitSample
-from cobertes.engines.engine import Engine, several_views
+from cobertes.engines.engine import Engine, with_tta
 from cobertes.evaluation.evaluate import judge_model
 from cobertes.evaluation.held_out_map import AsMapped
 from cobertes.geo.blending import BLENDS
@@ -41,7 +41,7 @@ def project(tmp_path):
 @pytest.mark.parametrize("turns", [1, 4])
 def test_the_judged_pixels_are_the_map_s(tmp_path, project, blend, overlap, turns):
     header = ModelHeader(UNetSettings(2, K, "scratch", 4, 2), EXACT, LEGEND, 10.0, SIZE, {})
-    engine = Engine(header, several_views(by_place_in_window, range(turns)), "by hand")
+    engine = Engine(header, with_tta(by_place_in_window, range(turns)), "by hand")
     ground = project.ground
     predict_map(
         engine, {"scene": open_scene([str(tmp_path / "here-scene.tif")])}, tmp_path / "m.tif", confidence=tmp_path / "c.tif", overlap=overlap,

@@ -64,7 +64,7 @@ def test_other_weights_windows_and_versions_are_converted_anew(tmp_path, convers
     model_in(tmp_path, seed=1)  # the same name and size, and the same time
     os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
     assert path.stat().st_size == facts.st_size
-    openvino_cache._content.cache_clear()  # as in another process
+    openvino_cache._content_hash.cache_clear()  # as in another process
     assert not torch.equal(answer(path), first)
     assert len(conversions) == 2
     answer(path, torch.zeros(1, 2, 64, 64))
@@ -118,7 +118,7 @@ def test_a_full_disk_leaves_nothing_half_kept(tmp_path, conversions, monkeypatch
 
 
 def test_those_used_longest_ago_go_first(tmp_path, conversions, monkeypatch):
-    monkeypatch.setattr(openvino_cache, "MOST_KEPT", 2)
+    monkeypatch.setattr(openvino_cache, "MAX_ENTRIES", 2)
     path = model_in(tmp_path)
     names = []
     for size in (32, 48):

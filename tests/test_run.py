@@ -436,7 +436,7 @@ def with_precision(folder: Path, precision: str, more: str = "") -> Path:
 
 def test_int8_views_and_blending_of_the_settings_are_judged_as_they_map(copy, monkeypatch):
     pytest.importorskip("nncf")
-    monkeypatch.setattr(quantize, "MOST_LOST", 1.0)
+    monkeypatch.setattr(quantize, "MAX_LOSS", 1.0)
     project = with_precision(copy, "int8", 'views = "flips"\nblend = "cosine"\n')
     assert run_of(project).run() == ["evaluate", "predict", "report"]
     assert runs(project) == []
@@ -459,7 +459,7 @@ def test_int8_views_and_blending_of_the_settings_are_judged_as_they_map(copy, mo
 
 def test_int8_that_loses_too_much_stops_the_run(copy, monkeypatch):
     pytest.importorskip("nncf")
-    monkeypatch.setattr(quantize, "MOST_LOST", -2.0)
+    monkeypatch.setattr(quantize, "MAX_LOSS", -2.0)
     with pytest.raises(ModelFileError, match=r"int8 would lose too much.*Use precision bf16 or fp32"):
         run_of(with_precision(copy, "int8")).run()
     assert not list((copy / "run").glob("*int8*"))
@@ -467,7 +467,7 @@ def test_int8_that_loses_too_much_stops_the_run(copy, monkeypatch):
 
 def test_int8_is_calibrated_on_the_run_of_a_named_model_and_refused_without_one(copy, tmp_path, monkeypatch):
     pytest.importorskip("nncf")
-    monkeypatch.setattr(quantize, "MOST_LOST", 1.0)
+    monkeypatch.setattr(quantize, "MAX_LOSS", 1.0)
     write_ground(tmp_path, seed=5, size=60)
     text = (
         'name = "elsewhere"\n[[area]]\nname = "there"\nscenes = {{ april = "april.tif", august = "august.tif" }}\n'

@@ -338,6 +338,10 @@ class AugmentationSettings(Section):
         return data | tables
 
 
+EngineName = Literal["auto", "torch", "openvino", "onnx"]
+"""``auto``, or a key of `engines.runtimes.RUNTIMES`."""
+
+
 class PredictSettings(Section):
     """Prediction of the map."""
 
@@ -354,7 +358,7 @@ class PredictSettings(Section):
     8 symmetries of the square. 4 and 8 times the computation, in evaluation as well as for the map."""
     batch_size: Pixels = 8
     """Windows per batch."""
-    engine: Literal["auto", "torch", "openvino", "onnx"] = "auto"
+    engine: EngineName = "auto"
     """Inference engine; ``auto``: OpenVINO on CPUs if it is installed, else PyTorch."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Device; ``auto`` takes a GPU if there is one."""

@@ -196,7 +196,7 @@ def read_calibration(path: Path, fingerprint: str | None = None, tta: str | None
 
     path         calibration.json of a run
     fingerprint  of the model's training; None is returned for the calibration of another model
-    tta          test-time augmentation (`engines.engine.VIEWS`); None is returned for the calibration of another,
+    tta          test-time augmentation (`engines.engine.TTA`); None is returned for the calibration of another,
                  as the mean over several views is less confident than each
     Raises InputFileError for a damaged file.
     """

@@ -1,13 +1,14 @@
 """Commands on trained models: predict, export."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 
 from cobertes.cli.app import app
 from cobertes.cli.console import Console, class_table
 from cobertes.cli.options import Overwrite, Ray, command, open_executor
+from cobertes.settings import EngineName
 
 DEFAULT_BLEND = "interior"
 """That of `predict_map`, whose module is too heavy for a help text; a test compares them."""
@@ -59,7 +60,9 @@ def predict(
         Path | None,
         typer.Option(metavar="FILE", help="Only inside these polygons, or where this raster has data."),
     ] = None,
-    engine: Annotated[str, typer.Option(metavar="auto|torch|openvino|onnx", help="What computes.")] = "auto",
+    engine: Annotated[
+        str, typer.Option(metavar="|".join(get_args(EngineName)), help="Inference engine.")
+    ] = "auto",
     device: Annotated[str, typer.Option(metavar="auto|cpu|cuda|mps", help="Where to compute.")] = "auto",
     precision: Annotated[str, typer.Option(metavar="auto|fp32|bf16|int8", help="How to compute.")] = "auto",
     batch: Annotated[int, typer.Option(metavar="N", min=1, help="Windows computed together.")] = 8,

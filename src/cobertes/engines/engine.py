@@ -1,6 +1,6 @@
-"""Inference engines: a trained model behind one function, whatever runs it.
+"""Inference engine: a trained model as one function from channels to logits, independent of the runtime.
 
-runtimes (torch, OpenVINO, ONNX Runtime) <-- engine (choice, seasons, views, ensembles) <-- predict, evaluate
+runtimes (torch, OpenVINO, ONNX Runtime) <-- engine (choice, seasons, TTA, ensembles) <-- predict, evaluate
 """
 
 import logging
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cobertes.accuracy.calibration import read_calibration
-from cobertes.engines.runtimes import TORCH, choose_runtime, open_runtime, quantized_path
+from cobertes.engines.runtimes import RUNTIMES, choose_runtime, open_runtime, quantized_path
 from cobertes.errors import ModelFileError, SettingsError, did_you_mean
 from cobertes.fingerprints import fingerprint_of, stamp
 from cobertes.geo.scene import Scene
@@ -26,17 +26,17 @@ log = logging.getLogger(__name__)
 
 CALIBRATION = "calibration.json"
 
-VIEWS = {"none": (0,), "flips": (0, 2, 4, 6), "turns": tuple(range(8))}
-"""Test-time augmentation: mirror images (4 views), and all of the square's symmetries (8), as turns of
-`learn.inputs.turned`."""
+TTA = {"none": (0,), "flips": (0, 2, 4, 6), "turns": tuple(range(8))}
+"""Test-time augmentation: mirror images (4), or all symmetries of the square (8), numbered as in
+`learn.encoding.turned`."""
 
 
 @dataclass(frozen=True)
 class EngineSpec:
-    """How to open the same model again, in another process: nothing is left to be chosen there.
+    """Arguments that open the same model again in another process, with every ``auto`` resolved.
 
-    device, precision, engine, tta    as in `open_engine`, ``auto`` decided
-    threads                           processor threads; None as many as the engine takes
+    device, precision, engine, tta    as in `open_engine`
+    threads                           CPU threads; None: the engine's default
     """
 
     path: Path
@@ -52,12 +52,16 @@ Reader = Callable[[Mapping[str, Scene], Window], tuple[NDArray[np.float32], NDAr
 
 @dataclass(frozen=True)
 class Engine:
-    """A model ready to run.
+    """Model ready for inference.
 
-    logits       channels (B, C, H, W) float32 -> (B, K, H, W), on whatever device
-    how          what runs it and why, in words
-    identity     changes with the model's file: an interrupted map goes on with the same model only
-    temperature  logits are divided by it before they become probabilities; classes do not change
+    logits       channels (B, C, H, W) float32 -> (B, K, H, W), on any device
+    how          runtime, device, precision and the reason for them, as a text
+    identity     fingerprint of the model file: an interrupted map resumes only with the same one
+    temperature  divisor of the logits before the softmax; classes do not change
+    tta          test-time augmentation, a key of `TTA`: probabilities are averaged over it
+    reader       channels and validity of a window; None: read by the header's inputs
+    members      headers of the models of an ensemble
+    specs        arguments that reopen its models, one per model; empty if not opened from files
     """
 
     header: ModelHeader
@@ -66,22 +70,18 @@ class Engine:
     identity: str = ""
     temperature: float = 1.0
     tta: str = "none"
-    """Of every window, whose probabilities are averaged: a key of `VIEWS`."""
-    reads: Reader | None = None
-    """How it reads a window, where not as its header's inputs do."""
+    reader: Reader | None = None
     members: tuple[ModelHeader, ...] = ()
-    """Of the models of an ensemble."""
-    recipes: tuple[EngineSpec, ...] = ()
-    """By which it was opened, one for each of its models; none where it was made by hand."""
+    specs: tuple[EngineSpec, ...] = ()
 
     def check_scenes(self, scenes: Mapping[str, Scene]) -> None:
-        """Raise as `ModelHeader.check_scenes` does, for every model."""
+        """Check the scenes against every model. Raises as `ModelHeader.check_scenes`."""
         for header in self.members or (self.header,):
             header.check_scenes(scenes)
 
     def read(self, scenes: Mapping[str, Scene], window: Window) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        """Channels (C, H, W) of a window, and where at least one season was observed (H, W)."""
-        return (self.reads or self.header.inputs.read)(scenes, window)
+        """Channels (C, H, W) of a window and its valid mask (H, W): observed in at least one season."""
+        return (self.reader or self.header.inputs.read)(scenes, window)
 
 
 def open_engine(
@@ -93,27 +93,26 @@ def open_engine(
     tta: str = "none",
     threads: int | None = None,
 ) -> Engine:
-    """Load a ``model.safetensors``, or that of a run's folder.
+    """Load a ``model.safetensors``, or the model of a run folder.
 
-    device, precision  as in the settings: auto, cpu, cuda, mps; auto, fp32, bf16, int8
-    engine             auto, torch, openvino, onnx
-    tta                none, flips, turns: the mean over mirrored and turned versions of each window
-    threads            processor threads; by default as many as the engine takes. PyTorch has one number for all
-                       of the process
-    A ``calibration.json`` beside the model, made for it and for these views, gives the temperature.
+    device     auto, cpu, cuda, mps
+    precision  auto, fp32, bf16, int8
+    engine     auto, or a key of `runtimes.RUNTIMES`
+    tta        none, flips, turns: test-time augmentation, the mean over mirrored and rotated windows
+    threads    CPU threads; by default the engine's own choice. PyTorch has one number per process.
+    The temperature is read from a ``calibration.json`` beside the model, if fitted to it with this ``tta``.
     Raises InputFileError, ModelFileError, SettingsError.
     """
-    if tta not in VIEWS:
-        raise SettingsError(f"no views '{tta}'.{did_you_mean(tta, VIEWS)}")
+    if tta not in TTA:
+        raise SettingsError(f"no views '{tta}'.{did_you_mean(tta, TTA)}")
     path = model_path(path)
     header = read_header(path)
     choice = choose_runtime(engine, device, precision)
     forward, where = open_runtime(choice, path, header, threads)
-    logits = several_views(each_season(forward, header.inputs), VIEWS[tta])
-    how = f"{where} ({choice.reason})" + ("" if tta == "none" else f", mean of {len(VIEWS[tta])} views")
-    # in another number of threads, torch may differ in the last digit
+    logits = with_tta(each_season(forward, header.inputs), TTA[tta])
+    how = f"{where} ({choice.reason})" + ("" if tta == "none" else f", mean of {len(TTA[tta])} views")
     identity = fingerprint_of(
-        header.to_json(), stamp(path), torch.get_num_threads() if choice.engine == TORCH else 0,
+        header.to_json(), stamp(path), 0 if RUNTIMES[choice.engine].thread_invariant else torch.get_num_threads(),
         stamp(quantized_path(path)) if choice.precision == "int8" else None,
     )  # fmt: skip
     calibration = path.parent / CALIBRATION
@@ -124,38 +123,37 @@ def open_engine(
             "again, or use those.",
             calibration, tta,
         )  # fmt: skip
-    recipe = EngineSpec(path, choice.device, choice.precision, choice.engine, tta, threads)
-    return Engine(header, logits, how, identity, temperature or 1.0, tta, recipes=(recipe,))
+    spec = EngineSpec(path, choice.device, choice.precision, choice.engine, tta, threads)
+    return Engine(header, logits, how, identity, temperature or 1.0, tta, specs=(spec,))
 
 
-def open_recipes(recipes: Sequence[EngineSpec]) -> Engine:
-    """The engine that was opened by them. Raises as `open_engine` and `ensemble` do."""
-    return ensemble([open_engine(**vars(one)) for one in recipes])
+def open_specs(specs: Sequence[EngineSpec]) -> Engine:
+    """Reopen an engine, or an ensemble, from its specs. Raises as `open_engine` and `ensemble`."""
+    return ensemble([open_engine(**vars(spec)) for spec in specs])
 
 
-def several_views(forward: Forward, turns: Sequence[int]) -> Forward:
-    """The logarithm of the mean probability over turned versions of square windows."""
-    if len(turns) == 1:
+def with_tta(forward: Forward, symmetries: Sequence[int]) -> Forward:
+    """Test-time augmentation: log of the mean probability over symmetries of square windows."""
+    if len(symmetries) == 1:
         return forward
 
     def averaged(x: Tensor) -> Tensor:
         total = torch.zeros(())
-        for turn in turns:
-            seen = x.flip(3) if turn >= 4 else x
-            seen = torch.rot90(seen, turn % 4, (2, 3)).contiguous(memory_format=torch.channels_last)
-            share = torch.rot90(forward(seen).float().softmax(dim=1), -(turn % 4), (2, 3))
-            share = share.flip(3) if turn >= 4 else share
-            total = total.to(share) + share
-        return (total / len(turns)).clamp(min=1e-9).log()
+        for symmetry in symmetries:
+            view = x.flip(3) if symmetry >= 4 else x
+            view = torch.rot90(view, symmetry % 4, (2, 3)).contiguous(memory_format=torch.channels_last)
+            probabilities = torch.rot90(forward(view).float().softmax(dim=1), -(symmetry % 4), (2, 3))
+            probabilities = probabilities.flip(3) if symmetry >= 4 else probabilities
+            total = total.to(probabilities) + probabilities
+        return (total / len(symmetries)).clamp(min=1e-9).log()
 
     return averaged
 
 
 def ensemble(engines: Sequence[Engine]) -> Engine:
-    """Several models as one: the mean of their probabilities, each with its own temperature.
+    """Ensemble: mean of the models' probabilities, each with its own temperature and normalisation.
 
-    They must agree on classes, bands, seasons, resolution and window; each brings its own normalisation.
-    Raises ModelFileError where they do not.
+    Raises ModelFileError unless classes, bands, seasons, resolution and window agree.
     """
     first, *others = engines
     if not others:
@@ -170,26 +168,26 @@ def ensemble(engines: Sequence[Engine]) -> Engine:
         ):
             if mine != theirs:
                 raise ModelFileError(f"models of an ensemble must agree, but one has {what} {mine}, one {theirs}")
-    inputs = [one.header.inputs for one in engines]
+    inputs = [engine.header.inputs for engine in engines]
     width = len(inputs[0].seasons) * len(inputs[0].bands)
 
     def read(scenes: Mapping[str, Scene], window: Window) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         observed = {season: scene.read_hwc(window) for season, scene in scenes.items()}
-        valid = np.any([seen for _, seen in observed.values()], axis=0)
-        channels = [one.encode(observed).transpose(1, 2, 0) for one in inputs]
+        valid = np.any([mask for _, mask in observed.values()], axis=0)
+        channels = [member.encode(observed).transpose(1, 2, 0) for member in inputs]
         return np.concatenate(channels, axis=2).transpose(2, 0, 1), valid
 
     def logits(x: Tensor) -> Tensor:
         total = torch.zeros(())
-        for one, part in zip(engines, torch.split(x, width, dim=1), strict=True):
-            answer = one.logits(part.contiguous(memory_format=torch.channels_last)).float().cpu()
-            total = total.to(answer) + (answer / one.temperature).softmax(dim=1)
+        for engine, part in zip(engines, torch.split(x, width, dim=1), strict=True):
+            own = engine.logits(part.contiguous(memory_format=torch.channels_last)).float().cpu()
+            total = total.to(own) + (own / engine.temperature).softmax(dim=1)
         return (total / len(engines)).clamp(min=1e-9).log()
 
-    how = f"mean of {len(engines)} models: {'; '.join(dict.fromkeys(one.how for one in engines))}"
+    how = f"mean of {len(engines)} models: {'; '.join(dict.fromkeys(engine.how for engine in engines))}"
     return replace(
-        first, logits=logits, how=how, temperature=1.0, reads=read,
-        identity=fingerprint_of(*((one.identity, one.temperature) for one in engines)),
-        members=tuple(one.header for one in engines),
-        recipes=tuple(recipe for one in engines for recipe in one.recipes),
+        first, logits=logits, how=how, temperature=1.0, reader=read,
+        identity=fingerprint_of(*((engine.identity, engine.temperature) for engine in engines)),
+        members=tuple(engine.header for engine in engines),
+        specs=tuple(spec for engine in engines for spec in engine.specs),
     )  # fmt: skip

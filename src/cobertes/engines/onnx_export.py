@@ -1,4 +1,4 @@
-"""A model for other programs: one ONNX file with all that using it takes."""
+"""ONNX export: one self-contained file (normalisation, network, softmax, metadata) for other programs."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ from cobertes.learn.model_file import load_model
 class _FromPixels(nn.Module):
     """Normalisation, network and softmax: pixel values (B, seasons * bands, H, W) -> probabilities.
 
-    A season whose bands are all 0 or not a number was not observed there.
+    A pixel whose bands are all 0, or one of them not finite, counts as unobserved in that season.
     """
 
     def __init__(self, network: nn.Module, inputs: Inputs) -> None:
@@ -28,30 +28,30 @@ class _FromPixels(nn.Module):
         self.scale = torch.tensor(1 / inputs.std, dtype=torch.float32).reshape(1, -1, 1, 1)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Probabilities (B, K, H, W) of pixel values (B, C, H, W) float32."""
+        """Probabilities (B, K, H, W) from pixel values (B, C, H, W) float32."""
         normal = ((pixels - self.mean) * self.scale).clamp(-CLIP, CLIP)
         parts = []
         for values, x in zip(torch.split(pixels, self.bands, 1), torch.split(normal, self.bands, 1), strict=True):
-            seen = (values != 0).any(dim=1, keepdim=True) & torch.isfinite(values).all(dim=1, keepdim=True)
-            parts.append(torch.where(seen, x, torch.zeros_like(x)))
+            observed = (values != 0).any(dim=1, keepdim=True) & torch.isfinite(values).all(dim=1, keepdim=True)
+            parts.append(torch.where(observed, x, torch.zeros_like(x)))
         return self.forward_all(torch.cat(parts, dim=1)).softmax(dim=1)
 
 
 def export_onnx(model: Path, out: Path, window: int | None = None) -> int:
-    """Write ``pixels`` (B, seasons * bands, S, S) float32 -> ``probabilities`` (B, K, S, S); returns S.
+    """Export a model as ONNX: ``pixels`` (B, seasons * bands, S, S) float32 -> ``probabilities`` (B, K, S, S).
 
-    The metadata hold bands (season:band), classes (code, key, name, colour) and resolution, as JSON.
-    Raises SettingsError where onnx is not installed, ModelFileError, InputFileError, StorageError.
+    Returns S. Metadata: bands (season:band), classes (code, key, name, colour) and resolution, as JSON.
+    Raises SettingsError if onnx is not installed, ModelFileError, InputFileError, StorageError.
     """
     onnx = require_extra("onnx", "export")
     network, header = load_model(model)
     size = window or header.window
     inputs = header.inputs
-    whole = _FromPixels(network, inputs).eval()
+    graph = _FromPixels(network, inputs).eval()
     shape = (len(inputs.seasons) * len(inputs.bands), size, size)
-    made = onnx.load_from_string(to_onnx(whole, shape, ("pixels", "probabilities")))
+    exported = onnx.load_from_string(to_onnx(graph, shape, ("pixels", "probabilities")))
     onnx.helper.set_model_props(
-        made,
+        exported,
         {
             "bands": json.dumps([f"{season}:{band}" for season in inputs.seasons for band in inputs.bands]),
             "classes": json.dumps(header.legend.to_dict()["class"], ensure_ascii=False),
@@ -60,5 +60,5 @@ def export_onnx(model: Path, out: Path, window: int | None = None) -> int:
         },
     )
     with replacing(out) as temporary:
-        temporary.write_bytes(made.SerializeToString())
+        temporary.write_bytes(exported.SerializeToString())
     return size

@@ -1,11 +1,11 @@
-"""Networks converted for OpenVINO, kept for the next time: converting takes seconds, reading one back hardly any.
+"""Disk cache of networks converted for OpenVINO: converting takes seconds, reading a cached one hardly any.
 
-    ~/.cache/cobertes/openvino/<key>/network.xml, network.bin   the network (XDG_CACHE_HOME, where it is set)
-                                    /sums.json                  of both files
+    ~/.cache/cobertes/openvino/<key>/network.xml, network.bin   the network (XDG_CACHE_HOME, if set)
+                                    /sums.json                  SHA-256 of both files
 
-The key is a hash of the model file's bytes, of the shape of windows and of all that takes part in converting. So
-another model, or another version of anything, is converted anew. A kept network has the very numbers of the model:
-it gives the same map. Where the folder can't be written, or what lies in it is damaged, all works as without it.
+The key hashes the bytes of the model file, the window shape, and the versions of all that takes part in the
+conversion: another model or another version is converted anew. A cached network has exactly the weights of the
+model and gives the same map. An unwritable folder or a damaged entry only costs the conversion.
 """
 
 import hashlib
@@ -23,39 +23,39 @@ from cobertes.fingerprints import fingerprint_of
 
 log = logging.getLogger(__name__)
 
-MOST_KEPT = 8
-"""Networks; those that were used longest ago are deleted. A ResNet50 takes 120 MB."""
+MAX_ENTRIES = 8
+"""Cached networks; the least recently used are deleted. A ResNet50 takes 120 MB."""
 
 XML, BIN, SUMS = "network.xml", "network.bin", "sums.json"
 
 CONVERTS = ("openvino", "torch", "timm", "segmentation-models-pytorch", "numpy")
-"""Packages whose version is part of the key."""
+"""Packages whose versions are part of the key."""
 
 SOURCES = ("learn/unet.py", "learn/architectures.py", "engines/runtimes.py", "engines/openvino_cache.py")
-"""Our own modules that are, too."""
+"""Modules of this package whose content is part of the key."""
 
 
 def cache_folder() -> Path:
-    """Where networks are kept, of the user's own."""
+    """Cache folder of the user."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cobertes" / "openvino"
 
 
-def get_or_convert(model: Path, shape: tuple[int, int, int], make: Callable[[], Any]) -> Any:
-    """The network of a ``model`` file for windows of ``shape`` (C, H, W): a kept one, else ``make()``, kept."""
+def get_or_convert(model: Path, shape: tuple[int, int, int], convert: Callable[[], Any]) -> Any:
+    """Network of a ``model`` file for windows of ``shape`` (C, H, W): cached, else ``convert()``."""
     try:
-        place = cache_folder() / _key(model, shape)
+        entry = cache_folder() / _key(model, shape)
     except (OSError, RuntimeError) as error:  # RuntimeError: there is no home
         log.debug("converted networks can't be kept: %s", error)
-        return make()
-    network = _read(place)
+        return convert()
+    network = _read(entry)
     if network is None:
-        network = make()
-        _keep(network, place)
+        network = convert()
+        _store(network, entry)
     return network
 
 
 def is_cached(model: Path, shape: tuple[int, int, int]) -> bool:
-    """Whether there is one, whole or damaged."""
+    """Cache hit for a model and shape (C, H, W); a damaged entry counts."""
     try:
         return (cache_folder() / _key(model, shape) / SUMS).exists()
     except (OSError, RuntimeError):
@@ -63,18 +63,18 @@ def is_cached(model: Path, shape: tuple[int, int, int]) -> bool:
 
 
 def _key(model: Path, shape: tuple[int, int, int]) -> str:
-    package, facts = Path(__file__).parents[1], model.stat()
+    package, stat = Path(__file__).parents[1], model.stat()
     return fingerprint_of(
-        _content(model, facts.st_size, facts.st_mtime_ns),
+        _content_hash(model, stat.st_size, stat.st_mtime_ns),
         list(shape),
         [_version(name) for name in CONVERTS],
         [_hash(package / file) for file in SOURCES],
     )
 
 
-@lru_cache(maxsize=MOST_KEPT)
-def _content(model: Path, size: int, modified: int) -> str:
-    """Hash of a model file, once for as long as it stays as it is."""
+@lru_cache(maxsize=MAX_ENTRIES)
+def _content_hash(model: Path, size: int, modified: int) -> str:
+    """Hash of a model file, computed once per size and modification time."""
     return _hash(model)
 
 
@@ -90,48 +90,46 @@ def _hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _is_whole(place: Path) -> bool:
+def _is_intact(entry: Path) -> bool:
     try:
-        return bool(json.loads((place / SUMS).read_text()) == {name: _hash(place / name) for name in (XML, BIN)})
+        sums = json.loads((entry / SUMS).read_text())
+        return bool(sums == {name: _hash(entry / name) for name in (XML, BIN)})
     except (OSError, ValueError):
         return False
 
 
-def _read(place: Path) -> Any:
-    """The network that lies there, marked as used; None without a whole one."""
+def _read(entry: Path) -> Any:
+    """Read a network and mark its entry as used; None unless the entry is intact."""
     import openvino as ov
 
-    if not _is_whole(place):
+    if not _is_intact(entry):
         return None
     try:
-        os.utime(place)
+        os.utime(entry)
     except OSError:
-        log.debug("%s can't be marked as used", place)
+        log.debug("%s can't be marked as used", entry)
     try:
-        return ov.Core().read_model(place / XML)
+        return ov.Core().read_model(entry / XML)
     except RuntimeError as error:
-        log.debug("%s can't be read: %s", place, error)
+        log.debug("%s can't be read: %s", entry, error)
         return None
 
 
-def _keep(network: Any, place: Path) -> None:
+def _store(network: Any, entry: Path) -> None:
     import openvino as ov
 
-    whole = place.with_name(f".{place.name}.{os.getpid()}")
+    partial = entry.with_name(f".{entry.name}.{os.getpid()}")
     try:
-        whole.mkdir(parents=True, exist_ok=True)
-        ov.save_model(network, whole / XML, compress_to_fp16=False)
-        (whole / SUMS).write_text(json.dumps({name: _hash(whole / name) for name in (XML, BIN)}))
-        if not _is_whole(place):  # else another process has made it meanwhile, and may be reading it
-            shutil.rmtree(place, ignore_errors=True)
-            os.rename(whole, place)
-        for old in sorted(_places(place.parent), key=lambda path: path.stat().st_mtime)[:-MOST_KEPT]:
+        partial.mkdir(parents=True, exist_ok=True)
+        ov.save_model(network, partial / XML, compress_to_fp16=False)
+        (partial / SUMS).write_text(json.dumps({name: _hash(partial / name) for name in (XML, BIN)}))
+        if not _is_intact(entry):  # else another process has written it meanwhile, and may be reading it
+            shutil.rmtree(entry, ignore_errors=True)
+            os.rename(partial, entry)
+        entries = [path for path in entry.parent.iterdir() if path.is_dir()]
+        for old in sorted(entries, key=lambda path: path.stat().st_mtime)[:-MAX_ENTRIES]:
             shutil.rmtree(old, ignore_errors=True)
-    except (OSError, RuntimeError) as error:  # full, read-only, or another process was at it
-        log.debug("a converted network can't be kept in %s: %s", place, error)
+    except (OSError, RuntimeError) as error:  # disk full or read-only, or another process deleted it
+        log.debug("a converted network can't be kept in %s: %s", entry, error)
     finally:
-        shutil.rmtree(whole, ignore_errors=True)
-
-
-def _places(folder: Path) -> list[Path]:
-    return [path for path in folder.iterdir() if path.is_dir()]
+        shutil.rmtree(partial, ignore_errors=True)

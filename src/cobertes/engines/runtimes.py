@@ -1,7 +1,7 @@
-"""What runs a network: PyTorch, OpenVINO or ONNX Runtime, each as a function of channels to logits.
+"""Runtimes of a network (PyTorch, OpenVINO, ONNX Runtime), each as a function from channels to logits.
 
-The choice never depends on a timing: the same model gives the same map again on the same kind of machine.
-OpenVINO and ONNX Runtime are extras, imported where they are used.
+A runtime is one entry of `RUNTIMES`, at the end. The choice never depends on a timing: the same model gives the
+same map again on the same kind of machine. OpenVINO and ONNX Runtime are extras, imported only when used.
 """
 
 import io
@@ -33,21 +33,17 @@ from cobertes.learn.devices import (
 from cobertes.learn.inference import Forward
 from cobertes.learn.model_file import ModelHeader, load_model, model_path, read_header
 
-TORCH, OPENVINO, ONNX = RUNTIMES = ("torch", "openvino", "onnx")
-
-PRECISIONS = {TORCH: ("fp32", "bf16"), OPENVINO: ("fp32", "bf16", "int8"), ONNX: ("fp32",)}
-EXTRAS = {OPENVINO: ("openvino", "openvino"), ONNX: ("onnxruntime", "export")}
-"""Module and extra that an engine needs beside PyTorch."""
+TORCH, OPENVINO, ONNX = "torch", "openvino", "onnx"
 
 OPENVINO_TYPES = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
-"""The type that is not quantised, of an int8 network too. OpenVINO's own default is bf16 where there are units."""
+"""Type of the layers that are not quantised, by precision. OpenVINO's own default is bf16 if the CPU has units."""
 
 OPSET = 17
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What runs a network, where, in which precision, and why."""
+    """Runtime, kind of device and precision of a network, and the reason as a text."""
 
     engine: str
     device: str
@@ -55,13 +51,30 @@ class Choice:
     reason: str
 
 
-def choose_runtime(engine: str, device: str, precision: str) -> Choice:
-    """As asked; ``auto`` is OpenVINO on processors where it is installed, else PyTorch, with bf16 where there are
-    units for it.
+@dataclass(frozen=True)
+class Runtime:
+    """Library that runs a network.
 
-    Raises SettingsError for what does not exist, does not go together or is not installed.
+    open              (model file, header, choice, CPU threads or None) -> forward function
+    precisions        that it runs in; if only one, ``auto`` is that one
+    extra             module and pip extra that it needs beside PyTorch; None if none
+    cpu_only          False if it also runs on GPUs
+    thread_invariant  same bits for any number of threads
     """
-    known = {name for names in PRECISIONS.values() for name in names} | {"auto"}
+
+    open: Callable[[Path, ModelHeader, Choice, int | None], Forward]
+    precisions: tuple[str, ...]
+    extra: tuple[str, str] | None = None
+    cpu_only: bool = True
+    thread_invariant: bool = True
+
+
+def choose_runtime(engine: str, device: str, precision: str) -> Choice:
+    """Resolve ``auto``: OpenVINO on CPUs if installed, else PyTorch; bf16 if the hardware has units for it.
+
+    Raises SettingsError for an unknown name, an impossible combination or a runtime that is not installed.
+    """
+    known = {name for runtime in RUNTIMES.values() for name in runtime.precisions} | {"auto"}
     if engine not in (*RUNTIMES, "auto"):
         raise SettingsError(f"no engine '{engine}'.{did_you_mean(engine, (*RUNTIMES, 'auto'))}")
     if precision not in known:
@@ -69,55 +82,71 @@ def choose_runtime(engine: str, device: str, precision: str) -> Choice:
     kind = device_kind(device)
     reasons = []
     if engine == "auto":
-        if precision == "int8":
-            engine, why = OPENVINO, "int8 asked for"
-        elif kind != "cpu":
-            engine, why = TORCH, f"there is a {kind} device"
-        elif find_spec("openvino") is not None:
-            engine, why = OPENVINO, "fastest on processors"
-        else:
-            engine, why = TORCH, "OpenVINO is not installed"
+        engine, why = _default_engine(kind, precision)
         reasons.append(why)
-    if engine != TORCH and kind != "cpu":
+    runtime = RUNTIMES[engine]
+    if runtime.cpu_only and kind != "cpu":
         if device != "auto":
             raise SettingsError(f"engine '{engine}' runs on the processor, not on {kind}. Use --device cpu.")
         kind = "cpu"
     if precision == "auto":
-        precision, why = inference_precision("auto", kind) if engine != ONNX else ("fp32", "its only precision")
+        only = len(runtime.precisions) == 1
+        precision, why = (
+            (runtime.precisions[0], "its only precision") if only else inference_precision("auto", kind)
+        )
         reasons.append(why)
-    elif precision not in PRECISIONS[engine]:
-        others = ", ".join(PRECISIONS[engine])
+    elif precision not in runtime.precisions:
+        others = ", ".join(runtime.precisions)
         raise SettingsError(f"engine '{engine}' runs in {others}, not in {precision}. Use another --engine.")
-    if engine in EXTRAS:
-        require_extra(*EXTRAS[engine])
+    if runtime.extra is not None:
+        require_extra(*runtime.extra)
     return Choice(engine, kind, precision, ", ".join(reasons) or "as set")
+
+
+def _default_engine(kind: str, precision: str) -> tuple[str, str]:
+    """Runtime for a kind of device, and the reason."""
+    if precision == "int8":
+        return OPENVINO, "int8 asked for"
+    if kind != "cpu":
+        return TORCH, f"there is a {kind} device"
+    if find_spec("openvino") is not None:
+        return OPENVINO, "fastest on processors"
+    return TORCH, "OpenVINO is not installed"
 
 
 def open_runtime(
     choice: Choice, path: Path, header: ModelHeader, threads: int | None = None
 ) -> tuple[Forward, str]:
-    """The network of a model file as a function of its own channels, and where it runs in words.
+    """Forward function of a model file on its own channels, and a text: runtime, device, precision.
 
-    threads  of the processor; by default as many as the engine takes
-    Raises ModelFileError where its weights do not fit its header.
+    threads  CPU threads; by default the runtime's own choice
+    Raises ModelFileError if the weights do not fit the header.
     """
-    where = f"{choice.engine} on {choice.device} in {choice.precision}"
-    if choice.precision == "int8":
-        return openvino_forward(read_quantized(path, header), "int8", threads), where
-    network = cache(lambda: load_model(path)[0])
-    if choice.engine == OPENVINO:
-        if not is_cached(path, (header.inputs.channels, header.window, header.window)):
-            network()  # else what is wrong with it would come out in the middle of a map
-        return openvino_forward(
-            lambda shape: get_or_convert(path, shape, lambda: to_openvino(network(), shape)),
-            choice.precision,
-            threads,
-        ), where
-    if choice.engine == ONNX:
-        return _onnx_forward(network(), threads), where
+    forward = RUNTIMES[choice.engine].open(path, header, choice, threads)
+    return forward, f"{choice.engine} on {choice.device} in {choice.precision}"
+
+
+def _open_torch(path: Path, header: ModelHeader, choice: Choice, threads: int | None) -> Forward:
     if threads is not None:
         torch.set_num_threads(threads)
-    return _torch_forward(network(), choice.device, choice.precision), where
+    return _torch_forward(load_model(path)[0], choice.device, choice.precision)
+
+
+def _open_openvino(path: Path, header: ModelHeader, choice: Choice, threads: int | None) -> Forward:
+    if choice.precision == "int8":
+        return openvino_forward(read_quantized(path, header), "int8", threads)
+    network = cache(lambda: load_model(path)[0])
+    if not is_cached(path, (header.inputs.channels, header.window, header.window)):
+        network()  # a damaged model fails here, not in the middle of a map
+
+    def convert(shape: Shape) -> Any:
+        return get_or_convert(path, shape, lambda: to_openvino(network(), shape))
+
+    return openvino_forward(convert, choice.precision, threads)
+
+
+def _open_onnx(path: Path, header: ModelHeader, choice: Choice, threads: int | None) -> Forward:
+    return _onnx_forward(load_model(path)[0], threads)
 
 
 def _torch_forward(model: nn.Module, device: str, precision: str) -> Forward:
@@ -147,15 +176,14 @@ Shape = tuple[int, int, int]
 
 
 def to_openvino(model: nn.Module, shape: Shape) -> Any:
-    """The network for windows of a shape: (B, H, W, C) -> (B, H, W, K), any B."""
+    """Convert a network for windows of one shape: (B, H, W, C) -> (B, H, W, K), any B."""
     ov = require_extra("openvino", "openvino")
-
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of tracing: sizes become constants, which is meant
+        warnings.simplefilter("ignore")  # tracing warns that sizes become constants: intended
         with torch.inference_mode():  # torch would run it twice more to check the trace
             traced = torch.jit.trace(model, torch.zeros(1, *shape), check_trace=False)  # type: ignore[no-untyped-call]
-        found = ov.convert_model(traced, input=[-1, *shape])
-    steps = ov.preprocess.PrePostProcessor(found)
+        converted = ov.convert_model(traced, input=[-1, *shape])
+    steps = ov.preprocess.PrePostProcessor(converted)
     for end in (steps.input(), steps.output()):
         end.tensor().set_layout(ov.Layout("NHWC"))
         end.model().set_layout(ov.Layout("NCHW"))
@@ -163,13 +191,16 @@ def to_openvino(model: nn.Module, shape: Shape) -> Any:
 
 
 def openvino_forward(convert: Callable[[Shape], Any], precision: str, threads: int | None = None) -> Forward:
-    """Run what ``convert`` makes for a shape of windows; compiled once for the largest batch of each shape."""
+    """Forward function of an OpenVINO network, compiled once per window shape for its largest batch.
+
+    convert  (C, H, W) of the windows -> network
+    """
     ov = require_extra("openvino", "openvino")
     core = ov.Core()
-    ready: dict[Shape, tuple[int, Any]] = {}
+    compiled: dict[Shape, tuple[int, Any]] = {}
     settings: dict[str, Any] = {
         "INFERENCE_PRECISION_HINT": OPENVINO_TYPES[precision], "PERFORMANCE_HINT": "LATENCY",
-        "ENABLE_CPU_PINNING": False,  # else the first threads of every process on a machine share one processor
+        "ENABLE_CPU_PINNING": False,  # pinned, the first threads of all processes share one core
     }  # fmt: skip
     if threads is not None:
         settings["INFERENCE_NUM_THREADS"] = threads
@@ -177,34 +208,34 @@ def openvino_forward(convert: Callable[[Shape], Any], precision: str, threads: i
     def forward(x: Tensor) -> Tensor:
         count, channels, height, width = x.shape
         shape = channels, height, width
-        size, request = ready.get(shape, (0, None))
+        size, request = compiled.get(shape, (0, None))
         if size < count:
             network = convert(shape)
             network.reshape([count, height, width, channels])
             size, request = count, core.compile_model(network, "CPU", settings).create_infer_request()
-            ready[shape] = size, request
+            compiled[shape] = size, request
         pixels = x.permute(0, 2, 3, 1).contiguous().numpy()
         if count < size:
             pixels = np.concatenate([pixels, np.zeros((size - count, *pixels.shape[1:]), np.float32)])
-        answer = request.infer([pixels], share_inputs=True)[0]
-        # the request's own memory is written again by the next call
-        return torch.from_numpy(answer[:count].copy()).permute(0, 3, 1, 2)
+        result = request.infer([pixels], share_inputs=True)[0]
+        # copied: the next call overwrites the request's own memory
+        return torch.from_numpy(result[:count].copy()).permute(0, 3, 1, 2)
 
     return forward
 
 
 def quantized_path(model: Path) -> Path:
-    """Where the int8 network of a model file lies."""
+    """Path of the int8 network of a model file."""
     return model.with_name(f"{model.stem}.int8.xml")
 
 
 def quantized_identity(model: Path, header: ModelHeader) -> str:
-    """Of the model that an int8 network was made from."""
+    """Fingerprint of the model file that an int8 network is made from."""
     return fingerprint_of(header.to_json(), stamp(model))
 
 
 def is_quantized(path: Path) -> bool:
-    """Whether a model, or that of a run, has an int8 version that was made from it as it is now."""
+    """Up-to-date int8 version beside a model file, or beside the model of a run folder."""
     path = model_path(path)
     try:
         noted = json.loads(quantized_path(path).with_suffix(".json").read_text(encoding="utf-8"))
@@ -216,9 +247,9 @@ def is_quantized(path: Path) -> bool:
 
 
 def read_quantized(path: Path, header: ModelHeader) -> Callable[[Shape], Any]:
-    """The int8 network for a shape of windows.
+    """Reader of the int8 network by window shape.
 
-    Raises SettingsError where it was not made yet, or for another shape.
+    Raises SettingsError if there is none for the model as it is now; the reader does for another shape.
     """
     if not is_quantized(path):
         raise SettingsError(
@@ -237,15 +268,15 @@ def read_quantized(path: Path, header: ModelHeader) -> Callable[[Shape], Any]:
 
 
 def to_onnx(model: nn.Module, shape: Shape, names: tuple[str, str] = ("channels", "logits")) -> bytes:
-    """An ONNX file for windows of a shape: input (B, C, H, W) -> output (B, K, H, W), any B, by their names."""
+    """ONNX file for windows of one shape: input (B, C, H, W) -> output (B, K, H, W), any B, by ``names``."""
     require_extra("onnx", "export")
     file = io.BytesIO()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of tracing, as above
+        warnings.simplefilter("ignore")  # tracing, as above
         torch.onnx.export(
             model,
             (torch.zeros(1, *shape),),
-            file,  # type: ignore[arg-type]  # any file will do
+            file,  # type: ignore[arg-type]  # a file object works too
             input_names=[names[0]],
             output_names=[names[1]],
             dynamic_axes={name: {0: "batch"} for name in names},
@@ -259,7 +290,7 @@ def _onnx_forward(model: nn.Module, threads: int | None) -> Forward:
     runtime = require_extra("onnxruntime", "export")
     sessions: dict[Shape, Any] = {}
     options = runtime.SessionOptions()
-    options.intra_op_num_threads = threads or 0  # 0: as many as it takes
+    options.intra_op_num_threads = threads or 0  # 0: its own choice
 
     def forward(x: Tensor) -> Tensor:
         shape = (x.shape[1], x.shape[2], x.shape[3])
@@ -270,3 +301,11 @@ def _onnx_forward(model: nn.Module, threads: int | None) -> Forward:
         return torch.from_numpy(sessions[shape].run(None, {"channels": x.contiguous().numpy()})[0])
 
     return forward
+
+
+RUNTIMES = {
+    TORCH: Runtime(_open_torch, ("fp32", "bf16"), cpu_only=False, thread_invariant=False),
+    OPENVINO: Runtime(_open_openvino, ("fp32", "bf16", "int8"), extra=("openvino", "openvino")),
+    ONNX: Runtime(_open_onnx, ("fp32",), extra=("onnxruntime", "export")),
+}
+"""All runtimes by name. A new one needs an entry here, and its name in `settings.EngineName`."""
