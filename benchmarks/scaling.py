@@ -67,14 +67,14 @@ def copying(made: Path) -> float:
     from cobertes.geo.cog_writer import new_raster
     from cobertes.geo.grid import grid_of
     from cobertes.labels.legend import load_legend
-    from cobertes.predict.map_layers import CONFIDENCE, MAP, kind_of
+    from cobertes.predict.map_layers import CONFIDENCE, MAP, raster_spec
 
     seconds = 0.0
     for product, path in ((MAP, made), (CONFIDENCE, made.with_name(f"{made.stem}.confidence.tif"))):
         with rasterio.open(path) as file:
             grid, values = grid_of(file), file.read()
         with new_raster(
-            made.with_name("copy.tif"), grid, kind_of(product, load_legend(LEGEND)), overwrite=True
+            made.with_name("copy.tif"), grid, raster_spec(product, load_legend(LEGEND)), overwrite=True
         ) as raw:
             raw[:] = values
             begin = time.perf_counter()

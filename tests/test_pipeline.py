@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
@@ -36,7 +35,7 @@ from cobertes.geo.scene import Scene, open_scene
 from cobertes.geo.windows import Window
 from cobertes.learn.unet import UNet
 from cobertes.predict import predict, prediction_job
-from cobertes.predict.pipeline import ahead, batches, read_in_order
+from cobertes.predict.pipeline import batches, in_background, map_blocks
 from cobertes.predict.predict import predict_map
 from engines import TENS, engine_of, header_of, reads_coordinates
 from interruptions import StoppedAfter, contents, interrupt, run_until_killed
@@ -102,8 +101,10 @@ def run(scene, folder, engine=ENGINE, **options):
 @pytest.mark.parametrize("blend", ["interior", "cosine", "gaussian"])
 def test_memory_threads_and_columns_change_no_byte(tmp_path, scene, blend):
     run(scene, tmp_path / "a", blend=blend)
-    with patch.object(prediction_job, "LEAST_CARRIED_MB", 0.02), patch.object(prediction_job, "READ_THREADS", 7):
-        budget = prediction_job.Budget.of(700, prediction_job.WindowPlan.of(SHAPE, 32, 8, blend), 4, ENGINE)
+    with patch.object(prediction_job, "MIN_CARRIED_MB", 0.02), patch.object(prediction_job, "READ_THREADS", 7):
+        budget = prediction_job.PredictionMemory.of(
+            700, prediction_job.WindowPlan.of(SHAPE, 32, 8, blend), 4, ENGINE
+        )
         assert budget.groups == (1 if blend == "interior" else 2)
         run(scene, tmp_path / "b", blend=blend, memory=700)
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
@@ -114,7 +115,7 @@ def test_memory_is_counted_for_all_models_and_seasons_that_are_in_it(caplog):
 
     def needed(engine, memory=0):
         caplog.clear()
-        prediction_job.Budget.of(memory, plan, 8, engine)
+        prediction_job.PredictionMemory.of(memory, plan, 8, engine)
         return int(re.search(r"take about (\d+) MB", caplog.text)[1])
 
     one = engine_of(seasons=("april", "august"))
@@ -125,7 +126,7 @@ def test_memory_is_counted_for_all_models_and_seasons_that_are_in_it(caplog):
     assert needed(three) - needed(one) == pytest.approx(
         2 * pixels * (prediction_job.FORWARD_BYTES + 4 * 4 * 4), abs=1
     )
-    gpu = replace(one, recipes=(EngineSpec(Path("model"), "cuda", "bf16", "torch", "none", None),))
+    gpu = replace(one, specs=(EngineSpec(Path("model"), "cuda", "bf16", "torch", "none", None),))
     assert needed(one) - needed(gpu) == pytest.approx(pixels * prediction_job.FORWARD_BYTES, abs=1)
 
 
@@ -152,7 +153,7 @@ def test_an_interrupted_map_goes_on_and_ends_the_same(tmp_path, scene, blocks, b
         run(scene, tmp_path / "twice", blend=blend, progress=StoppedAfter(blocks, interrupt))
     assert all(name.startswith(".") for name in os.listdir(tmp_path / "twice"))
     watch = StoppedAfter()
-    with patch.object(prediction_job, "LEAST_CARRIED_MB", 0.02):  # memory may be another
+    with patch.object(prediction_job, "MIN_CARRIED_MB", 0.02):  # memory may be another
         twice = run(scene, tmp_path / "twice", blend=blend, resume="yes", memory=700, progress=watch)
     assert contents(tmp_path / "twice") == contents(tmp_path / "once")
     assert (twice.counts, twice.windows, twice.skipped) == (once.counts, once.windows, once.skipped)
@@ -168,13 +169,13 @@ def test_a_killed_process_leaves_what_another_can_go_on_with(tmp_path):
         from pathlib import Path
         from cobertes.geo import ledger
         from cobertes.geo.scene import open_scene
-        import test_mapping
+        import test_pipeline
         from interruptions import StoppedAfter, kill
         ledger.SECONDS = 0
         folder = Path({str(tmp_path)!r})
         scene = {{"scene": open_scene([str(folder / "scene.tif")])}}
         progress = StoppedAfter(int(sys.argv[1]), kill)
-        test_mapping.run(scene, folder / "twice", progress=progress, resume="if-same")
+        test_pipeline.run(scene, folder / "twice", progress=progress, resume="if-same")
     """
     for blocks in (6, 8):  # killed twice
         run_until_killed(script, blocks)
@@ -495,7 +496,7 @@ def test_items_ahead_come_in_order_and_errors_in_their_turn():
         raise InputFileError("truncated")
 
     before = threading.active_count()
-    feed = ahead(items(), 2)
+    feed = in_background(items())
     assert [next(feed) for _ in range(5)] == [0, 1, 2, 3, 4]
     with pytest.raises(InputFileError, match="truncated"):
         next(feed)
@@ -512,13 +513,10 @@ def test_a_caller_who_stops_ends_the_threads():
             ended.append(True)
 
     before = threading.active_count()
-    feed = ahead(items(), 2)
+    feed = in_background(items())
     assert next(feed) == 0
     feed.close()
     assert ended == [True]
-    reading = read_in_order([(0, i) for i in range(100)], lambda place: time.sleep(0.01), 3, 8)
-    next(reading)
-    reading.close()
     assert threading.active_count() == before
 
 
@@ -526,8 +524,8 @@ def test_batches_are_full_across_what_is_left_out():
     x, valid = np.ones((3, 4, 4), np.float32), np.ones((4, 4), bool)
     seen = (((0, i), (x * i, valid) if i % 3 == 0 else None) for i in range(14))
     found = list(batches(seen, 2))
-    assert [place for places, _ in found for place, _ in places] == [(0, i) for i in range(14)]
-    full = [channels for _, channels in found if channels is not None]
+    assert [position for batch in found for position, _ in batch.windows] == [(0, i) for i in range(14)]
+    full = [batch.channels for batch in found if batch.channels is not None]
     assert [tuple(channels.shape) for channels in full] == [(2, 3, 4, 4)] * 3
     assert full[0][1, 0, 0, 0] == 3
     assert not full[2][1].any(), "filled up with zeros"
@@ -535,22 +533,21 @@ def test_batches_are_full_across_what_is_left_out():
 
 def test_one_strip_does_not_wait_for_the_next():
     """Reading goes on into the next strip while the model is at this one."""
-    scenes, started = coordinates((64, 64)), []
+    scenes, started = coordinates((64, 64)), threading.Event()
 
-    def read(place):
-        started.append(place)
+    def read(position):
+        if position == (1, 1):
+            started.set()
         return scenes[:, :32, :32].astype(np.float32), np.ones((32, 32), bool)
 
     from cobertes.geo.blending import WindowPlan
-    from cobertes.predict.pipeline import blocks
 
     plan = WindowPlan.of((64, 64), 32, 0, "interior")
-    feed = blocks(
-        reads_coordinates, plan, [(0, 0), (0, 1), (1, 0), (1, 1)], read, batch_size=2, threads=1, windows_ahead=4
+    feed = map_blocks(
+        reads_coordinates, plan, [(0, 0), (0, 1), (1, 0), (1, 1)], read, batch_size=2, threads=1, ahead=4
     )
     next(feed)
-    time.sleep(0.3)
-    assert (1, 1) in started
+    assert started.wait(20)
     feed.close()
 
 

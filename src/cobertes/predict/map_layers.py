@@ -1,4 +1,4 @@
-"""What a map tells of each pixel, from its logits: code, confidence, second class, entropy, probabilities."""
+"""Layers of a map from its logits: class code, confidence, second class, entropy, probabilities."""
 
 from collections.abc import Collection
 
@@ -18,15 +18,15 @@ MAP, CONFIDENCE, SECOND, ENTROPY, PROBABILITIES = PRODUCTS = (
 )
 
 NO_CONFIDENCE = 255
-"""Nodata of all that is in percent."""
+"""Nodata of the layers in percent."""
 
 
-def kind_of(product: str, legend: Legend) -> RasterSpec:
-    """What the raster of a product holds.
+def raster_spec(product: str, legend: Legend) -> RasterSpec:
+    """Raster specification of a product, uint8.
 
-    map, second   legend codes: of the most and the second most probable class
-    confidence    percent, the probability of the mapped class
-    entropy       percent of the greatest possible: 0 sure, 100 all classes alike
+    map, second   legend codes of the most and the second most probable class
+    confidence    percent, probability of the mapped class
+    entropy       percent of the maximum: 0 certain, 100 uniform over the classes
     probabilities percent, a band per class key
     """
     if product in (MAP, SECOND):
@@ -36,7 +36,7 @@ def kind_of(product: str, legend: Legend) -> RasterSpec:
 
 
 @compiled
-def _describe(  # noqa: PLR0912 (an output, a branch)
+def _fill_layers(  # noqa: PLR0912 (one branch per output)
     logits: NDArray[np.float32],
     valid: NDArray[np.bool_],
     temperature: float,
@@ -48,50 +48,51 @@ def _describe(  # noqa: PLR0912 (an output, a branch)
     entropy: NDArray[np.uint8],
     probabilities: NDArray[np.uint8],
 ) -> None:
-    """Fill the outputs that have pixels; (height, width), probabilities (classes, height, width).
+    """Fill the outputs (height, width), probabilities (classes, height, width); those of size 0 are not wanted.
 
-    logits (height, width, classes); softmax is that of ``logits / temperature``; the lower index at ties
+    logits (height, width, classes); softmax of ``logits / temperature``; ties go to the lower index
     """
-    # a row at a time, class by class: loops over a row without branches are what processors do 8 or 16 pixels of
-    # at once, several times faster than pixel by pixel
+    # row by row, class by class: branch-free loops over a row are vectorised (8 or 16 pixels at once), several
+    # times faster than pixel by pixel
     height, width, classes = logits.shape
     planes = np.empty((classes, width), np.float32)
     most, next_most = np.empty(width, np.float32), np.empty(width, np.float32)
     best, next_best = np.empty(width, np.int32), np.empty(width, np.int32)
-    total, inner = np.empty(width, np.float32), np.empty(width, np.float32)
-    sure, others, doubt, each = confidence.size > 0, second.size > 0, entropy.size > 0, probabilities.size > 0
+    total, weighted = np.empty(width, np.float32), np.empty(width, np.float32)
+    with_confidence, with_second = confidence.size > 0, second.size > 0
+    with_entropy, with_probabilities = entropy.size > 0, probabilities.size > 0
     scale = np.float32(1 / temperature)
     percent = np.float32(100)
     greatest = np.float32(100 / np.log(max(classes, 2)))
     for row in range(height):
-        seen = valid[row]
+        observed = valid[row]
         for col in range(width):
             for k in range(classes):
                 planes[k, col] = logits[row, col, k]
-        _rank(planes, most, best, next_most, next_best, others)
+        _rank(planes, most, best, next_most, next_best, with_second)
         for col in range(width):
-            codes[row, col] = code_of[best[col]] if seen[col] else nodata
-        if others:
+            codes[row, col] = code_of[best[col]] if observed[col] else nodata
+        if with_second:
             for col in range(width):
-                second[row, col] = code_of[next_best[col]] if seen[col] else nodata
-        if not (sure or doubt or each):
+                second[row, col] = code_of[next_best[col]] if observed[col] else nodata
+        if not (with_confidence or with_entropy or with_probabilities):
             continue
-        _soften(planes, most, scale, total, inner)
-        if sure:
+        _softmax(planes, most, scale, total, weighted)
+        if with_confidence:
             for col in range(width):
                 value = np.rint(percent / total[col])
-                confidence[row, col] = np.uint8(value) if seen[col] else NO_CONFIDENCE
-        if doubt:
+                confidence[row, col] = np.uint8(value) if observed[col] else NO_CONFIDENCE
+        if with_entropy:
             for col in range(width):
                 # H = -sum p log p with p = s / T:  log T - sum s log s / T
-                value = (np.log(total[col]) - inner[col] / total[col]) * greatest
+                value = (np.log(total[col]) - weighted[col] / total[col]) * greatest
                 value = np.rint(min(max(value, np.float32(0)), percent))
-                entropy[row, col] = np.uint8(value) if seen[col] else NO_CONFIDENCE
-        if each:
+                entropy[row, col] = np.uint8(value) if observed[col] else NO_CONFIDENCE
+        if with_probabilities:
             for k in range(classes):
                 for col in range(width):
                     value = np.rint(percent * planes[k, col] / total[col])
-                    probabilities[k, row, col] = np.uint8(value) if seen[col] else NO_CONFIDENCE
+                    probabilities[k, row, col] = np.uint8(value) if observed[col] else NO_CONFIDENCE
 
 
 @compiled
@@ -101,21 +102,21 @@ def _rank(
     best: NDArray[np.int32],
     next_most: NDArray[np.float32],
     next_best: NDArray[np.int32],
-    others: bool,
+    with_second: bool,
 ) -> None:
-    """The greatest of ``planes`` (classes, width) and its index; also the second, where ``others`` asks for it."""
+    """Maximum over the classes of ``planes`` (classes, width), and its index; ``with_second``: also the second."""
     classes, width = planes.shape
     most[:], best[:], next_most[:], next_best[:] = planes[0], 0, -np.inf, 0
     for k in range(1, classes):
         plane, index = planes[k], np.int32(k)
-        if others:
+        if with_second:
             for col in range(width):
                 value, top, after = plane[col], most[col], next_most[col]
-                place = best[col] if value > top else index
+                candidate = best[col] if value > top else index
                 lower = top if value > top else value
-                # what led so far comes before equal ones; of two classes, one is second whatever its value
+                # the earlier class wins ties; of two classes, one is second even at -inf
                 closer = lower > after or value > top or k == 1
-                next_best[col] = place if closer else next_best[col]
+                next_best[col] = candidate if closer else next_best[col]
                 next_most[col] = lower if closer else after
         for col in range(width):
             value, top = plane[col], most[col]
@@ -124,35 +125,36 @@ def _rank(
 
 
 @compiled
-def _soften(
+def _softmax(
     planes: NDArray[np.float32],
     most: NDArray[np.float32],
     scale: np.float32,
     total: NDArray[np.float32],
-    inner: NDArray[np.float32],
+    weighted: NDArray[np.float32],
 ) -> None:
-    """``planes`` (classes, width) become s = exp((logit - ``most``) * scale), ``total`` their sum, ``inner`` that
-    of s log s.
+    """Softmax numerators: ``planes`` (classes, width) become s = exp((logit - ``most``) * scale), in place.
 
-    exp(x) = 2^n exp(r) with whole n and r of at most half log 2, where seven terms of the power series are exact
-    to the last digit of a float32; 2^n is made from its bits.
+    total     (width,) sum of s; ``weighted`` sum of s log s
+
+    exp(x) = 2^n exp(r) with integer n and |r| <= log(2) / 2, for which seven terms of the power series are exact
+    to the last digit of a float32; 2^n is assembled from its bits.
     """
     classes, width = planes.shape
     bits = np.empty(width, np.int32)
     power = bits.view(np.float32)
     rest = np.empty(width, np.float32)
     per_log2, log2 = np.float32(1 / np.log(2)), np.float32(np.log(2))
-    least, one = np.float32(-87), np.float32(1)  # below, there is no such float32
-    total[:], inner[:] = 0, 0
+    least, one = np.float32(-87), np.float32(1)  # below, exp underflows in float32
+    total[:], weighted[:] = 0, 0
     for k in range(classes):
         plane = planes[k]
         for col in range(width):
             x = (plane[col] - most[col]) * scale
-            plane[col] = x if x > least else least  # nor is NaN above it
+            plane[col] = x if x > least else least  # NaN too becomes the least
         for col in range(width):
-            turns = plane[col] * per_log2
-            n = np.rint(turns)
-            rest[col] = (turns - n) * log2
+            powers = plane[col] * per_log2
+            n = np.rint(powers)
+            rest[col] = (powers - n) * log2
             bits[col] = (np.int32(n) + np.int32(127)) << np.int32(23)
         for col in range(width):
             r = rest[col]
@@ -164,14 +166,14 @@ def _soften(
             series = series * r + one
             rest[col] = (series * r + one) * power[col]
         for col in range(width):
-            inner[col] += rest[col] * plane[col]
+            weighted[col] += rest[col] * plane[col]
         for col in range(width):
             total[col] += rest[col]
             plane[col] = rest[col]
 
 
-Made = dict[str, NDArray[np.uint8]]
-"""(bands, height, width) by product."""
+Layers = dict[str, NDArray[np.uint8]]
+"""(bands, height, width) uint8 by product."""
 
 
 def layers_from_logits(
@@ -180,17 +182,21 @@ def layers_from_logits(
     products: Collection[str],
     legend: Legend,
     temperature: float,
-) -> tuple[Made, NDArray[np.int64]]:
-    """What the products say of some pixels, nodata where not ``valid``; and (256,) pixels per code.
+) -> tuple[Layers, NDArray[np.int64]]:
+    """Layers of a block, nodata outside of ``valid``; and the histogram of its codes, (256,) int64.
 
-    logits  (height, width, classes)
+    logits  (height, width, classes) float32
+    valid   (height, width) bool
     """
     shape = valid.shape
-    # arrays of one layout, so that one compiled version serves all
-    made = {name: np.empty(shape if name in (MAP, *products) else (0, 0), np.uint8) for name in PRODUCTS[:-1]}
-    shares = np.empty((len(legend), *shape) if PROBABILITIES in products else (0, 0, 0), np.uint8)
+    # unwanted layers are empty arrays of the same layout: one compiled version for all combinations
+    flat = {name: np.empty(shape if name in (MAP, *products) else (0, 0), np.uint8) for name in PRODUCTS[:-1]}
+    probabilities = np.empty((len(legend), *shape) if PROBABILITIES in products else (0, 0, 0), np.uint8)
     logits, valid = np.ascontiguousarray(logits), np.ascontiguousarray(valid)
-    codes, sure, second, entropy = made.values()
-    _describe(logits, valid, temperature, legend.code_table(), legend.nodata, codes, sure, second, entropy, shares)
-    found = {name: shares if name == PROBABILITIES else made[name][None] for name in products}
-    return found, np.bincount(codes.ravel(), minlength=CODES)
+    codes, confidence, second, entropy = flat.values()
+    _fill_layers(
+        logits, valid, temperature, legend.code_table(), legend.nodata,
+        codes, confidence, second, entropy, probabilities,
+    )  # fmt: skip
+    layers = {name: probabilities if name == PROBABILITIES else flat[name][None] for name in products}
+    return layers, np.bincount(codes.ravel(), minlength=CODES)

@@ -1,21 +1,18 @@
-"""Windows through a model: reader, model and blending at the same time, in one order whatever the threads.
+"""Inference pipeline: reading, model and blending at the same time, in one order for any number of threads.
 
-    threads     read windows ahead ──> batches of one shape ──┐ queue
-    a thread                                                model ──┐ queue
-    the caller                                                    blend, block by block
+    threads     prefetch windows ──> batches of one shape ──┐
+    a thread                                              model ──┐
+    the caller                                                  blend, block by block
 
-Windows come in row-major order and keep it. A batch is filled up with windows that are needed, across strips;
-the last one with zeros, so that the model always sees one shape. What a window gives does not depend on the
-others in its batch, so neither do the results.
+Windows are taken in row-major order and keep it. A batch is filled with windows that are needed, across strips;
+the last one with zeros, so that the model always gets one shape. The logits of a window do not depend on the
+others in its batch, so neither does the map.
 """
 
-import queue
-import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any, TypeVar
 
 import numpy as np
@@ -24,157 +21,125 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cobertes.geo.blending import Blender, WindowPlan
+from cobertes.learn.inference import prefetch
 
-Place = tuple[int, int]
+Position = tuple[int, int]
 """Row and column of a window in its plan."""
 
 Item = TypeVar("Item")
-Seen = tuple[NDArray[np.float32], NDArray[np.bool_]]
-"""Channels (C, H, W) of a window, and where it is valid (H, W)."""
+WindowData = tuple[NDArray[np.float32], NDArray[np.bool_]]
+"""Channels (C, H, W) of a window, and its valid mask (H, W)."""
 
-POLL_SECONDS = 0.1
+END: Any = object()
 
 
 @dataclass(frozen=True)
 class MapBlock:
-    """What a window finishes: ``logits`` (height, width, K), None where nothing is to be seen; ``valid``."""
+    """Block of the plan finished by the window at ``position``.
 
-    place: Place
+    logits  (height, width, K) float32; None if no pixel of the window is needed
+    valid   (height, width) bool; None likewise
+    """
+
+    position: Position
     logits: NDArray[np.float32] | None
     valid: NDArray[np.bool_] | None
 
 
-def ahead(items: Iterator[Item], depth: int) -> Iterator[Item]:
-    """The same items, made by a thread that is up to ``depth`` of them ahead. Its error comes out in its turn."""
-    waiting: queue.Queue[tuple[bool, Any]] = queue.Queue(depth)
-    stopped = threading.Event()
-
-    def put(more: bool, what: Any) -> bool:
-        while not stopped.is_set():
-            try:
-                waiting.put((more, what), timeout=POLL_SECONDS)
-                return True
-            except queue.Full:
-                pass
-        return False
-
-    def work() -> None:
-        try:
-            with closing(items):  # type: ignore[type-var]
-                for item in items:
-                    if not put(True, item):
-                        return
-            put(False, None)
-        except BaseException as error:
-            put(False, error)
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    try:
-        while True:
-            more, what = waiting.get()
-            if more:
-                yield what
-            elif what is None:
+def in_background(items: Iterator[Item]) -> Iterator[Item]:
+    """Prefetch the items of a generator with one thread, up to two ahead. Its error is raised in its turn."""
+    with (
+        closing(items),  # type: ignore[type-var]
+        closing(prefetch(repeat((None,)), lambda _: next(items, END), threads=1, ahead=3)) as upcoming,  # type: ignore[type-var]
+    ):
+        for [(_, item)] in upcoming:
+            if item is END:
                 return
-            else:
-                raise what
-    finally:
-        stopped.set()
-        thread.join()
+            yield item
 
 
-def read_in_order(
-    places: Iterable[Place], read: Callable[[Place], Seen | None], threads: int, windows: int
-) -> Iterator[tuple[Place, Seen | None]]:
-    """``(place, read(place))`` in order, up to ``windows`` of them read ahead by threads."""
-    pool = ThreadPoolExecutor(threads)
-    try:
-        waiting: deque[tuple[Place, Future[Seen | None]]] = deque()
-        upcoming = iter(places)
-        while True:
-            while len(waiting) < windows and (place := next(upcoming, None)) is not None:
-                waiting.append((place, pool.submit(read, place)))
-            if not waiting:
-                return
-            place, future = waiting.popleft()
-            yield place, future.result()
-    finally:
-        pool.shutdown(cancel_futures=True)
+@dataclass(frozen=True)
+class Batch:
+    """Windows of a model call, in order, and those skipped between them.
+
+    windows   positions with their valid masks (H, W); None for a skipped window
+    channels  (B, C, H, W) float32 of those not skipped; None if all are
+    """
+
+    windows: list[tuple[Position, NDArray[np.bool_] | None]]
+    channels: Tensor | None
 
 
-Batch = tuple[list[tuple[Place, NDArray[np.bool_] | None]], Tensor | None]
-"""Places with their validity (None: left out) in order, and the channels (B, C, H, W) of those not left out."""
+def batches(read: Iterator[tuple[Position, WindowData | None]], size: int) -> Iterator[Batch]:
+    """Batches of ``size`` windows; skipped windows keep their order between them."""
+    windows: list[tuple[Position, NDArray[np.bool_] | None]] = []
+    channels: list[NDArray[np.float32]] = []
+    with closing(read):  # type: ignore[type-var]
+        for position, data in read:
+            windows.append((position, None if data is None else data[1]))
+            if data is not None:
+                channels.append(data[0])
+            if len(channels) == size or (not channels and len(windows) == size):
+                yield Batch(windows, _stack(channels, size))
+                windows, channels = [], []
+        if windows:
+            yield Batch(windows, _stack(channels, size))
 
 
-def batches(seen: Iterator[tuple[Place, Seen | None]], size: int) -> Iterator[Batch]:
-    """Batches of ``size`` windows; those left out travel along between them."""
-    places: list[tuple[Place, NDArray[np.bool_] | None]] = []
-    held: list[NDArray[np.float32]] = []
-    with closing(seen):  # type: ignore[type-var]
-        for place, found in seen:
-            places.append((place, None if found is None else found[1]))
-            if found is not None:
-                held.append(found[0])
-            if len(held) == size or (not held and len(places) == size):
-                yield places, _stack(held, size)
-                places, held = [], []
-        if places:
-            yield places, _stack(held, size)
-
-
-def _stack(held: list[NDArray[np.float32]], size: int) -> Tensor | None:
-    """(size, C, H, W), channels last in memory, as the windows themselves are."""
-    if not held:
+def _stack(windows: list[NDArray[np.float32]], size: int) -> Tensor | None:
+    """(size, C, H, W), channels last in memory like the windows themselves; padded with zeros."""
+    if not windows:
         return None
-    channels, height, width = held[0].shape
+    channels, height, width = windows[0].shape
     out = np.empty((size, height, width, channels), np.float32)
-    for i, x in enumerate(held):
+    for i, x in enumerate(windows):
         out[i] = x.transpose(1, 2, 0)
-    out[len(held) :] = 0
+    out[len(windows) :] = 0
     return torch.from_numpy(out).permute(0, 3, 1, 2)
 
 
-def blocks(
+def map_blocks(
     forward: Callable[[Tensor], Tensor],
     plan: WindowPlan,
-    places: Iterable[Place],
-    read: Callable[[Place], Seen | None],
+    positions: Iterable[Position],
+    read: Callable[[Position], WindowData | None],
     *,
     batch_size: int,
     threads: int,
-    windows_ahead: int,
+    ahead: int,
 ) -> Iterator[MapBlock]:
-    """The finished block of every place, in order, blended.
+    """Blended block of every position, in order.
 
-    forward  channels (B, C, H, W) -> logits (B, K, H, W), on whatever device
-    places   in row-major order, or groups of columns one after the other, each in row-major order
-    read     channels and validity of a window; None to leave it out
+    forward    channels (B, C, H, W) -> logits (B, K, H, W), on any device
+    positions  in row-major order, or groups of columns one after the other, each in row-major order
+    read       channels and valid mask of a window; None to skip it
+    ahead      windows that ``threads`` prefetch
     """
 
-    def answers() -> Iterator[tuple[Batch, Tensor | None]]:
-        read_ahead = ahead(batches(read_in_order(places, read, threads, windows_ahead), batch_size), 1)
-        with closing(read_ahead):  # type: ignore[type-var]
-            for batch in read_ahead:
-                yield batch, None if batch[1] is None else forward(batch[1])
+    def windows() -> Iterator[tuple[Position, WindowData | None]]:
+        with closing(prefetch(([p] for p in positions), read, threads=threads, ahead=ahead)) as upcoming:  # type: ignore[type-var]
+            for [window] in upcoming:
+                yield window
+
+    def predictions() -> Iterator[tuple[Batch, Tensor | None]]:
+        with closing(in_background(batches(windows(), batch_size))) as upcoming:  # type: ignore[type-var]
+            for batch in upcoming:
+                yield batch, None if batch.channels is None else forward(batch.channels)
 
     blender = Blender(plan)
-    answered = ahead(answers(), 1)
-    with closing(answered):  # type: ignore[type-var]
-        for (batch, _), logits in answered:
-            values = None if logits is None else _pixels(logits)
-            number = 0
-            for (row, col), valid in batch:
-                if valid is None or values is None:
+    with closing(in_background(predictions())) as predicted:  # type: ignore[type-var]
+        for batch, logits in predicted:
+            values = iter([] if logits is None else _channels_last(logits))
+            for (row, col), valid in batch.windows:
+                if valid is None:
                     yield MapBlock((row, col), None, None)
                     continue
                 y, x = plan.rows[row], plan.cols[col]
                 inside = valid[y.first - y.start : y.last - y.start, x.first - x.start : x.last - x.start]
-                yield MapBlock((row, col), blender.add(row, col, values[number]), inside)
-                number += 1
+                yield MapBlock((row, col), blender.add(row, col, next(values)), inside)
 
 
-def _pixels(logits: Tensor) -> NDArray[np.float32]:
-    """(B, H, W, K) float32 in this machine's memory, each pixel's classes together."""
+def _channels_last(logits: Tensor) -> NDArray[np.float32]:
+    """(B, H, W, K) float32 in CPU memory, the classes of a pixel together."""
     values: NDArray[np.float32] = logits.float().permute(0, 2, 3, 1).contiguous().cpu().numpy()
     return values

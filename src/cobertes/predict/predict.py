@@ -1,42 +1,32 @@
-"""Full-scene prediction: window by window, in memory that depends on the scene's width at most.
+"""Full-scene prediction: window by window, in memory that depends at most on the width of the scene.
 
-    plan (blend) ─> finished blocks (work: here, or on Ray) ─> raw files, ledger ─> COGs
+    predict_map: scenes, windows, region ─> job ─> write_map: blocks (run_locally, or on Ray) ─> COGs
 
-The plan comes from the scene, the window, the overlap and the blending alone. A block is a rectangle that one
-window finishes; the ledger keeps which blocks are written, so that a killed pass goes on, and what their zones
-need is computed again. Pixels without an observation in any season are nodata, and windows without one are not
-computed.
+The window plan depends on the scene, the window, the overlap and the blending alone. Pixels without an observation
+in any season are nodata; windows without one are not computed.
 """
 
 import logging
-import time
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 
 from cobertes.engines.engine import Engine
-from cobertes.errors import CobertesError, SettingsError
+from cobertes.errors import SettingsError
 from cobertes.fingerprints import fingerprint_of, stamp
 from cobertes.geo.area import ONLY_SEASON
 from cobertes.geo.blending import INTERIOR, WindowPlan
 from cobertes.geo.clip import AreaOfInterest, open_clip
-from cobertes.geo.cog_writer import check_not_input, check_writable, new_raster, partial_folder
-from cobertes.geo.grid import bounds_window, crop, describe, full_window, pixel_hectares, require_same_grid
+from cobertes.geo.grid import bounds_window, describe, full_window, require_same_grid
 from cobertes.geo.io import source_files
-from cobertes.geo.ledger import LEDGER, Ledger, Resume, discard, resume_or_start
-from cobertes.geo.mmap_tiff import release
+from cobertes.geo.ledger import Resume
 from cobertes.geo.scene import Scene
 from cobertes.geo.windows import Window
-from cobertes.labels.legend import CODES, Legend
-from cobertes.predict.map_layers import MAP, PRODUCTS, kind_of
-from cobertes.predict.prediction_job import Executor, PredictedBlock, PredictionJob, run_locally
-from cobertes.predict.stac import write_item
+from cobertes.predict.map_layers import PRODUCTS
+from cobertes.predict.map_writer import MapOutputs, MapReport, write_map
+from cobertes.predict.prediction_job import Executor, PredictionJob, run_locally
 from cobertes.progress import SILENT, Progress
 
 log = logging.getLogger(__name__)
@@ -44,39 +34,16 @@ log = logging.getLogger(__name__)
 DEFAULT_BLEND = INTERIOR
 
 
-@dataclass(frozen=True)
-class MapReport:
-    """What a prediction made.
-
-    counts    pixels per legend code, nodata included
-    hectares  the same as areas; empty where the CRS has none that are true (`pixel_hectares`)
-    windows   computed, ``skipped`` those without an observation
-    seconds   this time, an interrupted pass before it not counted; ``mapped`` pixels in that time
-    """
-
-    counts: dict[int, int]
-    hectares: dict[int, float]
-    windows: int
-    skipped: int
-    seconds: float
-    mapped: int
-
-    @property
-    def mpx_per_second(self) -> float:
-        """Net speed in millions of map pixels per second."""
-        return self.mapped / 1e6 / max(self.seconds, 1e-9)
-
-
 def default_overlap(window: int) -> int:
-    """Pixels that neighbouring windows share where nothing else is asked: a quarter."""
+    """Default overlap of neighbouring windows in pixels: a quarter of the window."""
     return window // 4
 
 
 def name_seasons(scenes: Mapping[str, Scene], engine: Engine) -> dict[str, Scene]:
-    """The scenes in the model's order; a single scene without a season is that of a one-season model.
+    """Scenes by season, in the model's order; a single unnamed scene goes to a one-season model.
 
-    A season may be missing where the model was trained to do without (`Inputs.check`). Where nothing says which
-    value empty pixels have, it is that of the model's scenes.
+    A season may be missing if the model was trained for that (`Inputs.check`). A scene without a nodata value gets
+    that of the training scenes. Raises as `Engine.check_scenes`.
     """
     seasons = engine.header.inputs.seasons
     named = dict(scenes)
@@ -116,175 +83,87 @@ def predict_map(
     progress: Progress = SILENT,
     executor: Executor = run_locally,
 ) -> MapReport:
-    """Map a scene: a COG of legend codes with palette, names and areas, and whatever else is asked for.
+    """Map a scene: a COG of legend codes with palette, names and areas, and further layers on request.
 
-    scenes         season -> scene, all on one grid, with the bands of the model
-    out            uint8 legend codes, the legend's nodata where no season has an observation
-    confidence     uint8 percent: probability of the mapped class; 255 where there is no map
+    scenes         scene by season, all on one grid, with the bands of the model
+    out            uint8 legend codes; the legend's nodata where no season has an observation
+    confidence     uint8 percent: probability of the mapped class; 255 nodata
     probabilities  uint8 percent, a band per class
-    entropy        uint8 percent of the greatest possible
+    entropy        uint8 percent of the maximum
     second         uint8 legend codes of the second most probable class
-    stac           a STAC item (JSON) that describes all of them
-    window         side of a prediction window in pixels; by default that of training
-    overlap        pixels that neighbouring windows share; by default a quarter of the window
-    blend          interior, cosine or gaussian: how neighbouring windows share pixels (`geo.blend`)
-    memory         peak memory of the process in MB: decides on GDAL's cache and on columns, never on a pixel
-    bounds         (west, south, east, north) in the scene's CRS: map that part only, on the same pixels
-    clip           polygons, or a raster that is not nodata there: map that part only
-    resume         go on from what an interrupted pass left: "yes" raises SettingsError where inputs or settings
-                   were others, "if-same" starts anew then. The result is the same to the byte.
-    compute        who computes the blocks, `run_locally` or `scale.prediction`: no byte depends on it
-    Raises SettingsError, GridMismatchError, BandMismatchError, ModelFileError, InputFileError,
-    OutputExistsError, StorageError, DeviceMemoryError; whatever happens, ``out`` is the old file or the whole
-    new one.
+    stac           STAC item (JSON) that describes all of them
+    window         side of a window in pixels; by default that of training
+    overlap        pixels shared by neighbouring windows; by default a quarter of the window
+    blend          interior, cosine or gaussian (`geo.blending`)
+    memory         peak memory of the process in MB: sets GDAL's cache and groups of columns, never a pixel
+    bounds         (west, south, east, north) in the scene's CRS: map only this part, on the same pixels
+    clip           polygons, or a raster: map only inside, or where it is not nodata
+    resume         continue an interrupted pass, to the same bytes: "yes" raises SettingsError if inputs or
+                   settings differ, "if-same" starts anew then
+    executor       `run_locally` or `scale.ray_executor`: the map is the same to the byte
+    Raises SettingsError, GridMismatchError, BandMismatchError, ModelFileError, InputFileError, OutputExistsError,
+    StorageError, DeviceMemoryError. On any error ``out`` stays the old file, if there was one.
     """
-    given = dict(zip(PRODUCTS, (out, confidence, second, entropy, probabilities), strict=True))
-    paths = {name: path for name, path in given.items() if path is not None}
-    scenes = name_seasons(scenes, engine)
-    inputs = [file for scene in scenes.values() for file in scene.files]
-    _check_files([*paths.values(), *filter(None, [stac])], [*inputs, *filter(None, [clip])])
-    if stac is not None:  # an interrupted pass has none yet: it is written last
-        check_writable(stac, overwrite=overwrite)
+    products = dict(zip(PRODUCTS, (out, confidence, second, entropy, probabilities), strict=True))
+    paths = {name: path for name, path in products.items() if path is not None}
+    outputs = MapOutputs(paths, stac, resume, overwrite)
+    windows = _windows(engine, window, overlap, blend, batch_size)
+    job, fingerprint = _plan(engine, scenes, outputs, windows, _Region(bounds, clip))
+    return write_map(engine, job, outputs, fingerprint, memory, executor, progress)
+
+
+@dataclass(frozen=True)
+class _Windows:
+    """Windows of a map: side and overlap in pixels, blending, and windows per model call."""
+
+    size: int
+    overlap: int
+    blend: str
+    batch: int
+
+
+def _windows(engine: Engine, size: int | None, overlap: int | None, blend: str, batch: int) -> _Windows:
+    size = size or engine.header.window
+    return _Windows(size, default_overlap(size) if overlap is None else overlap, blend, batch)
+
+
+@dataclass(frozen=True)
+class _Region:
+    """Part of the scene that is mapped: bounds in its CRS, or a file that clips; all of it without both."""
+
+    bounds: tuple[float, float, float, float] | None
+    clip: Path | None
+
+    def on(self, grid: GeoBox) -> tuple[Window, AreaOfInterest | None]:
+        """Rectangle of the grid, and the area of interest in it."""
+        if self.bounds is not None and self.clip is not None:
+            raise SettingsError("--bounds and --clip exclude each other: give one of them")
+        if self.clip is not None:
+            area = open_clip(self.clip, grid)
+            return area.region, area
+        return (full_window(grid) if self.bounds is None else bounds_window(grid, self.bounds)), None
+
+
+def _plan(
+    engine: Engine, scenes: Mapping[str, Scene], outputs: MapOutputs, windows: _Windows, region: _Region
+) -> tuple[PredictionJob, str]:
+    """Job of a map, and the fingerprint of all that its pixels depend on; all inputs are checked."""
+    scenes, clip = name_seasons(scenes, engine), region.clip
+    outputs.check([*(file for scene in scenes.values() for file in scene.files), *filter(None, [clip])])
     require_same_grid((scene.files[0], scene.grid) for scene in scenes.values())
     grid = next(iter(scenes.values())).grid
-    region, clipped = _wanted(grid, bounds, clip)
-    size = window or engine.header.window
-    overlap = default_overlap(size) if overlap is None else overlap
-    plan = WindowPlan.of((grid.height, grid.width), size, overlap, blend)
-    batch = min(batch_size, plan.count)
+    rectangle, area = region.on(grid)
+    plan = WindowPlan.of((grid.height, grid.width), windows.size, windows.overlap, windows.blend)
+    batch = min(windows.batch, plan.count)
     fingerprint = fingerprint_of(
         engine.how, engine.identity, engine.temperature, describe(grid),
         {season: [stamp(file) for path in scene.files for file in source_files(path)]
          for season, scene in scenes.items()},
         [[scene.nodata, [[band.name, band.index] for band in scene.bands]] for scene in scenes.values()],
         [stamp(file) for file in source_files(str(clip))] if clip else None,
-        [str(region), size, overlap, blend, batch],
-        {name: str(path.resolve()) for name, path in paths.items()},
+        [str(rectangle), windows.size, windows.overlap, windows.blend, batch],
+        {name: str(path.resolve()) for name, path in outputs.paths.items()},
     )  # fmt: skip
-    sums = {"written": CODES, "windows": 2}
-    ledger = Ledger(partial_folder(out) / LEDGER, fingerprint, plan.count, sums, "inputs, settings or engine")
-    begin = time.monotonic()
-    missing = resume_or_start(ledger, paths, resume, overwrite=overwrite)
-    before = int(ledger.sums["written"].sum())
-    part, legend = crop(grid, region), engine.header.legend
-    # the tag marks calibrated probabilities
-    calibrated = {} if engine.temperature == 1 else {"temperature": f"{engine.temperature:.6g}"}
-    specs = {name: kind_of(name, legend) for name in missing}
-    specs = {name: replace(spec, tags={**spec.tags, **calibrated}) for name, spec in specs.items()}
-
-    def hectares() -> dict[int, float]:
-        return _hectares(_per_code(legend, ledger.sums["written"]), pixel_hectares(grid))
-
-    def map_tags() -> dict[str, str]:
-        return {"engine": engine.how} | {f"area_{code}": f"{area:.2f} ha" for code, area in hectares().items()}
-
-    try:
-        with ExitStack() as files:
-            rasters = {
-                name: files.enter_context(
-                    new_raster(
-                        paths[name],
-                        part,
-                        specs[name],
-                        overwrite=overwrite,
-                        resumable=True,
-                        final_tags=map_tags if name == MAP else dict,
-                    )
-                )
-                for name in missing
-            }
-            if rasters:
-                work = PredictionJob(
-                    scenes, region, clipped, plan, tuple(rasters), legend, engine.temperature, batch
-                )
-                _write(work, rasters, ledger, lambda wanted: executor(engine, work, wanted, memory), progress)
-    except BaseException:
-        if not ledger.path.exists():
-            discard(paths)
-        else:
-            log.warning(
-                "finished rows are kept in %s: the same command with --resume goes on from there "
-                "(`cobertes run` does so by itself)",
-                ledger.path.parent,
-            )
-        raise
-    computed, skipped = ledger.sums["windows"].tolist()
-    counts = _per_code(legend, ledger.sums["written"])
-    if stac is not None:
-        write_item(stac, part, legend, paths, hectares(), engine.how, inputs)
-    if not computed:
-        log.warning("%s is empty: no valid pixel there. Check the scenes' place and nodata value.", out)
-    mapped = sum(counts.values()) - before
-    return MapReport(counts, hectares(), computed, skipped, time.monotonic() - begin, mapped)
-
-
-def _check_files(written: Sequence[Path], read: Sequence[Path | str]) -> None:
-    if len({path.resolve() for path in written}) < len(written):
-        raise SettingsError("the map, its confidence and all that is made beside it must be different files")
-    check_not_input(written, read)
-
-
-def _wanted(
-    grid: GeoBox, bounds: tuple[float, float, float, float] | None, clip: Path | None
-) -> tuple[Window, AreaOfInterest | None]:
-    """The rectangle to be mapped, and what of it."""
-    if bounds is not None and clip is not None:
-        raise SettingsError("--bounds and --clip exclude each other: give one of them")
-    if clip is not None:
-        found = open_clip(clip, grid)
-        return found.region, found
-    return (full_window(grid) if bounds is None else bounds_window(grid, bounds)), None
-
-
-def _per_code(legend: Legend, written: NDArray[np.int64]) -> dict[int, int]:
-    return {int(code): int(written[code]) for code in sorted({legend.nodata, *legend.codes.tolist()})}
-
-
-def _hectares(counts: Mapping[int, int], pixel: float | None) -> dict[int, float]:
-    return {} if pixel is None else {code: count * pixel for code, count in counts.items()}
-
-
-def _write(
-    work: PredictionJob,
-    rasters: Mapping[str, Any],
-    ledger: Ledger,
-    executor: Callable[[NDArray[np.bool_]], Generator[PredictedBlock, None, None]],
-    progress: Progress,
-) -> None:
-    """Write all blocks that the ledger lacks, as they come; ``rasters`` (bands, height, width) by product."""
-    pages = list(rasters.values())
-    nodata = {name: kind_of(name, work.legend).nodata for name in rasters}
-    wanted = ~work.outside()
-    ledger.done.update(np.flatnonzero(~wanted).tolist())
-    wanted.flat[list(ledger.done)] = False
-    total, left = work.region.height * work.region.width, work.pixels(wanted)
-    try:
-        with progress.bar("map", total / 1e6, "Mpx") as advance, closing(executor(wanted)) as found:
-            if left < total:
-                advance((total - left) / 1e6)
-            row = -1
-            for block in found:
-                if block.rows.start != row:  # a new strip
-                    row = block.rows.start
-                    for pixels in pages:
-                        release(pixels)
-                    ledger.save_if_due(pages)
-                for name, raster in rasters.items():
-                    raster[:, block.rows, block.cols] = nodata[name] if block.made is None else block.made[name]
-                windows = np.array([block.computed, not block.computed], np.int64)
-                ledger.mark_done(block.number, {"written": block.written, "windows": windows})
-                advance(int(block.written.sum()) / 1e6)
-    except BaseException as error:
-        _keep(ledger, pages, error)
-        raise
-    ledger.save(pages)
-
-
-def _keep(ledger: Ledger, pages: list[Any], error: BaseException) -> None:
-    """Enter what is finished; a disk that fails now must not hide the error."""
-    if isinstance(error, CobertesError) and not isinstance(error, OSError | MemoryError):
-        return
-    try:
-        ledger.save(pages)
-    except OSError as failed:
-        log.debug("the ledger can't be written: %s", failed)
+    legend, temperature = engine.header.legend, engine.temperature
+    job = PredictionJob(scenes, rectangle, area, plan, tuple(outputs.paths), legend, temperature, batch)
+    return job, fingerprint

@@ -1,4 +1,4 @@
-"""A STAC item (stacspec.org, version 1.1.0) that says what a map is, where, when and of what."""
+"""STAC item of a map (stacspec.org, version 1.1.0): grid, dates, classes, files."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -37,11 +37,12 @@ def write_item(
     engine: str,
     sources: Sequence[str],
 ) -> None:
-    """Write the item of a map.
+    """Write the STAC item of a map.
 
-    files     the rasters by product, which the item's assets point to, relative to it where they lie beside it
-    hectares  area by legend code, left out where it is empty
-    sources   files of the scenes: their names tell the time (``20180412``, ``201804``), else their age does
+    files     rasters by product: the assets, with relative paths if in the folder of the item
+    hectares  area by legend code; left out if empty
+    sources   files of the scenes: dates are taken from their names (``20180412``, ``201804``), else from their
+              modification times
     """
     begin, end = _times(sources)
     same = begin == end
@@ -76,9 +77,9 @@ def write_item(
 
 
 def _asset(name: str, file: Path, item: Path, legend: Legend) -> dict[str, Any]:
-    near = file.resolve().parent == item.resolve().parent
+    beside = file.resolve().parent == item.resolve().parent
     asset: dict[str, Any] = {
-        "href": f"./{file.name}" if near else str(file.resolve()),
+        "href": f"./{file.name}" if beside else str(file.resolve()),
         "type": COG,
         "title": TITLES[name],
         "roles": ["data" if name == "map" else "metadata"],
@@ -96,19 +97,19 @@ def _asset(name: str, file: Path, item: Path, legend: Legend) -> dict[str, Any]:
 
 
 def _times(sources: Sequence[str]) -> tuple[str, str]:
-    """First and last time of the scenes, as STAC writes it."""
-    found = []
+    """First and last date of the scenes, RFC 3339 in UTC."""
+    dates = []
     for source in sources:
         for match in DATE.finditer(Path(source).stem):
             try:
-                found.append(datetime(int(match[1]), int(match[2]), int(match[3] or 1), tzinfo=UTC))
-            except ValueError:  # 31 April: no date, whatever else it is
+                dates.append(datetime(int(match[1]), int(match[2]), int(match[3] or 1), tzinfo=UTC))
+            except ValueError:  # 31 April: not a date
                 continue
             break
-    if not found:
-        ages = [Path(source).stat().st_mtime for source in sources if Path(source).exists()]
-        found = [datetime.fromtimestamp(age, UTC) for age in ages] or [datetime.now(UTC)]
-    return _text(min(found)), _text(max(found))
+    if not dates:
+        modified = [Path(source).stat().st_mtime for source in sources if Path(source).exists()]
+        dates = [datetime.fromtimestamp(time, UTC) for time in modified] or [datetime.now(UTC)]
+    return _text(min(dates)), _text(max(dates))
 
 
 def _text(time: datetime) -> str:
