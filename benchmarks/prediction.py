@@ -347,7 +347,7 @@ def parity(options: argparse.Namespace) -> None:
     from cobertes.engines.quantize import quantize_model
     from cobertes.engines.runtimes import is_quantized
     from cobertes.errors import CobertesError
-    from cobertes.evaluation.held_out_map import AsMapped
+    from cobertes.evaluation.held_out_map import HeldOutMap
     from cobertes.learn.inference import evaluate_windows
     from cobertes.predict.predict import predict_map
     from cobertes.workflow.context import open_dataset
@@ -373,7 +373,7 @@ def parity(options: argparse.Namespace) -> None:
             codes = file.read(1)
         expected = codes if expected is None else expected
         valid = expected != header.legend.nodata
-        plan = AsMapped(ground, header.window, header.window // 4, "interior").held_out("v")
+        plan = HeldOutMap(ground, header.window, header.window // 4, "interior").windows("v")
         matrix, _ = evaluate_windows(engine.logits, header.inputs, ground, plan, 32)
         print(f"| {name} {precision} | {(codes == expected)[valid].mean():.3%} | {matrix.miou:.4f} |", flush=True)
 

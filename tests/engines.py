@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from cobertes.engines.engine import Engine
-from cobertes.evaluation.held_out_map import AsMapped
+from cobertes.evaluation.held_out_map import HeldOutMap
 from cobertes.labels.legend import Legend, LegendClass
 from cobertes.learn.encoding import Inputs
 from cobertes.learn.model_file import ModelHeader
@@ -50,7 +50,7 @@ def reads_coordinates(x):
 
 def plan_as_mapped(ground, letter, size, overlap):
     """The windows of a map that keeps their interiors, cut to held-out blocks."""
-    return AsMapped(ground, size, overlap, "interior").held_out(letter)
+    return HeldOutMap(ground, size, overlap, "interior").windows(letter)
 
 
 def engine_of(logits=reads_coordinates, **header):

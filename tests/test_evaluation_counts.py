@@ -15,7 +15,7 @@ from cobertes.geo.scene import open_scene
 from cobertes.geo.windows import TiledWindow, Window, plan_strips
 from cobertes.labels.legend import IGNORE_INDEX, Legend, LegendClass
 from cobertes.tiles.dataset import LabelledDataset
-from cobertes.tiles.split import AreaSplit, Split, block_edges
+from cobertes.tiles.split import AreaSplit, Part, Split, block_edges
 from rasters import grid_at, write_raster
 
 LEGEND = Legend("test", 0, tuple(LegendClass(c, f"c{c}", f"Class {c}", f"#{c:02x}80ff") for c in (10, 200, 30)))
@@ -57,7 +57,7 @@ def evaluate_in_windows(ground, reference, predicted, purity=None, *, size=32, o
 
 def held_out(ground):
     mask = np.zeros(SHAPE, bool)
-    for window in ground.split.areas["one"].windows("v"):
+    for window in ground.split.areas["one"].windows(Part.VALIDATION):
         mask[window.slices] = True
     return mask
 
@@ -167,7 +167,7 @@ def test_the_worst_tiles_are_those_with_most_errors(ground):
 
 def test_a_model_judged_on_one_block_of_many_is_not_called_better(ground):
     pytest.importorskip("torch")
-    from cobertes.evaluation.evaluate import Assessment
+    from cobertes.evaluation.evaluate import Evaluation
 
     rng = np.random.default_rng(0)
     reference = np.full(SHAPE, IGNORE_INDEX, np.uint8)
@@ -178,7 +178,7 @@ def test_a_model_judged_on_one_block_of_many_is_not_called_better(ground):
         )
         for right in (0.9, 0.5)
     )
-    found = Assessment("validation", model, {"random_forest": forest.matrices}, {}).differences()["random_forest"]
+    found = Evaluation("validation", model, {"random_forest": forest.matrices}, {}).differences()["random_forest"]
     for score in ("miou", "overall_accuracy"):
         assert found[score]["difference"] > 0.1
         assert np.isnan(found[score]["interval"]).all()
@@ -284,12 +284,11 @@ def engine_that_reads_classes(mode):
 
 
 def judged(ground, mode):
-    from cobertes.evaluation.evaluate import judge_model
-    from cobertes.evaluation.held_out_map import AsMapped
+    from cobertes.evaluation.held_out_map import HeldOutMap
+    from cobertes.evaluation.model_evaluation import ModelEvaluator
 
-    mapped = AsMapped(ground, 32, 8, "interior")
-    plan = mapped.held_out("v")
-    return judge_model(engine_that_reads_classes(mode), ground, "v", plan, mapped=mapped, purity={}, tile_size=10)
+    held_out_map = HeldOutMap(ground, 32, 8, "interior")
+    return ModelEvaluator(engine_that_reads_classes(mode), held_out_map, {}, 10).run(Part.VALIDATION)
 
 
 def test_each_season_is_judged_by_what_it_says_alone(two_seasons):
@@ -314,21 +313,18 @@ def test_windows_without_a_label_are_not_predicted_and_few_labels_make_a_sample(
     from dataclasses import replace
 
     from cobertes.accuracy.calibration import LogitSample, calibrate
-    from cobertes.evaluation.evaluate import judge_model
-    from cobertes.evaluation.held_out_map import AsMapped
+    from cobertes.evaluation.held_out_map import HeldOutMap
+    from cobertes.evaluation.model_evaluation import ModelEvaluator
 
     codes = np.zeros(SHAPE, np.uint8)
     codes[2:4, 12:14], codes[45, 45] = 10, 200
     labels = write_raster(tmp_path / "l.tif", codes, grid_at(*SHAPE), nodata=0)
     ground = replace(two_seasons, labels={"one": labels})
     engine, seen = engine_that_reads_classes("stack"), []
-    mapped = AsMapped(ground, 32, 8, "interior")
-    plan = mapped.held_out("v")
+    held_out_map = HeldOutMap(ground, 32, 8, "interior")
     counting = replace(engine, logits=lambda x: (seen.append(len(x)), engine.logits(x))[1])
     sample = LogitSample()
-    counts = judge_model(
-        counting, ground, "v", plan, mapped=mapped, purity={}, tile_size=10, batch_size=2, sample=sample
-    )
+    counts = ModelEvaluator(counting, held_out_map, {}, 10, batch_size=2).run(Part.VALIDATION, sample=sample)
     assert counts.matrices.total.pixels == sum(map(len, sample.labels)) == 5
-    assert sum(seen) == 2 < len(plan)
+    assert sum(seen) == 2 < len(held_out_map.windows(Part.VALIDATION))
     assert calibrate(sample)["pixels"] == 5

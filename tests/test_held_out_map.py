@@ -6,14 +6,15 @@ import torch
 
 from cobertes.accuracy.calibration import LogitSample
 from cobertes.engines.engine import Engine, with_tta
-from cobertes.evaluation.evaluate import judge_model
-from cobertes.evaluation.held_out_map import AsMapped
+from cobertes.evaluation.held_out_map import HeldOutMap
+from cobertes.evaluation.model_evaluation import ModelEvaluator
 from cobertes.geo.blending import BLENDS
 from cobertes.geo.scene import open_scene
 from cobertes.labels.legend import IGNORE_INDEX
 from cobertes.learn.model_file import ModelHeader
 from cobertes.learn.unet import UNetSettings
 from cobertes.predict.predict import predict_map
+from cobertes.tiles.split import Part
 from rasters import read_raster
 from test_sampler import EXACT, LEGEND, area_with_letters, coordinate_project
 
@@ -21,7 +22,7 @@ K = len(LEGEND)
 SIZE = 32
 
 
-def by_place_in_window(x):
+def by_position_in_window(x):
     """Logits that differ from window to window, so that seams and blending can be seen."""
     down = torch.linspace(0, 1.3, x.shape[2])[None, :, None]
     right = torch.linspace(0, 2.1, x.shape[3])[None, None, :]
@@ -41,7 +42,7 @@ def project(tmp_path):
 @pytest.mark.parametrize("turns", [1, 4])
 def test_the_judged_pixels_are_the_map_s(tmp_path, project, blend, overlap, turns):
     header = ModelHeader(UNetSettings(2, K, "scratch", 4, 2), EXACT, LEGEND, 10.0, SIZE, {})
-    engine = Engine(header, with_tta(by_place_in_window, range(turns)), "by hand")
+    engine = Engine(header, with_tta(by_position_in_window, range(turns)), "by hand")
     ground = project.ground
     predict_map(
         engine, {"scene": open_scene([str(tmp_path / "here-scene.tif")])}, tmp_path / "m.tif", confidence=tmp_path / "c.tif", overlap=overlap,
@@ -50,18 +51,8 @@ def test_the_judged_pixels_are_the_map_s(tmp_path, project, blend, overlap, turn
     index = LEGEND.index_table()
     codes, confidence = index[read_raster(tmp_path / "m.tif")], read_raster(tmp_path / "c.tif")
     labels = index[read_raster(ground.labels["here"])]
-    mapped, sample = AsMapped(ground, SIZE, overlap, blend), LogitSample()
-    judgement = judge_model(
-        engine,
-        ground,
-        "v",
-        mapped.held_out("v"),
-        mapped=mapped,
-        purity={},
-        tile_size=10,
-        batch_size=4,
-        sample=sample,
-    )
+    held_out, sample = HeldOutMap(ground, SIZE, overlap, blend), LogitSample()
+    judgement = ModelEvaluator(engine, held_out, {}, 10, batch_size=4).run(Part.VALIDATION, sample=sample)
     judged = np.zeros(labels.shape, bool)
     for block in ground.split.areas["here"].windows("v"):
         judged[block.slices] = True
@@ -80,21 +71,22 @@ def test_the_judged_pixels_are_the_map_s(tmp_path, project, blend, overlap, turn
 
 def test_a_second_pass_is_lent_nothing_by_the_first(project):
     header = ModelHeader(UNetSettings(2, K, "scratch", 4, 2), EXACT, LEGEND, 10.0, SIZE, {})
-    engine, mapped = Engine(header, by_place_in_window, "by hand"), AsMapped(project.ground, SIZE, 16, "cosine")
+    engine, held_out = (
+        Engine(header, by_position_in_window, "by hand"),
+        HeldOutMap(project.ground, SIZE, 16, "cosine"),
+    )
     passes = [
-        judge_model(
-            engine, project.ground, letter, mapped.held_out(letter), mapped=mapped, purity={}, tile_size=10
-        ).counts
-        for letter in "vev"
+        ModelEvaluator(engine, held_out, {}, 10).run(part).counts
+        for part in (Part.VALIDATION, Part.TEST, Part.VALIDATION)
     ]
     assert np.array_equal(passes[0], passes[2])
 
 
 def test_only_windows_with_a_share_in_held_out_ground_are_planned(project):
-    whole = AsMapped(project.ground, SIZE, 8, "interior")
-    blended = AsMapped(project.ground, SIZE, 8, "cosine")
-    assert all(item[1].interior.height for item in whole.held_out("e"))
-    lending = [item for item in blended.held_out("e") if not item[1].interior.height]
+    unblended = HeldOutMap(project.ground, SIZE, 8, "interior")
+    blended = HeldOutMap(project.ground, SIZE, 8, "cosine")
+    assert all(item[1].interior.height for item in unblended.windows(Part.TEST))
+    lending = [item for item in blended.windows(Part.TEST) if not item[1].interior.height]
     assert lending
-    windows = {item[1].window for item in blended.held_out("e")}
+    windows = {item[1].window for item in blended.windows(Part.TEST)}
     assert len(windows) < blended.plans["here"].count

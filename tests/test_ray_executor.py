@@ -151,7 +151,7 @@ def test_an_interrupted_map_goes_on_elsewhere_and_back(tmp_path, folder, cluster
 
     whole = predict(folder, tmp_path / "whole", blend="cosine")
     with ray_executor(cluster.address, 1) as executor:
-        for first, second in (({}, {"compute": executor}), ({"compute": executor}, {})):
+        for first, second in (({}, {"executor": executor}), ({"executor": executor}, {})):
             out = tmp_path / f"{len(first)}"
             with patch.object(ray_module, "PIECE_WINDOWS", 16), pytest.raises(KeyboardInterrupt):
                 predict(folder, out, blend="cosine", progress=Moments(30, stop), **first)

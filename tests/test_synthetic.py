@@ -168,7 +168,9 @@ def test_slopes_towards_the_sun_are_brighter():
     assert light[30, 15] > 1.05
     assert light[10, 15] < 0.95
     np.testing.assert_allclose(synthetic._illumination(np.zeros((5, 5)), (54.0, 155.0)), 1, rtol=1e-6)
-    assert synthetic._illumination(elevation.T.copy(), (54.0, 90.0))[15, 30] > 1.05  # an eastern slope, sun in the east
+    assert (
+        synthetic._illumination(elevation.T.copy(), (54.0, 90.0))[15, 30] > 1.05
+    )  # an eastern slope, sun in the east
 
 
 def test_snow_lies_high_up_and_in_april_only(land, scenes):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cobertes.engines.engine import open_engine as open_engine
     from cobertes.errors import CobertesError as CobertesError
-    from cobertes.evaluation.evaluate import assess as assess
+    from cobertes.evaluation.evaluate import evaluate as evaluate
     from cobertes.geo.scene import open_scene as open_scene
     from cobertes.labels.aggregate import make_labels as make_labels
     from cobertes.labels.legend import Legend as Legend
@@ -27,8 +27,8 @@ _HOMES = {
     "CobertesError": "errors",
     "Legend": "labels.legend",
     "Run": "workflow.run",
-    "assess": "evaluation.evaluate",
     "build_index": "tiles.index",
+    "evaluate": "evaluation.evaluate",
     "load_legend": "labels.legend",
     "load_project": "workflow.project",
     "make_labels": "labels.aggregate",
@@ -42,8 +42,8 @@ __all__ = [
     "CobertesError",
     "Legend",
     "Run",
-    "assess",
     "build_index",
+    "evaluate",
     "load_legend",
     "load_project",
     "make_labels",

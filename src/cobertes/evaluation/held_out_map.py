@@ -1,8 +1,8 @@
-"""Held-out ground through the windows that map it, blended as the map is: what is judged is what the map says.
+"""Logits of held-out blocks as the map has them: same windows, overlap and blending.
 
-    windows that finish held-out ground, or lend it a zone ──> model ──> blended in the map's order ──> judged
+    windows that finish held-out pixels, or overlap them ──> model ──> blended in the map's order ──> evaluated
 
-Where windows keep their interiors alone nothing is blended, and no window is needed that only lends.
+With blending "interior" nothing is blended, and windows that only overlap held-out blocks are left out.
 """
 
 from collections.abc import Sequence
@@ -17,63 +17,62 @@ from cobertes.tiles.dataset import LabelledDataset
 from cobertes.tiles.split import Part
 
 
-class AsMapped:
-    """The windows of the maps of all areas, and their logits blended as there.
+class HeldOutMap:
+    """Window plans of the maps of all areas, and the logits of held-out windows blended by them.
 
-    size, overlap  in pixels; ``blend`` as in `geo.blend`
-    Raises SettingsError as `WindowPlan.of` does.
+    size, overlap  of the windows, in pixels
+    blend          interior, cosine or gaussian (`geo.blending`)
+    Raises SettingsError as `WindowPlan.of`.
     """
 
-    def __init__(self, ground: LabelledDataset, size: int, overlap: int, blend: str) -> None:
-        self.ground, self.blends = ground, blend != INTERIOR
+    def __init__(self, dataset: LabelledDataset, size: int, overlap: int, blend: str) -> None:
+        self.dataset, self.blends = dataset, blend != INTERIOR
         self.plans = {
-            name: WindowPlan.of(ground.areas[name].shape, size, overlap, blend) for name in ground.split.areas
+            name: WindowPlan.of(dataset.areas[name].shape, size, overlap, blend) for name in dataset.split.areas
         }
-        self._places = {
-            name: tuple(
-                {span.start: number for number, span in enumerate(line)} for line in (plan.rows, plan.cols)
-            )
+        self._positions = {
+            name: tuple({window.start: i for i, window in enumerate(axis)} for axis in (plan.rows, plan.cols))
             for name, plan in self.plans.items()
         }
-        self.begin()
+        self.reset()
 
-    def begin(self) -> None:
-        """Forget what was lent: another pass begins."""
+    def reset(self) -> None:
+        """Clear the blending zones before another pass."""
         self._blenders = {name: Blender(plan) for name, plan in self.plans.items()}
         self._last: tuple[str, int, int] | None = None
         self._block: Tensor | None = None
 
-    def held_out(self, part: Part) -> list[HeldOut]:
-        """The windows that blocks of a split take part in, in the map's order; one for every part of a block.
+    def windows(self, part: Part) -> list[HeldOut]:
+        """Windows that contribute to the blocks of a part of the split, in the map's order; one per interior.
 
-        The interior of a window that only lends a zone to others has no pixels.
+        The interior of a window that only contributes to other windows' blocks has no pixels.
         """
-        found: list[HeldOut] = []
+        windows: list[HeldOut] = []
         for name, plan in self.plans.items():
-            split = self.ground.split.areas[name]
-            parts = {
-                (row, col): split.intersections(plan.block(row, col), part)
+            area = self.dataset.split.areas[name]
+            interiors = {
+                (row, col): area.intersections(plan.block(row, col), part)
                 for row in range(len(plan.rows))
                 for col in range(len(plan.cols))
             }
-            for (row, col), own in parts.items():
+            for (row, col), own in interiors.items():
                 window, block = plan.window(row, col), plan.block(row, col)
-                lends = not own and any(parts[fed] for fed in plan.contributes_to(row, col))
-                kept = [Window(block.row, block.col, 0, 0)] if lends else own
-                found += [(name, TiledWindow(window, part)) for part in kept]
-        return found
+                only_contributes = not own and any(interiors[other] for other in plan.contributes_to(row, col))
+                own_or_empty = [Window(block.row, block.col, 0, 0)] if only_contributes else own
+                windows += [(name, TiledWindow(window, interior)) for interior in own_or_empty]
+        return windows
 
-    def reach(self, item: HeldOut) -> Window:
-        """What a window has a share in."""
-        return self.plans[item[0]].extent(*self._place(item))
+    def extent(self, item: HeldOut) -> Window:
+        """Pixels that a window contributes to."""
+        return self.plans[item[0]].extent(*self._position(item))
 
     def blend(self, items: Sequence[HeldOut], logits: Tensor) -> Tensor:
-        """Logits (B, K, H, W) of windows in the order of `held_out`, those of their blocks as the map has them."""
+        """Logits (B, K, H, W) of windows in the order of `windows`; in their blocks, those of the map."""
         if not self.blends:
             return logits
         logits = logits.float().cpu().clone()
         for item, values in zip(items, logits, strict=True):
-            plan, (row, col) = self.plans[item[0]], self._place(item)
+            plan, (row, col) = self.plans[item[0]], self._position(item)
             if self._last != (item[0], row, col):  # the parts of a block follow each other
                 pixels = values.permute(1, 2, 0).contiguous().numpy()
                 block = self._blenders[item[0]].add(row, col, pixels)
@@ -81,7 +80,7 @@ class AsMapped:
             values[:, *plan.block(row, col).slices_in(plan.window(row, col))] = self._block
         return logits
 
-    def _place(self, item: HeldOut) -> tuple[int, int]:
+    def _position(self, item: HeldOut) -> tuple[int, int]:
         """Row and column of a window in its plan."""
-        (rows, cols), window = self._places[item[0]], item[1].window
+        (rows, cols), window = self._positions[item[0]], item[1].window
         return rows[window.row], cols[window.col]

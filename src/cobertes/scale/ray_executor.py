@@ -25,7 +25,7 @@ import rasterio
 import torch
 from numpy.typing import NDArray
 
-from cobertes.engines.engine import CALIBRATION, Engine, EngineSpec, open_recipes
+from cobertes.engines.engine import CALIBRATION, Engine, EngineSpec, open_specs
 from cobertes.engines.runtimes import quantized_path
 from cobertes.errors import ClusterError, SettingsError
 from cobertes.fingerprints import fingerprint_of
@@ -84,7 +84,7 @@ def ray_executor(address: str, threads: int | None = None, stop: Event | None = 
         def executor(
             engine: Engine, work: PredictionJob, wanted: NDArray[np.bool_], memory: int
         ) -> Generator[PredictedBlock, None, None]:
-            recipes = tuple(replace(one, path=one.path.resolve(), threads=each) for one in engine.recipes)
+            recipes = tuple(replace(one, path=one.path.resolve(), threads=each) for one in engine.specs)
             if not recipes:
                 raise SettingsError("an engine made by hand can't be opened on other machines: use open_engine")
             budget = PredictionMemory.of(memory, work.plan, work.batch, engine)
@@ -160,13 +160,13 @@ def _compute_piece(shared: PredictionTask, piece: Numbers) -> list[PredictedBloc
     wanted = np.zeros((len(plan.rows), len(plan.cols)), bool)
     wanted.flat[piece] = True
     with rasterio.Env(GDAL_CACHEMAX=shared.budget.cache):
-        return list(shared.work.finished(_engine(shared.recipes, shared.models), wanted, shared.budget))
+        return list(shared.work.predict(_engine(shared.recipes, shared.models), wanted, shared.budget))
 
 
 @lru_cache(maxsize=1)
 def _engine(recipes: tuple[EngineSpec, ...], models: str) -> Engine:
     """Of this worker: it outlives the piece, and the map. Raises ClusterError where its files are others."""
-    engine = open_recipes(recipes)
+    engine = open_specs(recipes)
     if contents(recipes) != models:
         paths = ", ".join(str(one.path) for one in recipes)
         raise ClusterError(

@@ -21,7 +21,7 @@ def evaluate(context: StageContext) -> str:
     """Evaluate the model and its baselines on the held-out blocks. Returns a summary in one line."""
     from cobertes.accuracy.block_confusion import save_blocks
     from cobertes.engines.engine import open_engine
-    from cobertes.evaluation.evaluate import assess
+    from cobertes.evaluation.evaluate import evaluate as evaluate_model
 
     project, folder = context.project, context.folder
     settings, dataset = project.settings.predict, open_dataset(project, folder)
@@ -31,7 +31,7 @@ def evaluate(context: StageContext) -> str:
         folder.model, device=settings.device, precision=settings.precision, engine=settings.engine,
         tta=settings.views,
     )  # fmt: skip
-    assessment = assess(
+    assessment = evaluate_model(
         engine,
         dataset,
         context.index,
