@@ -241,8 +241,8 @@ def test_what_does_not_fit_any_node_is_said(tmp_path, folder, cluster, caplog):
         needs = {"CPU": 9.0, "GPU": 0.0, "memory": 3500 * 2.0**20}
         assert clusters.slots(ray, needs) == 0
         assert clusters.slots(ray, needs | {"CPU": 1.0}) == 2
-        clusters.require_room(ray, needs, "Give fewer --threads")
-        clusters.require_room(ray, {"CPU": 1.0, "GPU": 1.0, "memory": 0.0}, "Set tune.gpus = 0")
+        clusters.require_resources(ray, needs, "Give fewer --threads")
+        clusters.require_resources(ray, {"CPU": 1.0, "GPU": 1.0, "memory": 0.0}, "Set tune.gpus = 0")
     assert (
         "no node has 9 processors and 3500 MB of memory (found: 0 processors and 4096 MB of memory; 1"
         in caplog.text
@@ -259,7 +259,7 @@ def test_what_does_not_fit_the_only_node_ends():
     with pytest.raises(
         SettingsError, match=r"no node has 1 processor and 1 GPU \(found: 4 processors and 0 GPU\)"
     ):
-        clusters.require_room(Alone(), needs, "Set tune.gpus = 0")
+        clusters.require_resources(Alone(), needs, "Set tune.gpus = 0")
 
 
 def test_a_node_with_another_model_at_the_same_path_is_said(tmp_path, folder, cluster):
@@ -351,12 +351,12 @@ def test_a_ray_of_this_machine_takes_no_more_than_this_process_may():
         patch("os.sched_getaffinity", lambda process: {3, 5}, create=True),
         patch("ray._private.utils.get_num_cpus", lambda **options: 8.0),
     ):
-        assert clusters.processors() == 2
+        assert clusters.available_cpus() == 2
     with (
         patch("os.sched_getaffinity", lambda process: set(range(64)), create=True),
         patch("ray._private.utils.get_num_cpus", lambda **options: 0.5),
     ):
-        assert clusters.processors() == 1
+        assert clusters.available_cpus() == 1
 
 
 # --- many areas --------------------------------------------------------------------------------------------
@@ -414,7 +414,7 @@ def test_when_one_of_many_maps_fails_all_stop_and_keep_what_is_finished(tmp_path
     plain = ray_module._compute_piece
 
     def piece_of(shared, piece):
-        scene = next(iter(shared.work.scenes.values()))
+        scene = next(iter(shared.job.scenes.values()))
         if end is InputFileError and Path(scene.files[0]).name == "1.tif" and piece[0] > 3:
             raise InputFileError("can't read it")
         time.sleep(0.3)
@@ -437,3 +437,43 @@ def test_when_one_of_many_maps_fails_all_stop_and_keep_what_is_finished(tmp_path
     assert any(unfinished)
     Run(many, tmp_path / "run", executor=executor).run(only="predict")
     assert contents(tmp_path / "run" / "maps") == contents(tmp_path / "whole" / "maps")
+
+
+# --- the environment ---------------------------------------------------------------------------------------
+
+
+def test_environment_variables_are_restored_whatever_happens(monkeypatch):
+    monkeypatch.setenv("COBERTES_TEST_SET", "before")
+    monkeypatch.delenv("COBERTES_TEST_UNSET", raising=False)
+    seen = []
+
+    def fail():
+        with clusters.environment({"COBERTES_TEST_SET": "a", "COBERTES_TEST_UNSET": "b"}):
+            seen.extend([os.environ["COBERTES_TEST_SET"], os.environ["COBERTES_TEST_UNSET"]])
+            raise RuntimeError("in the middle")
+
+    with pytest.raises(RuntimeError, match="in the middle"):
+        fail()
+    assert seen == ["a", "b"]
+    assert os.environ["COBERTES_TEST_SET"] == "before"
+    assert "COBERTES_TEST_UNSET" not in os.environ
+
+
+def test_a_local_cluster_needs_no_writable_home_and_leaves_the_environment(tmp_path):
+    """Ray would write a token for a cluster of this machine alone, too."""
+    (tmp_path / "home").write_text("a file: no folder can be made in it")
+    code = """
+import os
+from cobertes.scale.cluster import LOCAL_VARIABLES, VARIABLES, connected
+with connected("local") as ray:
+    assert ray.get(ray.remote(lambda: 6 * 7).remote()) == 42
+left = {*VARIABLES, *LOCAL_VARIABLES} & set(os.environ)
+assert not left, left
+"""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {
+        "HOME": str(tmp_path / "home")
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment
+    )
+    assert done.returncode == 0, done.stderr

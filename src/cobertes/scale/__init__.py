@@ -1,1 +1,1 @@
-"""Beyond one machine, on Ray: cluster <-- actors, prediction, tuning. Ray is an extra, imported where used."""
+"""Beyond one machine, on Ray: cluster <-- ray_executor, tuning. Ray is an extra, imported only when used."""

@@ -1,11 +1,11 @@
-"""A Ray cluster: this machine alone, or one that is running already; what fits on it; and its errors as ours."""
+"""Ray cluster, local or already running: connection, resources, and its errors as `ClusterError`."""
 
 import logging
 import os
 import re
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,24 +15,27 @@ from cobertes.extras import require_extra
 LOCAL, AUTO = "local", "auto"
 
 STORE_BYTES = 128 * 2**20, 96 * 2**20
-"""Of a local cluster's object store: at all events, and for every processor."""
+"""Object store of a local cluster: constant part, and per CPU."""
 
 RETRIES = 5
-"""Of a task whose worker or node was lost."""
+"""Retries of a task whose worker or node was lost."""
 
 VARIABLES = {
-    "RAY_USAGE_STATS_ENABLED": "0",  # nothing is sent to anybody
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # what new versions do by themselves, and old ones warn of
+    "RAY_USAGE_STATS_ENABLED": "0",  # no telemetry
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the default of new versions; old ones warn without it
     "RAY_DEDUP_LOGS": "0",
-    "RAY_task_oom_retries": str(RETRIES),  # of a task that was killed as its node ran out of memory: else no end
+    "RAY_task_oom_retries": str(RETRIES),  # when a node runs out of memory; by default without end
 }
-"""Of Ray, where they are not set."""
+"""Environment variables of Ray while connected, unless the user has set them."""
+
+LOCAL_VARIABLES = {"RAY_AUTH_MODE": "disabled"}
+"""The same of a local cluster: Ray would write a token to the home folder, and fail if it is not writable."""
 
 log = logging.getLogger(__name__)
 
 
 def require_cluster(address: str) -> None:
-    """Raise as `connected` does, and hold nothing: for work that comes hours later."""
+    """Check early that `connected` will succeed, and raise as it does, without staying connected."""
     if address == LOCAL:
         require_extra("ray", "scale")
         return
@@ -42,60 +45,79 @@ def require_cluster(address: str) -> None:
 
 @contextmanager
 def connected(address: str, threads: int = 1) -> Iterator[Any]:
-    """Ray's module, connected to a cluster; on leaving, a local one is stopped, another one left.
+    """Ray's module, connected to a cluster; on leaving, a local cluster is stopped, any other disconnected.
 
-    address  ``local`` starts one of this machine's processors, ``auto`` is the one that this machine is a node of,
-             else HOST:PORT. Where this process is connected already, it stays so.
-    threads  processors that a local cluster has at least
-    Raises SettingsError where Ray is not installed or the address is none, ClusterError where nothing answers.
+    address  ``local`` starts a cluster on this machine's CPUs, ``auto`` is the one that this machine is a node of,
+             else HOST:PORT. An existing connection of this process is used and left open.
+    threads  minimum number of CPUs of a local cluster
+    Raises SettingsError if Ray is not installed or the address is malformed, ClusterError if nothing answers.
     """
     if address not in (LOCAL, AUTO) and not re.fullmatch(r"(ray://)?[\w.-]+:\d+", address):
         raise SettingsError(f"'{address}' is no address of a Ray cluster. Give local, auto or HOST:PORT.")
-    for name, value in VARIABLES.items():
-        os.environ.setdefault(name, value)
-    ray = require_extra("ray", "scale")
-    if ray.is_initialized():
-        yield ray
-        return
+    variables = VARIABLES | (LOCAL_VARIABLES if address == LOCAL else {})
+    with environment({name: value for name, value in variables.items() if name not in os.environ}):
+        ray = require_extra("ray", "scale")
+        if ray.is_initialized():
+            yield ray
+            return
+        _connect(ray, address, threads)
+        try:
+            yield ray
+        finally:
+            ray.shutdown()
+
+
+def _connect(ray: Any, address: str, threads: int) -> None:
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address == LOCAL:
-        cpus = max(processors(), threads)
+        cpus = max(available_cpus(), threads)
         store = STORE_BYTES[0] + STORE_BYTES[1] * cpus
         options |= {"num_cpus": cpus, "object_store_memory": store, "include_dashboard": False}
-    at_the_end = signal.getsignal(signal.SIGTERM)
+    handler = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address, **options)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise ClusterError(
             f"no Ray cluster at '{address}': {error}. Start one (ray start --head), or give --ray local."
         ) from error
-    if threading.current_thread() is threading.main_thread():  # Ray's own handler would end without a word
-        signal.signal(signal.SIGTERM, at_the_end)
+    if threading.current_thread() is threading.main_thread():  # Ray's own handler exits silently
+        signal.signal(signal.SIGTERM, handler)
+
+
+@contextmanager
+def environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Environment variables for this process and those that it starts; restored on leaving."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
     try:
-        yield ray
+        yield
     finally:
-        ray.shutdown()
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
-def processors() -> int:
-    """Of this machine, that this process may use: fewer in a container, and where a batch system binds it."""
-    from ray._private.utils import get_num_cpus  # reads what a container allows
+def available_cpus() -> int:
+    """CPUs available to this process: honours cgroup limits and CPU affinity (Slurm etc.)."""
+    from ray._private.utils import get_num_cpus  # honours cgroup limits
 
     bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(bound, int(get_num_cpus(override_docker_cpu_warning=True))))
 
 
 def slots(ray: Any, needs: dict[str, float]) -> int:
-    """How many tasks run at once now; each ``needs`` so much of ``CPU``, ``GPU`` and ``memory`` in bytes."""
+    """Number of tasks that can run at once; ``needs`` of each: CPU, GPU, memory in bytes."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     return sum(min(int(node.get(name, 0) / amount) for name, amount in needs.items() if amount) for node in nodes)
 
 
-def require_room(ray: Any, needs: dict[str, float], way_out: str) -> None:
-    """Raise SettingsError where this machine can never run a task; of a cluster, say that it waits for a node.
+def require_resources(ray: Any, needs: dict[str, float], way_out: str) -> None:
+    """Raise SettingsError if the only node can never run a task; with several, warn that it waits for a new one.
 
     needs    as for `slots`
-    way_out  what to change, for people
+    way_out  sentence for the message: what to change
     """
     if slots(ray, needs):
         return
@@ -120,7 +142,7 @@ def _in_words(resources: dict[str, float]) -> str:
 
 
 def result_of(ray: Any, reference: Any) -> Any:
-    """What a task returned. Its own error comes out as it was raised; ClusterError where Ray gave it up."""
+    """Result of a task. Raises the task's own error, or ClusterError if Ray gave it up."""
     try:
         return ray.get(reference)
     except ray.exceptions.RayTaskError as error:

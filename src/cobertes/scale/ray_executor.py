@@ -1,11 +1,11 @@
-"""A map's blocks as Ray tasks: pieces of many windows, written as they come by the one who asked.
+"""Ray executor: the blocks of a map as Ray tasks of many windows each, written by the calling process.
 
-    Work, wanted blocks ─> pieces ─> tasks, a bounded number at once ─> Finished blocks ─> the plain run's writer
-                                     │ each worker opens the engine once
-                                     └ lost with its worker or node: Ray computes it again
+    PredictionJob, wanted blocks ─> pieces ─> tasks, a bounded number at once ─> PredictedBlocks ─> writer
+                                              │ each worker opens the engine once
+                                              └ lost with its worker or node: Ray retries it
 
-No byte depends on pieces, workers or their order: a piece computes along what lends its blocks their zones, as a
-pass that goes on after an interruption does.
+No byte depends on pieces, workers or their order: a piece also computes the windows that overlap its blocks, as a
+resumed pass does.
 """
 
 from collections.abc import Generator, Iterator, Sequence
@@ -32,84 +32,85 @@ from cobertes.fingerprints import fingerprint_of
 from cobertes.geo.scene import Scene
 from cobertes.predict.map_layers import PROBABILITIES
 from cobertes.predict.prediction_job import Executor, PredictedBlock, PredictionJob, PredictionMemory
-from cobertes.scale.cluster import RETRIES, connected, require_room, result_of, slots
+from cobertes.scale.cluster import RETRIES, connected, require_resources, result_of, slots
 from cobertes.workflow.scene_paths import is_remote
 
 PIECE_WINDOWS = 256
-"""Of a piece at most: minutes of one processor, seconds of many."""
+"""Maximum windows of a piece: minutes on one CPU, seconds on many."""
 
 PIECE_BYTES = 48 * 2**20
-"""Of what a piece sends back, at most, where a batch is not more."""
+"""Maximum result size of a piece, unless a single batch exceeds it."""
 
 PIECES_PER_WORKER = 4
-"""Of several, at least, where the scene has as many windows: so that all end at about the same time. A piece costs
-half a batch: the model waits for the first windows, and the last ones for nothing."""
+"""Minimum pieces per worker, if there are several, so that all end at about the same time. A piece costs about
+half a batch: the model waits for the first windows."""
 
 IN_FLIGHT = 2
-"""Pieces of a map for each worker that are computed or wait: one is ready when another ends, and memory stays
-bounded."""
+"""Submitted pieces per worker: one is ready when another ends, and memory stays bounded."""
 
-LOOK_UP = 1.0
-"""Seconds of waiting for a piece, then look whether all is to stop, and for new nodes."""
+POLL_SECONDS = 1.0
+"""Interval of the checks for a stop request and for new nodes while waiting for a piece."""
 
-Numbers = NDArray[np.int64]
-"""Of blocks in a window plan."""
+BlockNumbers = NDArray[np.int64]
+"""Numbers of blocks in a window plan."""
 
 
 @dataclass(frozen=True)
 class PredictionTask:
-    """What all pieces of a map share.
+    """Input shared by all pieces of a map.
 
-    models  what the recipes' files hold (`contents`)
+    digest  of the files of the models (`model_digest`)
+    memory  division of each worker's memory
     """
 
-    recipes: tuple[EngineSpec, ...]
-    models: str
-    work: PredictionJob
-    budget: PredictionMemory
+    specs: tuple[EngineSpec, ...]
+    digest: str
+    job: PredictionJob
+    memory: PredictionMemory
 
 
 @contextmanager
 def ray_executor(address: str, threads: int | None = None, stop: Event | None = None) -> Iterator[Executor]:
-    """What `predict_map` takes to compute a map on a Ray cluster; see `cluster.connected` for the address.
+    """Executor for `predict_map` on a Ray cluster; the address as in `cluster.connected`.
 
-    threads  processors of a task; by default as many as PyTorch takes in this process. A map is that of
-             `predict_map` here with an engine of as many threads, to the byte, on the same kind of processor.
-    stop     once it is set, whatever is computed raises CancelledError within a second or two; finished rows stay
-    Model and scenes must lie at the same paths on every node.
+    threads  CPUs of a task; by default PyTorch's number in this process. The map is byte-identical to a local one
+             with an engine of as many threads on the same kind of CPU.
+    stop     event that cancels: maps being computed raise CancelledError within about `POLL_SECONDS`, and keep
+             their finished rows
+    Model and scenes must have the same paths on every node.
     """
-    each, stop = threads or torch.get_num_threads(), stop or Event()
-    with connected(address, each) as ray:
+    cpus, stop = threads or torch.get_num_threads(), stop or Event()
+    with connected(address, cpus) as ray:
 
         def executor(
-            engine: Engine, work: PredictionJob, wanted: NDArray[np.bool_], memory: int
+            engine: Engine, job: PredictionJob, wanted: NDArray[np.bool_], memory: int
         ) -> Generator[PredictedBlock, None, None]:
-            recipes = tuple(replace(one, path=one.path.resolve(), threads=each) for one in engine.specs)
-            if not recipes:
+            specs = tuple(replace(spec, path=spec.path.resolve(), threads=cpus) for spec in engine.specs)
+            if not specs:
                 raise SettingsError("an engine made by hand can't be opened on other machines: use open_engine")
-            budget = PredictionMemory.of(memory, work.plan, work.batch, engine)
-            gpus = float(any(one.device == "cuda" for one in recipes))
-            needs = {"CPU": float(each), "GPU": gpus, "memory": memory * 2.0**20}
-            require_room(ray, needs, "Give fewer --threads or less --memory")
+            parts = PredictionMemory.of(memory, job.plan, job.batch, engine)
+            gpus = float(any(spec.device == "cuda" for spec in specs))
+            needs = {"CPU": float(cpus), "GPU": gpus, "memory": memory * 2.0**20}
+            require_resources(ray, needs, "Give fewer --threads or less --memory")
             task = ray.remote(_compute_piece).options(
-                num_cpus=each, num_gpus=gpus, memory=memory * 2**20, max_retries=RETRIES
+                num_cpus=cpus, num_gpus=gpus, memory=memory * 2**20, max_retries=RETRIES
             )
-            elsewhere = replace(work, scenes={name: _absolute(scene) for name, scene in work.scenes.items()})
-            shared = ray.put(PredictionTask(recipes, contents(recipes), elsewhere, budget))
-            todo = iter(divide(work, wanted, max(slots(ray, needs), 1)))
+            portable = replace(job, scenes={name: _absolute(scene) for name, scene in job.scenes.items()})
+            shared = ray.put(PredictionTask(specs, model_digest(specs), portable, parts))
+            pieces = iter(divide(job, wanted, max(slots(ray, needs), 1)))
             running: list[Any] = []
             try:
                 while True:
                     room = IN_FLIGHT * max(slots(ray, needs), 1)  # nodes come and go
-                    while len(running) < room and (piece := next(todo, None)) is not None:
+                    while len(running) < room and (piece := next(pieces, None)) is not None:
                         running.append(task.remote(shared, piece))
                     if not running:
                         return
-                    ready, running = ray.wait(running, num_returns=1, timeout=LOOK_UP, fetch_local=False)
+                    ready, running = ray.wait(running, num_returns=1, timeout=POLL_SECONDS, fetch_local=False)
                     if stop.is_set():
                         raise CancelledError("another map failed, or all were interrupted")
                     if ready:
-                        yield from result_of(ray, ready.pop())  # pixels stay as long as somebody may ask for them
+                        yield from result_of(ray, ready.pop())  # Ray frees a result without references
             finally:
                 for reference in running:
                     ray.cancel(reference, force=True)
@@ -117,19 +118,19 @@ def ray_executor(address: str, threads: int | None = None, stop: Event | None = 
         yield executor
 
 
-def divide(work: PredictionJob, wanted: NDArray[np.bool_], workers: int) -> Iterator[Numbers]:
-    """The wanted blocks in pieces: numbers of blocks in the plan, each in one piece.
+def divide(job: PredictionJob, wanted: NDArray[np.bool_], workers: int) -> Iterator[BlockNumbers]:
+    """Divide the wanted blocks (rows, cols) into pieces, each block into one.
 
-    Without zones between windows, whole batches in row-major order. With zones, squares: windows along their
-    upper and left sides are computed twice, by two pieces.
+    If windows don't blend: full batches in row-major order. If they do: squares, since the windows along their
+    upper and left sides are computed by two pieces.
     """
-    plan, count = work.plan, int(wanted.sum())
+    plan, count = job.plan, int(wanted.sum())
     if not count:
         return
-    per_pixel = sum(len(work.legend) if name == PROBABILITIES else 1 for name in work.products)
-    fitting = PIECE_BYTES * count // max(work.pixels(wanted) * per_pixel, 1)
+    per_pixel = sum(len(job.legend) if name == PROBABILITIES else 1 for name in job.products)
+    fitting = PIECE_BYTES * count // max(job.pixels(wanted) * per_pixel, 1)
     fair = count // (PIECES_PER_WORKER * workers) if workers > 1 else count
-    size = max(min(PIECE_WINDOWS, fitting, fair) // work.batch, 1) * work.batch
+    size = max(min(PIECE_WINDOWS, fitting, fair) // job.batch, 1) * job.batch
     if not any(span.stop > span.last for span in (*plan.rows, *plan.cols)):
         numbers = np.flatnonzero(wanted)
         yield from (numbers[first : first + size] for first in range(0, count, size))
@@ -143,32 +144,32 @@ def divide(work: PredictionJob, wanted: NDArray[np.bool_], workers: int) -> Iter
                 yield np.flatnonzero(piece)
 
 
-def contents(recipes: Sequence[EngineSpec]) -> str:
-    """Changes with what the files of the models hold, not with their dates: a node may have copies."""
+def model_digest(specs: Sequence[EngineSpec]) -> str:
+    """Digest of the content of the model files, without their dates: a node may have copies."""
     digests = []
-    for one in recipes:
-        int8 = quantized_path(one.path)
-        more = [int8, int8.with_suffix(".bin")] if one.precision == "int8" else []
-        for path in (one.path, one.path.parent / CALIBRATION, *more):
+    for spec in specs:
+        int8 = quantized_path(spec.path)
+        more = [int8, int8.with_suffix(".bin")] if spec.precision == "int8" else []
+        for path in (spec.path, spec.path.parent / CALIBRATION, *more):
             digests.append(sha256(path.read_bytes()).hexdigest() if path.exists() else None)
     return fingerprint_of(digests)
 
 
-def _compute_piece(shared: PredictionTask, piece: Numbers) -> list[PredictedBlock]:
-    """What runs on a worker."""
-    plan = shared.work.plan
+def _compute_piece(shared: PredictionTask, piece: BlockNumbers) -> list[PredictedBlock]:
+    """Predict a piece on a worker."""
+    plan = shared.job.plan
     wanted = np.zeros((len(plan.rows), len(plan.cols)), bool)
     wanted.flat[piece] = True
-    with rasterio.Env(GDAL_CACHEMAX=shared.budget.cache):
-        return list(shared.work.predict(_engine(shared.recipes, shared.models), wanted, shared.budget))
+    with rasterio.Env(GDAL_CACHEMAX=shared.memory.cache):
+        return list(shared.job.predict(_engine(shared.specs, shared.digest), wanted, shared.memory))
 
 
 @lru_cache(maxsize=1)
-def _engine(recipes: tuple[EngineSpec, ...], models: str) -> Engine:
-    """Of this worker: it outlives the piece, and the map. Raises ClusterError where its files are others."""
-    engine = open_specs(recipes)
-    if contents(recipes) != models:
-        paths = ", ".join(str(one.path) for one in recipes)
+def _engine(specs: tuple[EngineSpec, ...], digest: str) -> Engine:
+    """Engine of this worker, cached across pieces and maps. Raises ClusterError if its model files differ."""
+    engine = open_specs(specs)
+    if model_digest(specs) != digest:
+        paths = ", ".join(str(spec.path) for spec in specs)
         raise ClusterError(
             f"{paths} on {gethostname()} is not the model that this map is made with. All nodes must see the same "
             f"files there, calibration.json included; then --resume."
@@ -177,9 +178,9 @@ def _engine(recipes: tuple[EngineSpec, ...], models: str) -> Engine:
 
 
 def _absolute(scene: Scene) -> Scene:
-    """The same files by names that hold in every folder."""
+    """Scene with absolute paths, valid in any working directory."""
 
-    def place(path: str) -> str:
+    def absolute(path: str) -> str:
         return path if is_remote(path) else str(Path(path).resolve())
 
-    return replace(scene, bands=tuple(replace(band, path=place(band.path)) for band in scene.bands))
+    return replace(scene, bands=tuple(replace(band, path=absolute(band.path)) for band in scene.bands))

@@ -1,4 +1,4 @@
-"""What a search draws from: settings by dotted key, checked before the first trial."""
+"""Search space: settings by dotted key and their ranges, checked before the first trial."""
 
 import math
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from cobertes.settings import Range, Section, Settings
 from cobertes.workflow.project import explain
 
 SEARCHED = ("model", "train", "augmentation")
-"""Sections of which settings can be searched."""
+"""Sections whose settings can be searched."""
 
 SHARED = {
     "train.targets": "all trials learn from the same labels",
@@ -20,13 +20,13 @@ SHARED = {
     "train.threads": "set tune.cpus",
     "train.device": "set tune.gpus",
 }
-"""Keys of those sections that can't, and why."""
+"""Keys of those sections that can't be searched, and the reason."""
 
 
 def require_space(settings: Settings) -> None:
-    """Raise SettingsError unless all that is searched is a setting of trials, and all that can be drawn is valid.
+    """Raise SettingsError unless every key can be searched and every value in its range is valid.
 
-    Ends of ranges and each choice are tried one by one, with the project's other settings.
+    Checked are the ends of ranges and each choice, one by one, with the project's other settings.
     """
     if not settings.tune.search:
         raise SettingsError(
@@ -44,7 +44,7 @@ def require_space(settings: Settings) -> None:
 
 
 def with_values(settings: Settings, drawn: Mapping[str, Any]) -> Settings:
-    """The settings with some values by dotted key. Raises SettingsError where they are not valid."""
+    """Copy of the settings with some values, by dotted key, replaced. Raises SettingsError if one is invalid."""
     data = settings.model_dump(by_alias=True)
     for key, value in drawn.items():
         *tables, last = key.split(".")
@@ -59,7 +59,7 @@ def with_values(settings: Settings, drawn: Mapping[str, Any]) -> Settings:
 
 
 def param_space(search: Mapping[str, Range]) -> dict[str, Any]:
-    """The same in Ray Tune's terms; choices, which may be tables, by their number."""
+    """Ray Tune search space; choices, which may be tables, by their index."""
     from ray import tune
 
     space: dict[str, Any] = {}
@@ -76,21 +76,21 @@ def param_space(search: Mapping[str, Range]) -> dict[str, Any]:
 
 
 def drawn_values(search: Mapping[str, Range], config: Mapping[str, Any]) -> dict[str, Any]:
-    """What Ray Tune has drawn, as values of settings: numbers of six digits, which a person can copy."""
-    drawn: dict[str, Any] = {}
-    for key, values in search.items():
+    """Settings sampled by Ray Tune; floats are rounded to six significant digits, easy to copy."""
+    values: dict[str, Any] = {}
+    for key, span in search.items():
         value = config[key]
-        if values.choice is not None:
-            drawn[key] = values.choice[int(value)]
-        elif values.integer is not None:
-            drawn[key] = int(value)
+        if span.choice is not None:
+            values[key] = span.choice[int(value)]
+        elif span.integer is not None:
+            values[key] = int(value)
         else:
-            drawn[key] = float(f"{value:.6g}")
-    return drawn
+            values[key] = float(f"{value:.6g}")
+    return values
 
 
 def position(values: Range, value: Any) -> float:
-    """Where a value lies between the ends of its range, 0 to 1."""
+    """Relative position of a value in its range, 0 to 1 (log scale for log-uniform)."""
     if values.choice is not None:
         return (values.choice.index(value) + 0.5) / len(values.choice)
     if values.log_uniform is not None:

@@ -1,15 +1,15 @@
-"""A trial of a search: a training of its own on labels, tiles and store that all trials share.
+"""Trial of a search: one training on labels, tiles and tile store shared by all trials.
 
     SEARCH/shared/           a run up to its tiles, with the tile store
            trials/001/       trial.json (values), metrics.jsonl, checkpoints/, model.safetensors, failed.txt
 
-All that is known of a trial lies in its folder, so that a search that was interrupted, or loses a node, goes on:
-a trial begins again where its last checkpoint is.
+The state of a trial lies in its folder, so that a search resumes after an interrupt or the loss of a node: a trial
+continues from its last checkpoint.
 """
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,55 +30,56 @@ from cobertes.workflow.training import open_store, set_up_training
 FAILED = "failed.txt"
 
 SCORE, EPOCH = "best_miou", "epoch"
-"""What Ray hears of a trial after each validation."""
+"""Metrics reported to Ray after each validation."""
 
 
 def shared_folder(search: Path) -> Path:
-    """The run that made what all trials learn from."""
+    """Folder of the run with the shared labels and tiles."""
     return search / "shared"
 
 
 def trial_folder(search: Path, number: int) -> Path:
-    """Where a trial keeps its files."""
+    """Folder of a trial."""
     return search / "trials" / f"{number:03d}"
 
 
 def trial_threads(settings: Settings) -> int:
-    """Of PyTorch, in every trial."""
+    """PyTorch threads of a trial."""
     return max(1, int(settings.tune.cpus))
 
 
 def trial_epochs(settings: Settings) -> int:
-    """Of a trial, at most."""
+    """Maximum epochs of a trial."""
     return settings.tune.epochs or settings.train.epochs
 
 
 def trial_settings(settings: Settings, drawn: Mapping[str, Any]) -> Settings:
-    """Those of a trial. Raises SettingsError where they are not valid."""
+    """Settings of a trial. Raises SettingsError if they are invalid."""
     fixed: dict[str, Any] = {
         "train.epochs": trial_epochs(settings),
         "train.minutes": None,
         "train.threads": trial_threads(settings),
     }
-    if (
-        not settings.tune.gpus and settings.train.device == "auto"
-    ):  # Ray hides no GPU: all would take the first one
+    if not settings.tune.gpus and settings.train.device == "auto":
+        # Ray hides no GPU from tasks that ask for none: all trials would take the first one
         fixed["train.device"] = "cpu"
     return with_values(settings, {**drawn, **fixed})
 
 
 def run_trial(config: Mapping[str, Any], search: str) -> None:
-    """What runs in a process of its own; ``config`` is what Ray Tune has drawn, ``search`` the search's folder.
+    """Run a trial in a process of its own.
 
-    An error is kept in failed.txt, and the trial ends: Ray would try again, as it does for the sake of lost nodes.
+    config  values sampled by Ray Tune
+    search  folder of the search
+    An error is written to failed.txt and ends the trial: Ray would retry it, as it does after the loss of a node.
     """
     from ray import tune
 
-    project, files = open_run(shared_folder(Path(search)))
+    project, folder = open_run(shared_folder(Path(search)))
     out = _own_folder(Path(search) / "trials", tune.get_context().get_trial_id())
     best = -math.inf
 
-    def report(record: Epoch) -> None:
+    def on_epoch(record: Epoch) -> None:
         nonlocal best
         if not math.isnan(record["miou"]):
             best = max(best, record["miou"])
@@ -87,31 +88,35 @@ def run_trial(config: Mapping[str, Any], search: str) -> None:
     try:
         drawn = drawn_values(project.settings.tune.search, config)
         write_json(out / "trial.json", read_json(out / "trial.json") | {"drawn": drawn})
-        for record in read_history(out / "metrics.jsonl"):  # it was interrupted
-            report(record)
-        train_trial(project, files, drawn, out, report)
+        for record in read_history(out / "metrics.jsonl"):  # of an interrupted trial
+            on_epoch(record)
+        train_trial(project, folder, drawn, out, on_epoch)
     except Exception as error:
         note_failure(out, f"{type(error).__name__}: {' '.join(str(error).split())}")
 
 
 def note_failure(trial: Path, why: str) -> None:
-    """Say why a trial failed, in its folder."""
+    """Write the reason why a trial failed into its folder."""
     write_text(trial / FAILED, f"{why}\n")
 
 
 def train_trial(
-    project: Project, files: RunFolder, drawn: Mapping[str, Any], out: Path, report: Any = lambda record: None
+    project: Project,
+    folder: RunFolder,
+    drawn: Mapping[str, Any],
+    out: Path,
+    on_epoch: Callable[[Epoch], None] = lambda record: None,
 ) -> None:
-    """Train with some values of settings on what a run has made, in a folder of its own."""
-    shared = StageContext(project, files)
+    """Train on the labels and tiles of a run, with some settings replaced, into the folder ``out``."""
+    shared = StageContext(project, folder)
     store = open_store(set_up_training(shared), shared)
-    mine = replace(project, settings=trial_settings(project.settings, drawn))
-    # windows of another size may reach beyond what is stored: those are read from the scenes
-    train_model(set_up_training(StageContext(mine, files)).with_store(store), out, on_epoch=report)
+    own = replace(project, settings=trial_settings(project.settings, drawn))
+    # windows of another size may extend beyond the stored tiles: those are read from the scenes
+    train_model(set_up_training(StageContext(own, folder)).with_store(store), out, on_epoch=on_epoch)
 
 
 def _own_folder(trials: Path, trial: str) -> Path:
-    """That of a trial that began before, or the next number's."""
+    """Folder of a resumed trial, else a new one with the next number."""
     for known in sorted(trials.glob("*/trial.json")):
         if read_json(known)["id"] == trial:
             return known.parent
@@ -121,7 +126,7 @@ def _own_folder(trials: Path, trial: str) -> Path:
         folder = trial_folder(trials.parent, number)
         try:
             folder.mkdir()
-        except FileExistsError:  # of another trial
+        except FileExistsError:  # taken by another trial
             number += 1
             continue
         write_json(folder / "trial.json", {"id": trial, "drawn": {}})
@@ -130,15 +135,15 @@ def _own_folder(trials: Path, trial: str) -> Path:
 
 @dataclass(frozen=True)
 class Trial:
-    """What became of a trial.
+    """State of a trial.
 
-    id         Ray's
-    number     in the order of their beginning
-    drawn      values by dotted key
-    history    the records of metrics.jsonl
-    precision  it was computed in; None before its first validation
-    failed     why, in words; None where it did not
-    ended      whether it had all its epochs, or those that ``train.stop-after`` left it
+    id         of Ray
+    number     in the order of starting
+    drawn      sampled values by dotted key
+    history    records of metrics.jsonl
+    precision  of the training; None before the first validation
+    failed     reason of a failure; None without one
+    ended      True after all its epochs, or after early stopping by ``train.stop-after``
     """
 
     id: str
@@ -156,27 +161,27 @@ class Trial:
 
     @property
     def best_epoch(self) -> int | None:
-        """In which it was reached."""
+        """Epoch of that score; None without one."""
         return None if math.isnan(self.score) else int(best_epoch(self.history)["epoch"])
 
     @property
     def seconds(self) -> float:
-        """Of training."""
+        """Training time."""
         return self.history[-1]["elapsed"] if self.history else 0.0
 
     @property
     def outcome(self) -> str:
-        """In a word or two."""
+        """Outcome: failed, ended or stopped."""
         if self.failed is not None:
             return "failed"
         return "ended" if self.ended else "stopped"
 
 
 def read_trials(search: Path, settings: Settings) -> list[Trial]:
-    """All trials that have begun, in that order."""
-    found = []
+    """Read all started trials, in the order of starting."""
+    trials = []
     for path in sorted((search / "trials").glob("*/trial.json"), key=lambda path: int(path.parent.name)):
-        folder, noted = path.parent, json.loads(path.read_text(encoding="utf-8"))
+        folder, record = path.parent, json.loads(path.read_text(encoding="utf-8"))
         failed = folder / FAILED
         try:
             precision = read_header(folder / "checkpoints" / BEST).training.get("precision")
@@ -185,18 +190,18 @@ def read_trials(search: Path, settings: Settings) -> list[Trial]:
         history = read_history(folder / "metrics.jsonl")
         why = failed.read_text(encoding="utf-8").strip() if failed.exists() else None
         ended = len(history) >= trial_epochs(settings) or (folder / MODEL_FILE).exists()
-        found.append(Trial(noted["id"], int(folder.name), noted["drawn"], history, precision, why, ended))
-    return found
+        trials.append(Trial(record["id"], int(folder.name), record["drawn"], history, precision, why, ended))
+    return trials
 
 
 def best_trial(trials: list[Trial]) -> Trial | None:
-    """The one of the highest score, the earlier one at ties; None where none has any."""
+    """Trial with the highest score, the earliest at ties; None if none has a score."""
     scored = [trial for trial in trials if not math.isnan(trial.score)]
     return max(scored, key=lambda trial: trial.score, default=None)
 
 
-def in_words(trial: Trial) -> str:
-    """A line for people."""
+def summary(trial: Trial) -> str:
+    """One-line summary."""
     values = ", ".join(f"{key} {value}" for key, value in trial.drawn.items())
     if trial.failed is not None:
         return f"{trial.number:03d} failed: {trial.failed} ({values})"

@@ -1,4 +1,4 @@
-"""What a search leaves: trials.csv, tune.html, and best.toml, a project that trains as the best trial did."""
+"""Results of a search: trials.csv, tune.html, and best.toml, a project with the settings of the best trial."""
 
 import csv
 import io
@@ -19,15 +19,15 @@ from cobertes.workflow.project import Project
 from cobertes.workflow.scene_paths import is_remote, resolve
 
 WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 1100.0, 380.0, 60.0, 40.0, 330.0
-"""Of the charts, in SVG units."""
+"""Layout of the charts, in SVG units."""
 
 
 def write_results(folder: Path, project: Project, trials: list[Trial], best: Trial) -> tuple[Path, Path, Path]:
     """Write trials.csv, tune.html and best.toml into the search's folder; returns their paths."""
     search = project.settings.tune.search
-    table, page, made = (folder / name for name in ("trials.csv", "tune.html", "best.toml"))
+    table, page, best_project = (folder / name for name in ("trials.csv", "tune.html", "best.toml"))
     write_text(table, _csv(trials, search))
-    write_text(made, best_toml(project, folder, best))
+    write_text(best_project, best_toml(project, folder, best))
     facts = {
         "version": cobertes.__version__,
         "name": project.settings.name,
@@ -39,10 +39,10 @@ def write_results(folder: Path, project: Project, trials: list[Trial], best: Tri
         "curves": _curves(_worst_first(trials, best)),
         "shades": _shades(trials),
         "box": {"left": LEFT, "right": WIDTH - LEFT, "top": TOP, "bottom": BOTTOM, "w": WIDTH, "h": HEIGHT},
-        "best_toml": made.read_text(encoding="utf-8"),
+        "best_toml": best_project.read_text(encoding="utf-8"),
     }
     write_text(page, environment("cobertes.scale").get_template("tune.html.j2").render(facts))
-    return table, page, made
+    return table, page, best_project
 
 
 def _csv(trials: list[Trial], search: Mapping[str, Range]) -> str:
@@ -61,7 +61,7 @@ def _csv(trials: list[Trial], search: Mapping[str, Range]) -> str:
 
 
 def best_toml(project: Project, folder: Path, best: Trial) -> str:
-    """A project file for the search's folder: all settings as the trial had them, and a word on where from."""
+    """Text of best.toml: all settings of the trial, valid in the search's folder, and their origin."""
     settings = trial_settings(project.settings, best.drawn)
     settings = with_values(
         settings, {"name": f"{settings.name}-best", "train.precision": best.precision or settings.train.precision}
@@ -84,24 +84,24 @@ def best_toml(project: Project, folder: Path, best: Trial) -> str:
 
 
 def _moved(data: dict[str, Any], project: Project, folder: Path) -> dict[str, Any]:
-    """Settings whose paths hold from another folder."""
-    way = os.path.relpath(project.folder.absolute(), folder.absolute())
+    """Settings with relative paths rewritten for another base folder."""
+    prefix = os.path.relpath(project.folder.absolute(), folder.absolute())
 
     def path(text: str) -> str:
-        return text if is_remote(text) or text.startswith(("/", "~", "$")) else f"{way}/{text}"
+        return text if is_remote(text) or text.startswith(("/", "~", "$")) else f"{prefix}/{text}"
 
     def scene(spec: str | list[str]) -> str | list[str]:
-        """A text may hold several files, divided by commas; an item of a list is one."""
+        """One spec is a comma-separated list of files; an item of a list is a single file."""
         if isinstance(spec, list):
             return [path(one) for one in spec]
         return ",".join(path(part.strip()) for part in spec.split(","))
 
     def each(found: Any, move: Callable[[Any], Any]) -> Any:
-        """What is one thing, or several by season."""
+        """Apply to a single value, or to the values by season."""
         return {name: move(one) for name, one in found.items()} if isinstance(found, dict) else move(found)
 
     def file(text: str | None) -> str | None:
-        """Of what may be a name as well."""
+        """Rewrite a path; names of built-in resources stay."""
         return path(text) if text and resolve(text, project.folder).is_file() else text
 
     moves = {"scenes": scene, "reference": path, "masks": path}
@@ -123,7 +123,7 @@ def _moved(data: dict[str, Any], project: Project, folder: Path) -> dict[str, An
 
 
 def _shades(trials: list[Trial]) -> dict[int, float]:
-    """Of each scored trial by its number, the more the better: opacity of its line."""
+    """Line opacity of each scored trial, by number: rising with the score."""
     scores = [trial.score for trial in trials if not math.isnan(trial.score)]
     low, high = min(scores), max(scores)
     span = (high - low) or 1.0
@@ -131,13 +131,13 @@ def _shades(trials: list[Trial]) -> dict[int, float]:
 
 
 def _worst_first(trials: list[Trial], best: Trial) -> list[Trial]:
-    """The scored ones, in the order in which they are drawn."""
+    """Scored trials in drawing order: the best lies on top."""
     scored = [trial for trial in trials if not math.isnan(trial.score)]
     return sorted(scored, key=lambda trial: (trial.score, trial.number == best.number))
 
 
 def _axes(search: Mapping[str, Range], scored: list[Trial]) -> dict[str, Any]:
-    """Parallel coordinates: an axis for every setting and one for the score; a line for every scored trial."""
+    """Parallel coordinates: an axis per setting and one for the score, a polyline per scored trial."""
     low, high = scored[0].score, scored[-1].score
     names = [*search, "mIoU"]
     step = (WIDTH - 2 * LEFT) / max(len(names) - 1, 1)
@@ -171,7 +171,7 @@ def _short(value: Any) -> str:
 
 
 def _curves(scored: list[Trial]) -> dict[str, Any]:
-    """Validation mIoU by epoch, a line for every trial."""
+    """Learning curves: validation mIoU by epoch, a polyline per trial."""
     points = {
         trial.number: [(r["epoch"], r["miou"]) for r in trial.history if not math.isnan(r["miou"])]
         for trial in scored

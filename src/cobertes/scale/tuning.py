@@ -1,14 +1,13 @@
-"""A search for settings: many short trainings on Ray, of which weak ones are stopped early.
+"""Hyperparameter search on Ray: many short trainings, the weak ones stopped early.
 
     project ─> shared run: labels, tiles, store ─> trials (Ray Tune, ASHA) ─> trials.csv, tune.html, best.toml
 
 The scheduler is ASHA (Li et al. 2020, "A System for Massively Parallel Hyperparameter Tuning", MLSys): after
-``grace-epochs``, three times as many and so on, the better third goes on. Scores are mIoU of the validation
+``grace-epochs``, three times as many and so on, the best third continues. The score is the mIoU of the validation
 blocks.
 """
 
 import logging
-import os
 import shutil
 import warnings
 from collections.abc import Callable
@@ -21,18 +20,18 @@ from cobertes.atomic_io import read_json, write_json
 from cobertes.errors import ClusterError, SettingsError, TrainingError
 from cobertes.fingerprints import changed_keys
 from cobertes.progress import SILENT, Progress
-from cobertes.scale.cluster import connected, require_room
+from cobertes.scale.cluster import connected, environment, require_resources
 from cobertes.scale.search_space import param_space, require_space
 from cobertes.scale.trials import (
     EPOCH,
     SCORE,
     Trial,
     best_trial,
-    in_words,
     note_failure,
     read_trials,
     run_trial,
     shared_folder,
+    summary,
     trial_epochs,
     trial_folder,
 )
@@ -47,20 +46,28 @@ from cobertes.workflow.training import open_store, set_up_training
 log = logging.getLogger(__name__)
 
 REDUCTION = 3
-"""One trial of so many goes on at each rung of ASHA."""
+"""One of so many trials continues at each rung of ASHA."""
 
 LOST_NODES = 5
-"""That a trial may lose and begin again at its last checkpoint."""
+"""Losses of its node after which a trial is resumed from its last checkpoint."""
 
 RAY = "ray"
-"""Folder of what Ray Tune keeps of the search itself."""
+"""Folder with Ray Tune's own state of the search."""
+
+VARIABLES = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # no logs and tables of its own
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # it would end with code 0 on an interrupt
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # it would stop all if one trial fails before its first score
+    "RAY_AIR_NEW_OUTPUT": "0",
+}
+"""Environment variables of Ray Tune during a search."""
 
 OnMessage = Callable[[str, str], None]
 
 
 @dataclass(frozen=True)
 class Search:
-    """What a search found: all its trials, the best of them, and the project file that trains as it did."""
+    """Result of a search: trials, the best of them, and paths: project file with its settings, page, table."""
 
     trials: list[Trial]
     best: Trial
@@ -77,13 +84,13 @@ def tune(
     progress: Progress = SILENT,
     on_message: OnMessage = lambda what, text: None,
 ) -> Search:
-    """Search as the project's ``[tune]`` says, or go on where an interrupted search stopped.
+    """Run the search of the project's ``[tune]`` section, or resume an interrupted one.
 
-    folder    of the search; on a cluster, one that all nodes see at the same path
-    address   of a Ray cluster (`cluster.connected`)
-    tell      gets (what, text) when something has finished
-    Raises SettingsError for what can't be searched and for a folder of another search, TrainingError where no
-    trial has a score, ClusterError, and whatever labels and tiles raise.
+    folder      of the search; on a cluster, at the same path on all nodes
+    address     of a Ray cluster (`cluster.connected`)
+    on_message  receives (what, text) when a trial or stage has finished
+    Raises SettingsError for an invalid search space and for a folder of another search, TrainingError if no trial
+    has a score, ClusterError, and the errors of the labels and tiles stages.
     """
     settings = project.settings
     require_space(settings)
@@ -105,12 +112,12 @@ def tune(
     if best is None:
         why = next((trial.failed for trial in trials if trial.failed), "none was validated")
         raise TrainingError(f"no trial of {len(trials)} has a score. The first one: {why}")
-    table, page, made = write_results(folder, project, trials, best)
-    return Search(trials, best, made, page, table)
+    table, page, best_project = write_results(folder, project, trials, best)
+    return Search(trials, best, best_project, page, table)
 
 
 def _require_same_search(project: Project, note: Path) -> None:
-    """Raise SettingsError where the folder holds a search with other settings; else note these."""
+    """Raise SettingsError if the folder holds a search with other settings; write them into a new one."""
     now = {**learning_settings(project), "tune": project.settings.tune.model_dump(by_alias=True, mode="json")}
     if note.exists():
         changed = changed_keys(read_json(note)["settings"], now)
@@ -124,78 +131,85 @@ def _require_same_search(project: Project, note: Path) -> None:
 
 
 def _search(ray: Any, project: Project, folder: Path, on_message: OnMessage) -> None:
-    """Run all trials, or those that an interrupted search has left."""
-    # Ray would write logs and tables of its own, take an interrupt for a wish to end with code 0, and stop all for
-    # one trial that fails before it has a score
-    os.environ |= {
-        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-        "TUNE_DISABLE_SIGINT_HANDLER": "1",
-        "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
-        "RAY_AIR_NEW_OUTPUT": "0",
-    }  # fmt: skip
+    """Run all trials, or the remaining ones of an interrupted search."""
     from ray import tune
 
-    from cobertes.scale.tune_controller import plain_actors
+    from cobertes.scale.tune_controller import controlled
 
-    settings = project.settings
-    asked = settings.tune
+    asked = project.settings.tune
     needs = {"CPU": asked.cpus, "GPU": asked.gpus}
-    require_room(ray, needs, "Set fewer tune.cpus or tune.gpus: what one trial takes")
-    trainable = tune.with_resources(
-        tune.with_parameters(run_trial, search=str(folder.resolve())), {"cpu": asked.cpus, "gpu": asked.gpus}
-    )
-    kept, space = (folder / RAY / "search").resolve(), param_space(asked.search)
-
-    def hear(trial: str) -> None:
-        on_message(
-            "trial", next((in_words(one) for one in read_trials(folder, settings) if one.id == trial), "lost")
-        )
-
-    def lose(trial: str) -> None:
-        for one in read_trials(folder, settings):
-            if one.id == trial and one.failed is None:
-                note_failure(trial_folder(folder, one.number), f"its process or node died {LOST_NODES + 1} times")
-        hear(trial)
-
-    _Told.hear, _Told.lose = staticmethod(hear), staticmethod(lose)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of interfaces that change in coming versions of Ray and Optuna
-        # an interruption in the first second leaves the search without its state
-        if tune.Tuner.can_restore(str(kept)) and any(kept.glob("experiment_state-*.json")):
-            on_message("tune", "going on with an interrupted search")
-            tuner = tune.Tuner.restore(str(kept), trainable=trainable, param_space=space, resume_unfinished=True)
-        else:
-            for begun in (folder / "trials", folder / RAY):
-                shutil.rmtree(begun, ignore_errors=True)
-            tuner = tune.Tuner(
-                trainable,
-                param_space=space,
-                tune_config=tune.TuneConfig(
-                    metric=SCORE,
-                    mode="max",
-                    num_samples=asked.trials,
-                    search_alg=_algorithm(asked.algorithm, asked.seed),
-                    scheduler=_scheduler(trial_epochs(settings), asked.grace_epochs),
-                    time_budget_s=None if asked.minutes is None else 60 * asked.minutes,
-                ),
-                run_config=tune.RunConfig(
-                    name=kept.name,
-                    storage_path=str(kept.parent),
-                    verbose=0,
-                    failure_config=tune.FailureConfig(max_failures=LOST_NODES),
-                    callbacks=[_callback()],
-                ),
-            )
+    require_resources(ray, needs, "Set fewer tune.cpus or tune.gpus: what one trial takes")
+    with environment(VARIABLES), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecations between Ray and Optuna
+        tuner = _tuner(project, folder, on_message)
         try:
-            with plain_actors():
-                ended = tuner.fit()
+            with controlled(_listener(project, folder, on_message)):
+                results = tuner.fit()
         except (tune.TuneError, ray.exceptions.RayError) as error:
             last = str(error).strip().splitlines()[-1]
             raise ClusterError(f"the search stopped: {last}. The same command goes on with it.") from error
-    if ended.errors and not read_trials(folder, settings):
+    if results.errors and not read_trials(folder, project.settings):
         shutil.rmtree(folder / RAY)
-        last = str(ended.errors[0]).strip().splitlines()[-1]
+        last = str(results.errors[0]).strip().splitlines()[-1]
         raise ClusterError(f"no trial could begin: {last}. All nodes must see {folder} at the same path.")
+
+
+def _listener(project: Project, folder: Path, on_message: OnMessage) -> Any:
+    """Listener that reports each trial that has ended, by its id."""
+    from cobertes.scale.tune_controller import TrialListener
+
+    def trial_of(trial_id: str) -> Trial | None:
+        return next((one for one in read_trials(folder, project.settings) if one.id == trial_id), None)
+
+    def on_end(trial_id: str) -> None:
+        trial = trial_of(trial_id)
+        on_message("trial", "lost" if trial is None else summary(trial))
+
+    def on_lost(trial_id: str) -> None:
+        trial = trial_of(trial_id)
+        if trial is not None and trial.failed is None:
+            note_failure(trial_folder(folder, trial.number), f"its process or node died {LOST_NODES + 1} times")
+        on_end(trial_id)
+
+    return TrialListener(on_end, on_lost)
+
+
+def _tuner(project: Project, folder: Path, on_message: OnMessage) -> Any:
+    """Ray Tune's Tuner: restored if an interrupted search has left its state, else a new one."""
+    from ray import tune
+
+    from cobertes.scale.tune_controller import SilentProgress
+
+    settings, state = project.settings, (folder / RAY / "search").resolve()
+    asked, space = settings.tune, param_space(settings.tune.search)
+    trainable = tune.with_resources(
+        tune.with_parameters(run_trial, search=str(folder.resolve())), {"cpu": asked.cpus, "gpu": asked.gpus}
+    )
+    # a search interrupted in its first second has left no state
+    if tune.Tuner.can_restore(str(state)) and any(state.glob("experiment_state-*.json")):
+        on_message("tune", "going on with an interrupted search")
+        return tune.Tuner.restore(str(state), trainable=trainable, param_space=space, resume_unfinished=True)
+    for stale in (folder / "trials", folder / RAY):
+        shutil.rmtree(stale, ignore_errors=True)
+    return tune.Tuner(
+        trainable,
+        param_space=space,
+        tune_config=tune.TuneConfig(
+            metric=SCORE,
+            mode="max",
+            num_samples=asked.trials,
+            search_alg=_algorithm(asked.algorithm, asked.seed),
+            scheduler=_scheduler(trial_epochs(settings), asked.grace_epochs),
+            time_budget_s=None if asked.minutes is None else 60 * asked.minutes,
+        ),
+        run_config=tune.RunConfig(
+            name=state.name,
+            storage_path=str(state.parent),
+            verbose=0,
+            failure_config=tune.FailureConfig(max_failures=LOST_NODES),
+            callbacks=[SilentProgress()],
+        ),
+    )
 
 
 def _scheduler(epochs: int, grace: int) -> Any:
@@ -215,32 +229,3 @@ def _algorithm(name: str, seed: int) -> Any:
     from ray.tune.search.basic_variant import BasicVariantGenerator
 
     return BasicVariantGenerator(random_state=seed)
-
-
-class _Told:
-    """Who hears of trials that are over, by their id, and of those that were lost too often.
-
-    Ray keeps its callbacks in the search's folder and takes them out of there when a search goes on: they can't
-    hold what belongs to this process.
-    """
-
-    hear: Callable[[str], None]
-    lose: Callable[[str], None]
-
-
-def _callback() -> Any:
-    from ray.tune.progress_reporter import TrialProgressCallback
-
-    class Over(TrialProgressCallback):
-        """In place of Tune's own, which writes of trials without a score to standard output."""
-
-        def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: Any, **info: Any) -> None:
-            pass
-
-        def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-            _Told.hear(trial.trial_id)
-
-        def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-            _Told.lose(trial.trial_id)
-
-    return Over()
