@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import tomllib
+from dataclasses import fields
 from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
@@ -24,12 +25,13 @@ from cobertes.geo.area import Area
 from cobertes.geo.cog_writer import RasterSpec, new_raster
 from cobertes.geo.scene import open_scene
 from cobertes.labels.legend import Legend, LegendClass
-from cobertes.report.report import write_report
+from cobertes.report.charts import draw_chart
+from cobertes.report.report import RunRecords, write_report
 from cobertes.report.thumbnails import (
+    AreaRasters,
     cell_size,
     count_codes,
     disagreement,
-    draw_chart,
     read_codes,
     scene_cells,
     scene_pictures,
@@ -191,7 +193,11 @@ def report(folder, place, **changed):
         "settings": {"name": "zion", "train": {"epochs": 4, "minutes": None}, "area": [{"name": "here"}]},
         "split": {"block": 16, "guard": 4, "areas": {"here <i>": ["tv", "g-"]}},
     }
-    write_report(out, **(place | given | changed))
+    given = place | given | {"calibration": None} | changed
+    rasters, records = (
+        kind(**{field.name: given.pop(field.name) for field in fields(kind)}) for kind in (AreaRasters, RunRecords)
+    )
+    write_report(out, **given, rasters=rasters, records=records)
     text = out.read_text(encoding="utf-8")
     return Page(text), text
 

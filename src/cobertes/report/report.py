@@ -1,10 +1,10 @@
-"""The report: one self-contained HTML file that says how good the map is, where it is not, and why to believe it.
+"""Report of a run: one self-contained HTML file on accuracy, weaknesses and evidence of a map.
 
-    write_report -> a section's facts each (`report_accuracy`, `worst_tiles`, `_panels`, `_areas_table`, `_charts`,
-                    `_blocks`) -> report.html.j2 with report.css and report.js, which hold all words and looks
+    write_report -> values per section (`report.accuracy`, `worst_tiles`, `_panels`, `_areas_table`, `_charts`,
+                    `_blocks`) -> report.html.j2 with report.css and report.js: all texts and the layout
 
-Nothing is computed twice: scores come from assessment.json as they are; a value that is not known (null, NaN)
-stays unknown and is never shown as 0 or 1.
+Nothing is computed twice: scores are taken from assessment.json. An unknown value (null, NaN) stays unknown and is
+never shown as 0 or 1.
 """
 
 import math
@@ -35,24 +35,25 @@ from cobertes.report.accuracy import (
     matrix_rows,
     parts,
 )
+from cobertes.report.charts import Chart, draw_chart
 from cobertes.report.colour_blind_palette import safe_colours
 from cobertes.report.html import environment, known
-from cobertes.report.thumbnails import Chart, Picture
+from cobertes.report.thumbnails import AreaRasters, Picture
 from cobertes.report.worst_tiles import worst_tiles
 from cobertes.tiles.split import AreaSplit
 from cobertes.toml_io import toml_text
 
 MOST_BLOCKS = 2000
-"""Blocks of an area that are drawn one by one."""
+"""Maximum number of blocks of an area drawn one by one."""
 
 SHOWN_AREAS = 6
 LONGEST_DOTS, LONGEST_OF_MANY = 700, 420
-"""Dots on the long side of a picture, for up to two areas and for more: the file should still fit in a mail."""
+"""Longer side of a picture in pixels, for up to two areas and for more: the file has to fit into a mail."""
 
 
 @dataclass(frozen=True)
 class Panel:
-    """A picture with its caption; ``alt`` says in words what it shows, ``ramp`` which key explains it."""
+    """Picture with its caption, alternative text and the name of its key (``ramp``)."""
 
     title: str
     picture: Picture
@@ -63,7 +64,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class ShownArea:
-    """An area in the report: its grid in words, pictures, and the outlines of its split blocks."""
+    """Area in the report: description of its grid, pictures, and outlines of its split blocks."""
 
     name: str
     grid: str
@@ -72,35 +73,43 @@ class ShownArea:
     blocks: list[dict[str, Any]] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class RunRecords:
+    """Records of a run.
+
+    assessment, calibration  contents of assessment.json and calibration.json; None without an evaluation
+    history                  records of metrics.jsonl
+    model                    properties of the model (encoder, parameters, bands, ...; any key may be missing)
+    settings                 of the project
+    split                    {"block": px, "guard": px, "areas": {name: one string per row of blocks}}, a letter
+                             per block: t training, v validation, e test, g guard or left out, - no labels
+    """
+
+    assessment: Mapping[str, Any] | None
+    calibration: Mapping[str, Any] | None
+    history: Sequence[Mapping[str, Any]]
+    model: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    split: Mapping[str, Any] | None
+
+
 def write_report(
     out: Path,
     *,
     title: str,
     areas: Sequence[Area],
     legend: Legend,
-    maps: Mapping[str, Path],
-    confidence: Mapping[str, Path],
-    labels: Mapping[str, Path],
     rgb: Sequence[str],
-    assessment: Mapping[str, Any] | None,
-    calibration: Mapping[str, Any] | None = None,
-    history: Sequence[Mapping[str, Any]],
-    model: Mapping[str, Any],
-    settings: Mapping[str, Any],
-    split: Mapping[str, Any] | None,
+    rasters: AreaRasters,
+    records: RunRecords,
 ) -> None:
-    """Write the report of a run; ``out`` is replaced when the new file is whole.
+    """Write the report of a run; ``out`` is replaced once the new file is complete.
 
-    maps, confidence, labels   area name -> raster of class codes, of percent, of class codes; any may be missing
-    rgb                        names of the bands shown as red, green and blue
-    assessment, calibration    assessment.json, calibration.json; None where nothing could be judged
-    history                    the records of metrics.jsonl
-    model                      what is known of the model (encoder, parameters, bands, ...; any key may be missing)
-    split                      {"block": px, "guard": px, "areas": {name: one string per row of blocks}}, a letter
-                               a block: t training, v validation, e test, g guard or left out, - no labels
-    Raises InputFileError for rasters that can't be read, StorageError where ``out`` can't be written.
+    rgb  names of the bands shown as red, green and blue
+    Raises InputFileError for rasters that can't be read, StorageError if ``out`` can't be written.
     """
     check_writable(out, overwrite=True)
+    assessment, split = records.assessment, records.split
     chosen = _choose_areas(areas, split, assessment)
     longest = LONGEST_DOTS if len(chosen) <= 2 else LONGEST_OF_MANY
     facts: dict[str, Any] = {
@@ -114,7 +123,7 @@ def write_report(
                 name=area.name,
                 grid=describe(area.grid),
                 shape=area.shape,
-                panels=_panels(area, legend, rgb, longest, maps=maps, confidence=confidence, labels=labels),
+                panels=_panels(area, legend, rgb, longest, rasters),
                 blocks=_blocks(area, split),
             )
             for area in chosen
@@ -124,25 +133,33 @@ def write_report(
             "blocks": thumbnails.css_gradient(BLOCK_COLOURS),
             "disagreement": thumbnails.css_gradient(thumbnails.DISAGREEMENT),
         },
+        "worst_tiles": worst_tiles(areas, assessment or {}, legend, rgb, rasters),
+        "safe": dict(zip(legend.keys, safe_colours(legend.colours), strict=True)),
+        "inputs": _inputs(areas),
+        "charts": _charts(records.history, records.model.get("best_epoch")),
+        "history": [{key: known(value) for key, value in record.items()} for record in records.history],
+        "ground": _areas_table(areas, rasters.maps, legend),
+        "split": _split_facts(split),
+        "model": records.model,
+        "settings": toml_text(records.settings),
+        **_accuracy_facts(records, legend, [area.name for area in chosen]),
+    }
+    write_text(out, environment().get_template("report.html.j2").render(facts))
+
+
+def _accuracy_facts(records: RunRecords, legend: Legend, shown: Sequence[str]) -> dict[str, Any]:
+    """Values of the sections on accuracy and calibration; empty ones without an evaluation."""
+    assessment = records.assessment
+    return {
         "judgement": judgement(assessment, legend) if assessment else None,
         "classes": class_rows(assessment, legend) if assessment else [],
         "matrix": matrix_rows(assessment["model"]["confusion_matrix"], legend) if assessment else [],
-        "calibration": calibration_facts(calibration) if calibration else None,
+        "calibration": calibration_facts(records.calibration) if records.calibration else None,
         "parts": parts(assessment) if assessment else [],
         "area_rows": area_rows(assessment) if assessment else [],
-        "block_map": block_map(assessment, [area.name for area in chosen]) if assessment else {},
+        "block_map": block_map(assessment, shown) if assessment else {},
         "block_range": block_range(assessment) if assessment and assessment.get("block_scores") else None,
-        "worst_tiles": worst_tiles(areas, assessment or {}, legend, rgb, maps, confidence, labels),
-        "safe": dict(zip(legend.keys, safe_colours(legend.colours), strict=True)),
-        "inputs": _inputs(areas),
-        "charts": _charts(history, model.get("best_epoch")),
-        "history": [{key: known(value) for key, value in record.items()} for record in history],
-        "ground": _areas_table(areas, maps, legend),
-        "split": _split_facts(split),
-        "model": model,
-        "settings": toml_text(settings),
     }
-    write_text(out, environment().get_template("report.html.j2").render(facts))
 
 
 # --- learning
@@ -157,9 +174,9 @@ def _charts(history: Sequence[Mapping[str, Any]], best: Any) -> list[Chart]:
         return {name.replace("_", " "): [known(r.get(key)) for r in history] for name, key in names.items()}
 
     charts = [
-        thumbnails.draw_chart("Loss", epochs, series(training="loss", validation="validation_loss"), mark=best),
-        thumbnails.draw_chart("Validation scores", epochs, series(mIoU="miou", mean_Dice="mean_dice"), mark=best),
-        thumbnails.draw_chart("Learning rate", epochs, series(learning_rate="learning_rate"), log=True, mark=best),
+        draw_chart("Loss", epochs, series(training="loss", validation="validation_loss"), mark=best),
+        draw_chart("Validation scores", epochs, series(mIoU="miou", mean_Dice="mean_dice"), mark=best),
+        draw_chart("Learning rate", epochs, series(learning_rate="learning_rate"), log=True, mark=best),
     ]
     return [chart for chart in charts if chart]
 
@@ -170,12 +187,12 @@ def _charts(history: Sequence[Mapping[str, Any]], best: Any) -> list[Chart]:
 def _choose_areas(
     areas: Sequence[Area], split: Mapping[str, Any] | None, assessment: Mapping[str, Any] | None
 ) -> list[Area]:
-    """All areas where they are few, else the first ones with ground that was judged."""
+    """All areas if they are few, else the first ones with evaluated blocks."""
     if len(areas) <= SHOWN_AREAS or not split:
         return list(areas[:SHOWN_AREAS])
     letter = "e" if assessment and assessment.get("split") == "test" else "v"
-    judged = [area for area in areas if letter in "".join(split["areas"].get(area.name, []))]
-    return (judged or list(areas))[:SHOWN_AREAS]
+    evaluated = [area for area in areas if letter in "".join(split["areas"].get(area.name, []))]
+    return (evaluated or list(areas))[:SHOWN_AREAS]
 
 
 def _panels(
@@ -183,12 +200,10 @@ def _panels(
     legend: Legend,
     rgb: Sequence[str],
     longest: int,
-    *,
-    maps: Mapping[str, Path],
-    confidence: Mapping[str, Path],
-    labels: Mapping[str, Path],
+    rasters: AreaRasters,
 ) -> list[Panel]:
-    """Pictures of an area: every season, then labels, map, confidence and disagreement where there are any."""
+    """Pictures of an area: every season, then labels, map, confidence and disagreement if available."""
+    maps, confidence, labels = rasters.maps, rasters.confidence, rasters.labels
     cell = thumbnails.cell_size(area.shape, longest)
     name = area.name
     panels = [
@@ -221,7 +236,7 @@ def _season_title(season: str) -> str:
 
 
 def _in_words(codes: np.ndarray[Any, np.dtype[np.uint8]], legend: Legend) -> str:
-    """The three commonest classes with their shares."""
+    """Three most frequent classes with their shares, as a text."""
     counts = {land.name: int((codes == land.code).sum()) for land in legend.classes}
     total = sum(counts.values())
     common = Counter({name: n for name, n in counts.items() if n}).most_common(3)
@@ -229,7 +244,7 @@ def _in_words(codes: np.ndarray[Any, np.dtype[np.uint8]], legend: Legend) -> str
 
 
 def _areas_table(areas: Sequence[Area], maps: Mapping[str, Path], legend: Legend) -> dict[str, Any] | None:
-    """Pixels, share and hectares per class over all maps; hectares are None where a map's CRS has no true ones."""
+    """Pixels, share and hectares per class over all maps; hectares are None if a CRS has no true areas."""
     mapped = [area for area in areas if area.name in maps]
     if not mapped:
         return None
@@ -248,14 +263,14 @@ def _areas_table(areas: Sequence[Area], maps: Mapping[str, Path], legend: Legend
         }
         for land in legend.classes
     ]
-    whole = known(float(hectares[legend.codes].sum()))
-    return {"rows": rows, "pixels": total, "hectares": whole, "maps": len(mapped)}
+    total_hectares = known(float(hectares[legend.codes].sum()))
+    return {"rows": rows, "pixels": total, "hectares": total_hectares, "maps": len(mapped)}
 
 
 def _blocks(area: Area, split: Mapping[str, Any] | None) -> list[dict[str, Any]]:
     """Rectangles of the split's blocks in pixels; the last of a row or column ends with the area.
 
-    Very many are joined to larger ones of the same kind, so that the page stays small.
+    More than `MOST_BLOCKS` are merged into larger rectangles of one letter, so that the page stays small.
     """
     if not split:
         return []
@@ -293,7 +308,7 @@ def _split_facts(split: Mapping[str, Any] | None) -> dict[str, Any] | None:
 
 
 def _inputs(areas: Sequence[Area]) -> list[dict[str, Any]]:
-    """The files that went in, with their sizes: scenes by season, and reference maps."""
+    """Input files with their sizes: scenes by season, and reference maps."""
     rows = []
     for area in areas:
         files = [(season, path) for season, scene in area.scenes.items() for path in scene.files]

@@ -1,16 +1,16 @@
-"""Pictures for the report: a scene, its labels and its map as small PNGs, a training history as curves.
+"""Thumbnails for the report: scene, labels, map, confidence and disagreement as small PNGs.
 
-    30000 x 30000 px, longest side 700  ->  cells of 43 x 43 px  ->  a picture of 698 x 698 dots
+    30000 x 30000 px, longest side 700  ->  cells of 43 x 43 px  ->  a thumbnail of 698 x 698 px
 
-A dot is one cell: the mean of its valid pixels (scenes, confidence), its commonest code (labels, map) or the
-share of its pixels that differ (disagreement). Row 0 is the top. Files are read from their overviews or strip
+A thumbnail pixel is one cell: the mean of its valid pixels (scenes, confidence), its modal code (labels, map) or
+the share of its pixels that differ (disagreement). Row 0 is the top. Files are read from their overviews or strip
 by strip, so memory depends on the width of a scene, not on its height.
 """
 
 import base64
 import io
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,6 @@ import numpy as np
 import rasterio
 from matplotlib.colors import Colormap, LinearSegmentedColormap
 from matplotlib.image import imsave
-from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from cobertes.errors import BandMismatchError, did_you_mean
@@ -34,15 +33,24 @@ STRIP_PIXELS = 4_000_000
 """Pixels per band that are read at once: 133 rows of a scene 30,000 px wide."""
 
 CACHE_BYTES = 128 << 20
-"""GDAL's block cache while pictures are made: two rows of storage blocks of a 10-band scene 30,000 px wide."""
+"""GDAL's block cache meanwhile: two rows of storage blocks of a 10-band scene 30,000 px wide."""
 
 CONFIDENCE: Colormap = matplotlib.colormaps["cividis"]
 DISAGREEMENT: Colormap = LinearSegmentedColormap.from_list("disagreement", ["#dfe3e6", "#e08a6a", "#a50026"])
 
 
 @dataclass(frozen=True)
+class AreaRasters:
+    """Rasters by area name: maps (class codes), confidence (percent), labels (class codes); any may be missing."""
+
+    maps: Mapping[str, Path]
+    confidence: Mapping[str, Path]
+    labels: Mapping[str, Path]
+
+
+@dataclass(frozen=True)
 class Picture:
-    """A PNG (bytes) of ``width`` x ``height`` dots."""
+    """PNG (bytes) of ``width`` x ``height`` pixels."""
 
     png: bytes
     width: int
@@ -50,12 +58,12 @@ class Picture:
 
     @property
     def uri(self) -> str:
-        """For the ``src`` of an ``<img>``."""
+        """Data URI for the ``src`` of an ``<img>``."""
         return "data:image/png;base64," + base64.b64encode(self.png).decode("ascii")
 
 
 def cell_size(shape: tuple[int, int], longest: int) -> int:
-    """Side of a cell in pixels, so that the longer side has at most ``longest`` cells."""
+    """Side of a cell in pixels: at most ``longest`` cells on the longer side."""
     return max(1, math.ceil(max(shape) / longest))
 
 
@@ -63,10 +71,10 @@ def cell_size(shape: tuple[int, int], longest: int) -> int:
 
 
 def scene_pictures(scenes: Sequence[Scene], rgb: Sequence[str], cell: int) -> list[Picture]:
-    """One picture per season, all with the same stretch (2nd to 98th percentile per band), empty = transparent.
+    """One picture per season, all with the same stretch (2nd to 98th percentile per band); nodata is transparent.
 
     rgb   names of the bands shown as red, green and blue
-    Raises BandMismatchError where a scene lacks one of them, InputFileError where it can't be read.
+    Raises BandMismatchError if a scene lacks one of them, InputFileError if it can't be read.
     """
     seasons = [scene_cells(_only(scene, rgb), cell) for scene in scenes]
     known = np.concatenate([values[:, ~np.isnan(values[0])] for values in seasons], axis=1)
@@ -78,7 +86,7 @@ def scene_pictures(scenes: Sequence[Scene], rgb: Sequence[str], cell: int) -> li
 def scene_cells(scene: Scene, cell: int) -> NDArray[np.float32]:
     """Mean of the valid pixels of every cell.
 
-    returns  (bands, ceil(height / cell), ceil(width / cell)) float32, NaN where no pixel is valid
+    returns  (bands, ceil(height / cell), ceil(width / cell)) float32; NaN: no valid pixel
     """
     with _gdal():
         if cell > 1 and all(_has_overviews(path) for path in scene.files):
@@ -95,7 +103,7 @@ def scene_cells(scene: Scene, cell: int) -> NDArray[np.float32]:
 
 
 def window_picture(scene: Scene, rgb: Sequence[str], window: Window) -> Picture:
-    """A window of a scene pixel by pixel, stretched by itself; arguments as in `scene_pictures`."""
+    """Window of a scene at full resolution, with its own stretch; arguments as in `scene_pictures`."""
     values, valid = _only(scene, rgb).read_chw(window)
     cells = np.where(valid, values, np.nan).astype(np.float32)
     known = cells[:, valid]
@@ -127,10 +135,10 @@ def _cells_from_overviews(scene: Scene, cell: int) -> NDArray[np.float32]:
 
 
 def _rgb_picture(values: NDArray[np.floating[Any]]) -> Picture:
-    seen = ~np.isnan(values[0])
-    dots = np.zeros((*seen.shape, 4), np.uint8)
+    valid = ~np.isnan(values[0])
+    dots = np.zeros((*valid.shape, 4), np.uint8)
     dots[..., :3] = np.moveaxis(np.nan_to_num(values).clip(0, 1) * 255, 0, -1).round()
-    dots[..., 3] = seen * 255
+    dots[..., 3] = valid * 255
     return _picture(dots)
 
 
@@ -138,12 +146,12 @@ def _rgb_picture(values: NDArray[np.floating[Any]]) -> Picture:
 
 
 def read_codes(path: Path, cell: int) -> NDArray[np.uint8]:
-    """The commonest code of every cell."""
+    """Modal code of every cell, (rows, cols) uint8."""
     return _read_cells(path, cell, "mode")[0]
 
 
 def codes_picture(codes: NDArray[np.uint8], legend: Legend) -> Picture:
-    """Codes (height, width) in the legend's colours; codes without a class are transparent."""
+    """Codes (height, width) in the legend's colours; other codes are transparent."""
     palette = np.zeros((256, 4), np.uint8)
     for land in legend.classes:
         palette[land.code] = [int(land.colour[i : i + 2], 16) for i in (1, 3, 5)] + [255]
@@ -151,27 +159,27 @@ def codes_picture(codes: NDArray[np.uint8], legend: Legend) -> Picture:
 
 
 def read_confidence(path: Path, cell: int) -> NDArray[np.float32]:
-    """Mean confidence of every cell in percent, NaN where there is none."""
+    """Mean confidence of every cell in percent, (rows, cols) float32; NaN without a map."""
     percent, nodata = _read_cells(path, cell, "average")
     return np.where(percent == nodata, np.nan, percent).astype(np.float32)
 
 
 def shares_picture(shares: NDArray[np.floating[Any]], colours: Colormap) -> Picture:
-    """Shares (height, width) from 0 to 1 as colours of a ramp; NaN is transparent."""
+    """Shares (height, width) from 0 to 1 in a colour map; NaN is transparent."""
     dots = colours(np.nan_to_num(shares), bytes=True)
     dots[..., 3] = ~np.isnan(shares) * 255
     return _picture(dots)
 
 
 def css_gradient(colours: Colormap) -> str:
-    """The ramp as stops of a CSS ``linear-gradient``, from low to high."""
+    """Stops of a CSS ``linear-gradient`` for a colour map, from low to high."""
     return ", ".join(matplotlib.colors.to_hex(colours(i / 8)) for i in range(9))
 
 
 def disagreement(predicted: Path, labels: Path, legend: Legend, cell: int) -> NDArray[np.float32] | None:
-    """Share of the labelled pixels of every cell where map and labels differ; every pixel is compared.
+    """Share of disagreeing pixels among the labelled pixels of every cell, at full resolution.
 
-    returns  (rows, cols) float32, NaN where no pixel has both; None where the files differ in shape
+    returns  (rows, cols) float32, NaN: no pixel with both; None if the files differ in shape
     """
     index = legend.index_table()
     differs, both = [], []
@@ -188,7 +196,7 @@ def disagreement(predicted: Path, labels: Path, legend: Legend, cell: int) -> ND
 
 
 def count_codes(path: Path) -> NDArray[np.int64]:
-    """(256,) int64: pixels of every code in a raster of codes, all pixels counted."""
+    """Histogram of the codes of a raster, (256,) int64, over all pixels."""
     counts = np.zeros(256, np.int64)
     with _gdal(), open_raster(path) as dataset:
         for window in _strips(dataset.shape, 1):
@@ -206,7 +214,7 @@ def _read_cells(path: Path, cell: int, resampling: str) -> tuple[NDArray[np.uint
 
 
 def _gdal() -> rasterio.Env:
-    """GDAL's block cache would grow to a twentieth of the machine's memory."""
+    """Bounded block cache: GDAL's default is a twentieth of the machine's memory."""
     return rasterio.Env(GDAL_NUM_THREADS="ALL_CPUS", GDAL_CACHEMAX=CACHE_BYTES)
 
 
@@ -215,7 +223,7 @@ def _cells(shape: tuple[int, int], cell: int) -> tuple[int, int]:
 
 
 def _strips(shape: tuple[int, int], cell: int) -> Iterator[Window]:
-    """Full-width strips of whole rows of cells; the last one is what is left."""
+    """Full-width strips of whole rows of cells; the last one may be lower."""
     height, width = shape
     rows = cell * max(1, STRIP_PIXELS // (cell * width))
     for row in range(0, height, rows):
@@ -232,92 +240,3 @@ def _picture(dots: NDArray[np.uint8]) -> Picture:
     file = io.BytesIO()
     imsave(file, dots, format="png", pil_kwargs={"optimize": True})
     return Picture(file.getvalue(), dots.shape[1], dots.shape[0])
-
-
-# --- curves
-
-
-@dataclass(frozen=True)
-class Curve:
-    """A line of a chart: SVG ``path``, ``dots`` for its points where they are few, its ``last`` value as text."""
-
-    name: str
-    path: str
-    dots: tuple[tuple[float, float], ...]
-    last: str
-
-
-@dataclass(frozen=True)
-class Chart:
-    """Curves over epochs in SVG units; ticks are (position, text); ``mark`` is the x of the epoch kept."""
-
-    title: str
-    curves: tuple[Curve, ...]
-    x_ticks: tuple[tuple[float, str], ...]
-    y_ticks: tuple[tuple[float, str], ...]
-    mark: float | None
-
-
-PLOT_LEFT, PLOT_RIGHT, PLOT_TOP, PLOT_BOTTOM = 46.0, 348.0, 12.0, 170.0
-
-
-def draw_chart(
-    title: str, epochs: Sequence[int], series: dict[str, Sequence[float | None]], *, log: bool = False, mark: Any
-) -> Chart | None:
-    """Lay out curves over epochs; None marks a gap. Returns None where no value is known.
-
-    log   the axis shows powers of ten; values of 0 and below are gaps
-    mark  the epoch to point out, or None
-    """
-    lines = {name: [_scaled(value, log) for value in values] for name, values in series.items()}
-    known = [value for values in lines.values() for value in values if value is not None]
-    if not known:
-        return None
-    ticks = _log_ticks(known) if log else MaxNLocator(5, min_n_ticks=3).tick_values(min(known), max(known))
-    low, high = float(ticks[0]), float(ticks[-1])
-
-    def x(epoch: float) -> float:
-        span = max(epochs) - min(epochs)
-        return PLOT_LEFT + (PLOT_RIGHT - PLOT_LEFT) * ((epoch - min(epochs)) / span if span else 0.5)
-
-    def y(value: float) -> float:
-        return PLOT_BOTTOM - (PLOT_BOTTOM - PLOT_TOP) * (value - low) / (high - low)
-
-    curves = []
-    for name, values in lines.items():
-        points = [None if v is None else (x(e), y(v)) for e, v in zip(epochs, values, strict=True)]
-        dots = tuple(point for point in points if point) if len(epochs) <= 20 else ()
-        last = next((v for v in reversed(series[name]) if v is not None), None)
-        if last is not None:
-            curves.append(Curve(name, _path(points), dots, f"{last:.3g}"))
-    whole = [t for t in MaxNLocator(6, integer=True).tick_values(min(epochs), max(epochs)) if t == int(t)]
-    x_ticks = tuple((x(t), f"{t:.0f}") for t in whole if min(epochs) <= t <= max(epochs))
-    y_ticks = tuple((y(t), f"{10**t:.0e}".replace("e-0", "e-") if log else f"{t:.6g}") for t in ticks)
-    marked = mark if isinstance(mark, int) and min(epochs) <= mark <= max(epochs) else None
-    return Chart(title, tuple(curves), x_ticks, y_ticks, None if marked is None else x(marked))
-
-
-def _scaled(value: float | None, log: bool) -> float | None:
-    if value is None or (log and value <= 0):
-        return None
-    return math.log10(value) if log else value
-
-
-def _log_ticks(values: Sequence[float]) -> list[float]:
-    """Powers of ten around the logarithms ``values``, with 2 and 5 between them where there are only two."""
-    low, high = math.floor(min(values) + 1e-9), math.ceil(max(values) - 1e-9)
-    if high - low > 1:
-        return [float(t) for t in range(low, high + 1)]
-    return [low, low + math.log10(2), low + math.log10(5), low + 1.0]
-
-
-def _path(points: Sequence[tuple[float, float] | None]) -> str:
-    """SVG path that starts anew after every gap."""
-    parts, pen = [], "M"
-    for point in points:
-        if point is None:
-            pen = "M"
-        else:
-            parts.append(f"{pen}{point[0]:.1f} {point[1]:.1f}")
-            pen = "L"
-    return "".join(parts)

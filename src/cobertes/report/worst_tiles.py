@@ -1,4 +1,4 @@
-"""Pictures of the tiles that the map gets most wrong: scene, labels, map and confidence, pixel by pixel."""
+"""Tiles with the lowest accuracy: scene, labels, map and confidence at full resolution."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,15 +13,15 @@ from cobertes.geo.io import open_raster, read_window
 from cobertes.geo.windows import Window
 from cobertes.labels.legend import IGNORE_INDEX, Legend
 from cobertes.report import thumbnails
-from cobertes.report.thumbnails import Picture
+from cobertes.report.thumbnails import AreaRasters, Picture
 
 SIDE = 256
-"""Longest side of a picture in dots: larger tiles are cut to their middle."""
+"""Maximum side of a picture in pixels: larger tiles are cropped to their centre."""
 
 
 @dataclass(frozen=True)
 class WorstTile:
-    """A tile with its place in words, accuracy, commonest mistake, and pictures by title."""
+    """Tile with its location as a text, accuracy, most frequent confusion, and pictures by title."""
 
     area: str
     place: str
@@ -35,32 +35,31 @@ def worst_tiles(
     assessment: Mapping[str, Any],
     legend: Legend,
     rgb: Sequence[str],
-    maps: Mapping[str, Path],
-    confidence: Mapping[str, Path],
-    labels: Mapping[str, Path],
+    rasters: AreaRasters,
 ) -> list[WorstTile]:
-    """The worst tiles of an assessment, as far as their area has labels and a map of its shape."""
+    """Worst tiles of an assessment, if their area has labels and a map of its shape."""
+    maps, confidence, labels = rasters.maps, rasters.confidence, rasters.labels
     by_name = {area.name: area for area in areas}
-    judged: dict[str, list[Window]] = {}
+    held_out: dict[str, list[Window]] = {}
     for block in assessment.get("block_scores") or []:
-        judged.setdefault(block["area"], []).append(Window(*block["window"]))
-    found = []
+        held_out.setdefault(block["area"], []).append(Window(*block["window"]))
+    tiles = []
     for one in assessment.get("worst_tiles") or []:
         name, window = one["area"], Window(*one["window"])
         if name in by_name and name in maps and name in labels and one["accuracy"] < 1:
             files = maps[name], confidence.get(name), labels[name]
-            tile = _tile(by_name[name], window, judged.get(name, [window]), legend, rgb, *files)
+            tile = _tile(by_name[name], window, held_out.get(name, [window]), legend, rgb, *files)
             if tile:
                 mistake, shown = tile
                 place = f"rows {window.row} to {window.row_stop}, columns {window.col} to {window.col_stop}"
-                found.append(WorstTile(name, place, one["accuracy"], mistake, shown))
-    return found
+                tiles.append(WorstTile(name, place, one["accuracy"], mistake, shown))
+    return tiles
 
 
 def _tile(
     area: Area,
     window: Window,
-    judged: Sequence[Window],
+    blocks: Sequence[Window],
     legend: Legend,
     rgb: Sequence[str],
     predicted: Path,
@@ -84,8 +83,8 @@ def _tile(
         percent = _read(confidence, window).astype(np.float32)
         percent[percent > 100] = np.nan
         shown["confidence"] = thumbnails.shares_picture(percent / 100, thumbnails.CONFIDENCE)
-    held_out = np.zeros(window.shape, bool)  # the square may reach into training ground, which is not judged
-    for block in judged:
+    held_out = np.zeros(window.shape, bool)  # a tile may extend into training blocks, which are not evaluated
+    for block in blocks:
         if part := window.intersection(block):
             held_out[part.slices_in(window)] = True
     return _mistake(legend, theirs, ours, held_out), shown
@@ -96,12 +95,12 @@ def _read(path: Path, window: Window) -> NDArray[np.uint8]:
 
 
 def _mistake(
-    legend: Legend, labels: NDArray[np.uint8], predicted: NDArray[np.uint8], judged: NDArray[np.bool_]
+    legend: Legend, labels: NDArray[np.uint8], predicted: NDArray[np.uint8], held_out: NDArray[np.bool_]
 ) -> str:
-    """The commonest wrong pair of classes among the judged pixels, in words."""
+    """Most frequent confusion of two classes among the held-out pixels, as a text."""
     index = legend.index_table()
     r, p = index[labels], index[predicted]
-    wrong = judged & (r != p) & (r != IGNORE_INDEX) & (p != IGNORE_INDEX)
+    wrong = held_out & (r != p) & (r != IGNORE_INDEX) & (p != IGNORE_INDEX)
     if not wrong.any():
         return ""
     pairs, counts = np.unique(r[wrong].astype(int) * len(legend) + p[wrong], return_counts=True)
