@@ -65,22 +65,24 @@ def sample_accuracy(
     map_file: Annotated[Path, typer.Argument(metavar="MAP", help="A map of class codes.", show_default=False)],
     out: Annotated[Path, typer.Option("-o", metavar="FILE.gpkg", help="The sample to write.")],
     points: Annotated[
-        int | None, typer.Option(metavar="N", min=2, help="Points in all. Default: what --standard-error needs.")
+        int | None,
+        typer.Option(metavar="N", min=2, help="Number of points. Default: what --standard-error needs."),
     ] = None,
     standard_error: Annotated[
-        float, typer.Option(metavar="SHARE", min=1e-4, max=0.5, help="Of the overall accuracy, to be reached.")
+        float,
+        typer.Option(metavar="SHARE", min=1e-4, max=0.5, help="Target for the overall accuracy."),
     ] = 0.01,
     allocation: Annotated[
-        str, typer.Option(metavar="proportional|equal", help="How points are shared out among the strata.")
+        str, typer.Option(metavar="proportional|equal", help="Allocation of the points to the strata.")
     ] = "proportional",
-    minimum: Annotated[int, typer.Option(metavar="N", min=2, help="Points of each stratum, at least.")] = 50,
+    minimum: Annotated[int, typer.Option(metavar="N", min=2, help="Minimum number of points per stratum.")] = 50,
     strata: Annotated[
         Path | None, typer.Option(metavar="RASTER", help="Strata on the map's grid. Default: the map's classes.")
     ] = None,
     run: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="A run whose user's accuracies are expected. Default: 0.8.")
+        Path | None, typer.Option(metavar="DIR", help="Run with the expected user's accuracies. Default: 0.8.")
     ] = None,
-    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Another seed draws another sample.")] = 0,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed of the random sample.")] = 0,
     overwrite: Overwrite = False,
 ) -> None:
     """Draw a stratified random sample of pixels and write it as a GeoPackage for photo-interpretation.
@@ -129,7 +131,7 @@ def estimate_accuracy(
     ],
     map_file: Annotated[
         Path | None,
-        typer.Option("--map", metavar="MAP", help="Judge this map. Default: the one that the sample is of."),
+        typer.Option("--map", metavar="MAP", help="Map to evaluate. Default: that of the sample."),
     ] = None,
 ) -> None:
     """Estimate the area of each class and the accuracy of a map, with 95 % intervals.
@@ -152,9 +154,9 @@ def audit_map(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run's folder.", show_default=False)],
     out: Annotated[Path, typer.Option("-o", metavar="FILE.gpkg", help="The patches to write.")],
     min_confidence: Annotated[
-        float, typer.Option(metavar="SHARE", min=0, max=1, help="Calibrated confidence that a pixel needs.")
+        float, typer.Option(metavar="SHARE", min=0, max=1, help="Minimum calibrated confidence of a pixel.")
     ] = 0.7,
-    top: Annotated[int, typer.Option(metavar="N", min=1, help="Patches at most.")] = 1000,
+    top: Annotated[int, typer.Option(metavar="N", min=1, help="Maximum number of patches.")] = 1000,
     overwrite: Overwrite = False,
 ) -> None:
     """Rank connected patches where the map is sure of another class than the reference map.

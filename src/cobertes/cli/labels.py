@@ -7,7 +7,7 @@ import typer
 
 from cobertes.cli.app import app
 from cobertes.cli.console import Console, class_table
-from cobertes.cli.options import Overwrite, command
+from cobertes.cli.options import Memory, Overwrite, Resume, command
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,16 +21,15 @@ ClassWeights = Annotated[
     str,
     typer.Option(
         metavar="NAME|CLASS=NUMBER,...",
-        help="Of weighted-majority: equal, inverse-sqrt or inverse (frequency), or by class.",
+        help="Class weights of weighted-majority: equal, inverse-sqrt or inverse (frequency), or by class.",
     ),
 ]
 Smoothing = Annotated[
     float,
-    typer.Option(metavar="PIXELS", help="Of weighted-majority: standard deviation of the Gaussian, 0 to 1."),
+    typer.Option(metavar="PIXELS", help="Standard deviation of the Gaussian of weighted-majority, 0 to 1."),
 ]
-MinValid = Annotated[float, typer.Option(metavar="SHARE", help="Share of a pixel that must be known.")]
+MinValid = Annotated[float, typer.Option(metavar="SHARE", help="Minimum valid share of a pixel.")]
 Unknown = Annotated[str, typer.Option(metavar="error|nodata", help="Codes outside the legend.")]
-Memory = Annotated[int, typer.Option(metavar="MB", help="Peak memory of the process.")]
 
 
 @command(app, "labels", "Bring a reference map onto a scene's grid.")
@@ -56,16 +55,14 @@ def labels(
     entropy: Annotated[
         Path | None, typer.Option(metavar="FILE", help="How mixed each pixel is, percent of the maximum.")
     ] = None,
-    valid: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Share of each pixel that the map knows, percent.")
-    ] = None,
+    valid: Annotated[Path | None, typer.Option(metavar="FILE", help="Valid share of each pixel, percent.")] = None,
     also: Annotated[
         list[str] | None, typer.Option(metavar="METHOD=FILE", help="Labels by another method, from the same pass.")
     ] = None,
     min_valid: MinValid = 0.5,
     unknown: Unknown = "error",
     memory: Memory = 900,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted call stopped.")] = False,
+    resume: Resume = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Bring a reference map onto the grid of a scene, without blending classes.

@@ -7,7 +7,7 @@ import typer
 
 from cobertes.cli.app import app
 from cobertes.cli.console import Console, class_table
-from cobertes.cli.options import Overwrite, Ray, command, open_executor
+from cobertes.cli.options import Memory, Overwrite, Ray, Resume, command, open_executor
 from cobertes.settings import EngineName
 
 DEFAULT_BLEND = "interior"
@@ -31,7 +31,8 @@ def predict(
         Path | None, typer.Option(metavar="FILE", help="Probability of every class, percent, a band each.")
     ] = None,
     entropy: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="How unsure the model is, percent of the maximum.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Entropy of the probabilities, percent of the maximum."),
     ] = None,
     second: Annotated[Path | None, typer.Option(metavar="FILE", help="The second most probable class.")] = None,
     stac: Annotated[
@@ -42,36 +43,40 @@ def predict(
     ] = None,
     views: Annotated[
         str,
-        typer.Option(metavar="none|flips|turns", help="Average over 4 mirrored or 8 turned views of a window."),
+        typer.Option(
+            metavar="none|flips|turns",
+            help="Test-time augmentation over 4 flips or 8 symmetries.",
+        ),
     ] = "none",
     window: Annotated[
-        int | None, typer.Option(metavar="PIXELS", min=16, help="Default: that of training.")
+        int | None, typer.Option(metavar="PIXELS", min=16, help="Side of a window. Default: that of training.")
     ] = None,
     overlap: Annotated[
-        int | None, typer.Option(metavar="PIXELS", min=0, help="Default: a quarter window.")
+        int | None,
+        typer.Option(metavar="PIXELS", min=0, help="Overlap of windows. Default: a quarter window."),
     ] = None,
     blend: Annotated[
-        str, typer.Option(metavar="interior|cosine|gaussian", help="How neighbouring windows share pixels.")
+        str, typer.Option(metavar="interior|cosine|gaussian", help="Blending of neighbouring windows.")
     ] = DEFAULT_BLEND,
     bounds: Annotated[
-        str | None, typer.Option(metavar="W,S,E,N", help="Only this part, in the scene's CRS.")
+        str | None, typer.Option(metavar="W,S,E,N", help="Map only this rectangle, in the scene's CRS.")
     ] = None,
     clip: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Only inside these polygons, or where this raster has data."),
+        typer.Option(metavar="FILE", help="Map only inside these polygons, or the valid pixels of this raster."),
     ] = None,
     engine: Annotated[
         str, typer.Option(metavar="|".join(get_args(EngineName)), help="Inference engine.")
     ] = "auto",
-    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda|mps", help="Where to compute.")] = "auto",
-    precision: Annotated[str, typer.Option(metavar="auto|fp32|bf16|int8", help="How to compute.")] = "auto",
+    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda|mps", help="Device.")] = "auto",
+    precision: Annotated[str, typer.Option(metavar="auto|fp32|bf16|int8", help="Numeric precision.")] = "auto",
     batch: Annotated[int, typer.Option(metavar="N", min=1, help="Windows computed together.")] = 8,
-    memory: Annotated[int, typer.Option(metavar="MB", help="Peak memory of the process.")] = 3500,
+    memory: Memory = 3500,
     threads: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Processors of a process. Default: all.")
+        int | None, typer.Option(metavar="N", min=1, help="CPU threads per process. Default: all.")
     ] = None,
     ray: Ray = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted call stopped.")] = False,
+    resume: Resume = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Map a whole scene with a trained model, in bounded memory.

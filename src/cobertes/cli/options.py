@@ -1,4 +1,4 @@
-"""Options that every command has, and what happens to errors: in one place."""
+"""Shared options, and the exit codes of errors, for all commands."""
 
 import inspect
 import os
@@ -19,10 +19,12 @@ if TYPE_CHECKING:
     from cobertes.predict.prediction_job import Executor
 
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing outputs.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue an interrupted call.")]
+Memory = Annotated[int, typer.Option(metavar="MB", help="Peak memory of the process.")]
 
 Ray = Annotated[
     str | None,
-    typer.Option(metavar="local|auto|HOST:PORT", help="Share the work on Ray: on this machine, or a cluster's."),
+    typer.Option(metavar="local|auto|HOST:PORT", help="Run on Ray: on this machine, or on a cluster."),
 ]
 
 SHARED = {
@@ -34,7 +36,7 @@ SHARED = {
 
 @contextmanager
 def open_executor(ray: str | None, threads: int | None = None) -> Iterator["Executor | None"]:
-    """What computes a map: the cluster at Ray's address; None without one."""
+    """Executor on the cluster at Ray's address; None without an address."""
     if ray is None:
         yield None
         return
@@ -46,7 +48,7 @@ def open_executor(ray: str | None, threads: int | None = None) -> Iterator["Exec
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """SIGTERM, a batch system's way to say stop, is an interrupt meanwhile."""
+    """Turn SIGTERM, which batch systems send, into an interrupt meanwhile."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -64,7 +66,7 @@ def command(app: typer.Typer, name: str, short: str) -> Callable[[Callable[..., 
     """Register a function of (console, ...) as a command with the shared options; ``short`` is for the overview.
 
     A `CobertesError` becomes one line and exit code 2, an interrupt 130, anything else one line and 1;
-    with ``--debug`` the traceback stands before the line.
+    with ``--debug`` the traceback comes first.
     """
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
@@ -72,8 +74,8 @@ def command(app: typer.Typer, name: str, short: str) -> Callable[[Callable[..., 
 
         @wraps(function)
         def run(*, quiet: bool, debug: bool, as_json: bool, **values: Any) -> None:
-            follows = os.environ.get("RANK", "0") != "0"  # of several processes by torchrun, the first one tells
-            console = Console(quiet=quiet or follows, debug=debug, as_json=as_json)
+            silent = os.environ.get("RANK", "0") != "0"  # under torchrun, only rank zero prints
+            console = Console(quiet=quiet or silent, debug=debug, as_json=as_json)
 
             def stop(message: str, code: int) -> None:
                 if debug:
@@ -91,7 +93,7 @@ def command(app: typer.Typer, name: str, short: str) -> Callable[[Callable[..., 
                     "interrupted; nothing is half-written. `cobertes run` and --resume go on from there.",
                     INTERRUPTED,
                 )
-            except Exception as error:  # the last resort: what it is, and where to learn more
+            except Exception as error:  # last resort: name it, and point to --debug
                 what = f"unexpected {type(error).__name__}: {error}"
                 stop(f"{what}. Run it again with --debug and report that.", UNEXPECTED)
             console.finish()

@@ -25,7 +25,7 @@ RunOption = Annotated[
 def demo(
     console: Console,
     *,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Where data, run and map go.")] = Path("demo"),
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for data, run and map.")] = Path("demo"),
     size: Annotated[
         int | None, typer.Option(metavar="PIXELS", min=192, help="Side of the generated scenes. Default: 1200.")
     ] = None,
@@ -65,12 +65,14 @@ def run(
     start: Annotated[
         str | None,
         typer.Option(
-            "--from", metavar="STAGE", help="This stage and all later ones, up to date or not; keeps an old model."
+            "--from",
+            metavar="STAGE",
+            help="Rerun this and all later stages. An existing model is renamed.",
         ),
     ] = None,
     plan: Annotated[
         bool,
-        typer.Option("--plan", help="Say what would be done, and what training would take: some steps are timed."),
+        typer.Option("--plan", help="Print the stages to run and the cost of training, from a few timed steps."),
     ] = False,
     ray: Ray = None,
 ) -> None:

@@ -58,7 +58,7 @@ def audit_split(
     console: Console,
     *,
     run: RunFolderArgument,
-    seeds: Annotated[int, typer.Option(metavar="N", min=1, help="Splits of each kind that are drawn.")] = 3,
+    seeds: Annotated[int, typer.Option(metavar="N", min=1, help="Random splits of each kind.")] = 3,
 ) -> None:
     """Score a per-pixel forest and the nearest training pixel under random splits and under block splits.
 
