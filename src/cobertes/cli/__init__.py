@@ -1,1 +1,1 @@
-"""The command line: the only place that strings stages together."""
+"""Command line: the only layer that combines stages."""

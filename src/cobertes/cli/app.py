@@ -1,4 +1,4 @@
-"""The application that the modules of commands register with."""
+"""Typer application with which the command modules register."""
 
 from typing import Annotated
 

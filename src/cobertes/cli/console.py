@@ -1,4 +1,4 @@
-"""What people see while a command works: progress bars, a log, tables; on standard error, results aside."""
+"""Console output of a command: progress bars, log and tables on standard error, results on standard output."""
 
 import json
 import logging
@@ -52,7 +52,7 @@ class _Log(logging.Handler):
 
 
 class Console:
-    """Where a command writes. ``quiet`` leaves errors and results only; ``as_json`` makes the result JSON."""
+    """Output of a command. ``quiet``: errors and results only; ``as_json``: the result as JSON."""
 
     def __init__(self, *, quiet: bool = False, debug: bool = False, as_json: bool = False) -> None:
         self.quiet, self.debug, self.as_json = quiet, debug, as_json
@@ -69,12 +69,12 @@ class Console:
         return SILENT if self.quiet or not self.error.is_terminal else _Bars(self.error)
 
     def say(self, text: str, style: str | None = None) -> None:
-        """A line for people."""
+        """Print a line."""
         if not self.quiet:
             self.error.print(text, style=style)
 
     def fail(self, message: str) -> None:
-        """The one line that says what is wrong."""
+        """Print the error line."""
         message = " ".join(message.split())  # some libraries' messages are whole paragraphs
         self.error.print(f"error: {message}", style="bold red")
         if self.as_json:
@@ -82,7 +82,7 @@ class Console:
             self.finish()
 
     def answer(self, text: str | Table, **result: Any) -> None:
-        """The result of a command: text or a table for people, ``result`` for ``--json``."""
+        """Print the result of a command: text or a table, or ``result`` with ``--json``."""
         self.result |= result
         if not self.as_json:
             self.out.print(text)

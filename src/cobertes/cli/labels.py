@@ -169,7 +169,7 @@ def compare_labels(
 
 
 def _table_of(reference: Path, legend: "Legend", crosswalk: str | None) -> "NDArray[np.int16]":
-    """What each code of a map becomes."""
+    """Recode table of a reference map, (256,) int16."""
     from cobertes.labels.legend import load_crosswalk, recode_table
     from cobertes.labels.reference_map import reference_nodata
 

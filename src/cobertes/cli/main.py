@@ -1,4 +1,4 @@
-"""The command line. Heavy modules are imported inside the commands: ``cobertes --help`` stays quick."""
+"""Entry point of the command line. Commands import heavy modules themselves, so that ``--help`` is quick."""
 
 from cobertes.cli import projects  # isort: skip  (the order of the commands in the overview)
 from cobertes.cli import labels  # isort: skip
@@ -11,5 +11,5 @@ __all__ = ["accuracy", "app", "labels", "main", "maps", "projects", "tiles"]
 
 
 def main() -> None:
-    """The entry point of the ``cobertes`` command."""
+    """Run the ``cobertes`` command."""
     app()

@@ -11,7 +11,7 @@ from cobertes.cli.options import Memory, Overwrite, Ray, Resume, command, open_e
 from cobertes.settings import EngineName
 
 DEFAULT_BLEND = "interior"
-"""That of `predict_map`, whose module is too heavy for a help text; a test compares them."""
+"""Default of `predict_map`, whose module is too heavy for a help text; a test compares them."""
 
 
 @command(app, "predict", "Map a scene with a trained model.")
@@ -81,9 +81,9 @@ def predict(
 ) -> None:
     """Map a whole scene with a trained model, in bounded memory.
 
-    Seasons are read as the model was trained. The map is the same whatever the memory, and however often it was
-    interrupted. int8 is made from a run's training tiles the first time it is asked for. With --ray, the processes
-    of a Ray cluster share the work, to the same bytes; model and scenes must lie at the same paths on every node.
+    Seasons are read as in training. The map does not depend on the memory or on interruptions. The int8 model is
+    calibrated on the run's training tiles on first use. With --ray, the processes of a Ray cluster share the work,
+    to the same bytes; model and scenes must have the same paths on every node.
 
     cobertes predict runs/catalonia april=s2_april.tif august=s2_august.tif -o map.tif --confidence confidence.tif
     """

@@ -30,10 +30,10 @@ def demo(
         int | None, typer.Option(metavar="PIXELS", min=192, help="Side of the generated scenes. Default: 1200.")
     ] = None,
 ) -> None:
-    """The main job on a generated mini-Catalonia: labels, tiles, training, accuracy, map and report.
+    """Run all stages on a generated miniature of Catalonia: labels, tiles, training, accuracy, map and report.
 
-    Two seasons of 10 bands at 10 m and a reference map at 1 m are generated, then everything is run on them.
-    A second call goes on where the first one stopped.
+    Two seasons of 10 bands at 10 m and a reference map at 1 m are generated first. A second call resumes where
+    the first one stopped.
 
     cobertes demo --out demo
     """
@@ -114,7 +114,7 @@ def run(
         job.executor = lambda stop: ray_executor(ray, stop=stop)
     ran = job.run(only, start)
     if job.is_rank_zero:
-        _tell_results(console, job, ran)
+        _print_results(console, job, ran)
 
 
 def _epoch_line(record: dict[str, float]) -> str:
@@ -129,8 +129,8 @@ def _epoch_line(record: dict[str, float]) -> str:
     )
 
 
-def _tell_results(console: Console, job: "Run", ran: list[str]) -> None:
-    """Where everything is, and the scores beside the baselines."""
+def _print_results(console: Console, job: "Run", ran: list[str]) -> None:
+    """Print the paths of the results, and the scores beside the baselines."""
     from cobertes.atomic_io import read_json
 
     folder, names = job.folder, [area.name for area in job.project.areas]
@@ -226,7 +226,7 @@ def tune(
 
 
 def _trials_table(found: "Search") -> str:
-    """The trials from the best one down, and where everything is."""
+    """Text table of the trials, best first, and paths of the results."""
     keys = list(found.best.drawn)
     rows = [["trial", "mIoU", "epochs", "outcome", *keys]]
     order = sorted(found.trials, key=lambda trial: -1.0 if isnan(trial.score) else trial.score, reverse=True)

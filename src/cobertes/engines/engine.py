@@ -108,9 +108,9 @@ def open_engine(
     path = model_path(path)
     header = read_header(path)
     choice = choose_runtime(engine, device, precision)
-    forward, where = open_runtime(choice, path, header, threads)
+    forward, description = open_runtime(choice, path, header, threads)
     logits = with_tta(each_season(forward, header.inputs), TTA[tta])
-    how = f"{where} ({choice.reason})" + ("" if tta == "none" else f", mean of {len(TTA[tta])} views")
+    how = f"{description} ({choice.reason})" + ("" if tta == "none" else f", mean of {len(TTA[tta])} views")
     identity = fingerprint_of(
         header.to_json(), stamp(path), 0 if RUNTIMES[choice.engine].thread_invariant else torch.get_num_threads(),
         stamp(quantized_path(path)) if choice.precision == "int8" else None,

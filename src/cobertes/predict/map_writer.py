@@ -38,7 +38,7 @@ class MapReport:
     counts    pixels per legend code, nodata included
     hectares  areas per legend code; empty if the CRS has no true areas (`pixel_hectares`)
     windows   computed windows; ``skipped`` those without an observation
-    seconds   of this call, without an interrupted one before it; ``mapped`` pixels in that time
+    seconds   of this call, without an interrupted one before it; ``pixels`` written in that time
     """
 
     counts: dict[int, int]
@@ -46,12 +46,12 @@ class MapReport:
     windows: int
     skipped: int
     seconds: float
-    mapped: int
+    pixels: int
 
     @property
     def mpx_per_second(self) -> float:
         """Net speed in millions of map pixels per second."""
-        return self.mapped / 1e6 / max(self.seconds, 1e-9)
+        return self.pixels / 1e6 / max(self.seconds, 1e-9)
 
 
 @dataclass(frozen=True)
@@ -133,8 +133,8 @@ def write_map(
     counts = _histogram_by_code(job.legend, ledger.sums["written"])
     if not computed:
         log.warning("%s is empty: no valid pixel there. Check the scenes' place and nodata value.", out)
-    mapped = sum(counts.values()) - written_before
-    return MapReport(counts, hectares(), computed, skipped, time.monotonic() - begin, mapped)
+    pixels = sum(counts.values()) - written_before
+    return MapReport(counts, hectares(), computed, skipped, time.monotonic() - begin, pixels)
 
 
 def _spec(product: str, job: PredictionJob) -> RasterSpec:

@@ -47,7 +47,7 @@ class MapBlock:
 
 
 def in_background(items: Iterator[Item]) -> Iterator[Item]:
-    """Prefetch the items of a generator with one thread, up to two ahead. Its error is raised in its turn."""
+    """Prefetch the items of a generator with one thread, up to two ahead. Its error is raised in order."""
     with (
         closing(items),  # type: ignore[type-var]
         closing(prefetch(repeat((None,)), lambda _: next(items, END), threads=1, ahead=3)) as upcoming,  # type: ignore[type-var]

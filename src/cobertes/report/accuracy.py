@@ -1,6 +1,6 @@
-"""What the report says of accuracy: from assessment.json to rows and words; nothing is computed twice.
+"""Accuracy sections of the report: table rows and values from assessment.json; nothing is computed twice.
 
-A value that is not known (null, NaN) stays unknown and is never shown as 0 or 1. An older assessment without
+An unknown value (null, NaN) stays unknown and is never shown as 0 or 1. An older assessment without
 intervals, blocks or groups gives a report without them.
 """
 
@@ -16,7 +16,7 @@ from cobertes.labels.legend import Legend, LegendClass
 from cobertes.report.html import known, known_range
 
 ENOUGH_PIXELS = 1000
-"""Reference pixels below which a class is not averaged, where the assessment does not list the averaged ones."""
+"""Minimum reference pixels of an averaged class, if the assessment does not list the averaged ones."""
 
 BLOCK_COLOURS = matplotlib.colormaps["cividis"]
 
@@ -24,7 +24,7 @@ CLASS_SCORES = ("iou", "dice", "producers_accuracy", "users_accuracy")
 
 
 def judgement(assessment: Mapping[str, Any], legend: Legend) -> dict[str, Any]:
-    """The summary: methods side by side, the best and the worst class, what is averaged and what is not."""
+    """Summary: methods side by side, best and worst class, classes in the average."""
     model, baselines = assessment["model"], assessment.get("baselines") or {}
     averaged = _averaged(assessment)
     ranked = sorted(
@@ -60,7 +60,7 @@ def _heads(scores: Mapping[str, Any]) -> dict[str, float | None]:
 
 
 def _against(assessment: Mapping[str, Any]) -> dict[str, Any]:
-    """Baseline -> score -> difference with interval and verdict; empty where the assessment has none."""
+    """Baseline -> score -> difference with interval and verdict; empty if the assessment has none."""
     return {
         name: {key: {**one, "interval": known_range(one["interval"])} for key, one in found.items()}
         for name, found in (assessment.get("differences") or {}).items()
@@ -75,7 +75,7 @@ def _averaged(assessment: Mapping[str, Any]) -> set[str]:
 
 
 def _taken_for(matrix: Sequence[Sequence[int]], legend: Legend, land: LegendClass) -> tuple[str, float] | None:
-    """The class that most pixels of ``land`` are mapped as instead, and their share of the reference."""
+    """Most frequent wrong class of the pixels of ``land``, and its share of the reference pixels."""
     index = legend.index(land.key)
     row = np.array(matrix[index], float)
     others = np.where(np.arange(len(row)) == index, 0, row)
@@ -126,14 +126,14 @@ def matrix_rows(counts: Sequence[Sequence[int]], legend: Legend) -> list[dict[st
     ]
 
 
-# --- parts of the ground
+# --- groups of pixels
 
 
 def parts(assessment: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Tables of scores by part of the ground: purity, boundaries, seasons; those that are known."""
+    """Tables of scores by purity, distance to boundaries and season; those that are known."""
     found = []
     purity, boundaries = assessment.get("purity"), assessment.get("boundaries")
-    if purity and purity["groups"]["mixed"]["pixels"]:  # a map as coarse as the scene knows of no mixed pixel
+    if purity and purity["groups"]["mixed"]["pixels"]:  # a map as coarse as the scene has no mixed pixels
         found.append({
             "kind": "purity", "title": "Pure and mixed pixels", "mean": known(purity.get("mean")),
             "rows": _part_rows({name: one for name, one in purity["groups"].items() if name != "mixed"}),
@@ -158,14 +158,14 @@ def _part_rows(groups: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def area_rows(assessment: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Scores by area, where there are several; the worst first."""
+    """Scores by area, if there are several; the worst first."""
     areas = assessment.get("areas") or {}
     rows = _part_rows(areas) if len(areas) > 1 else []
     return sorted(rows, key=lambda row: (row["overall_accuracy"] is None, row["overall_accuracy"]))
 
 
 def block_map(assessment: Mapping[str, Any], shown: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
-    """Area -> its judged blocks with their accuracy and a colour from the worst to the best; shown areas only."""
+    """Held-out blocks by area, with accuracy and a colour from the worst to the best; shown areas only."""
     found = [one for one in assessment.get("block_scores") or [] if one["pixels"] and one["area"] in shown]
     if not found:
         return {}
@@ -183,7 +183,7 @@ def block_map(assessment: Mapping[str, Any], shown: Sequence[str]) -> dict[str, 
 
 
 def block_range(assessment: Mapping[str, Any]) -> tuple[float, float]:
-    """Lowest and highest overall accuracy of the judged blocks."""
+    """Lowest and highest overall accuracy of the held-out blocks."""
     shares = [one["overall_accuracy"] for one in assessment["block_scores"] if one["pixels"]]
     return min(shares), max(shares)
 
@@ -194,7 +194,7 @@ PLOT = (40.0, 290.0, 12.0, 212.0)
 """Left, right, top and bottom of a diagram from 0 to 1, in SVG units."""
 
 FEW = 50
-"""Pixels below which a bin of the reliability diagram is not drawn: its accuracy is chance."""
+"""Minimum pixels of a bin in the reliability diagram: with fewer, its accuracy is chance."""
 
 
 def calibration_facts(calibration: Mapping[str, Any]) -> dict[str, Any]:
@@ -230,7 +230,7 @@ def _line(points: Sequence[tuple[float, float]]) -> str:
 
 
 def _said(table: Sequence[Mapping[str, float]]) -> dict[str, float] | None:
-    """Of the pixels that are 75 to 85 % sure: their number, confidence and accuracy; None where they are few."""
+    """Pixels with 75 to 85 % confidence: number, confidence and accuracy; None if they are few."""
     chosen = [one for one in table if 0.74 < one["from"] < 0.84]
     pixels = sum(one["pixels"] for one in chosen)
     if pixels < FEW:

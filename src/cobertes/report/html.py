@@ -1,4 +1,4 @@
-"""What the HTML pages share: their templates, and numbers as text, where what is not known is a dash."""
+"""Shared parts of the HTML pages: templates, and numbers as text, with a dash for unknown values."""
 
 import math
 from collections.abc import Sequence
@@ -8,24 +8,24 @@ from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
 
 def environment(package: str = "cobertes.report") -> Environment:
-    """Templates of a package's folder and of this one, with the filters that write numbers."""
+    """Jinja environment with the templates of a package and of this one, and filters for numbers."""
     loader = ChoiceLoader([PackageLoader(name, ".") for name in dict.fromkeys((package, "cobertes.report"))])
-    made = Environment(
+    templates = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    made.filters |= {
+    templates.filters |= {
         "score": score, "percent": percent, "count": count, "plain": plain, "between": between, "sort": sortable,
     }  # fmt: skip
-    return made
+    return templates
 
 
 def known(value: Any) -> Any:
-    """The value, None where it is NaN or infinite."""
+    """Value, or None if it is NaN or infinite."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def known_range(ends: Sequence[float | None] | None) -> tuple[float, float] | None:
-    """Both ends of an interval, None unless both are known."""
+    """Ends of an interval; None unless both are known."""
     if ends is None or any(known(end) is None for end in ends):
         return None
     low, high = ends
@@ -43,7 +43,7 @@ def percent(value: float | None) -> str:
 
 
 def between(ends: tuple[float, float] | None, unit: str = "") -> str:
-    """``0.41 to 0.52``, or in percent; empty where there is no interval."""
+    """``0.41 to 0.52``, or in percent; empty without an interval."""
     if ends is None:
         return ""
     if unit == "%":
@@ -57,12 +57,12 @@ def count(value: float | None) -> str:
 
 
 def sortable(value: float | None) -> str:
-    """For ``data-sort``: empty where it is not known."""
+    """Value for ``data-sort``; empty if unknown."""
     return "" if value is None or known(value) is None else str(value)
 
 
 def plain(value: Any) -> str:
-    """Whatever it is, as words."""
+    """Any value as plain text."""
     if known(value) is None:
         return "–"
     if isinstance(value, bool):

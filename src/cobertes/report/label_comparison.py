@@ -1,4 +1,4 @@
-"""The comparison of aggregation methods for people: a table, and a picture of one place and of all biases."""
+"""Comparison of aggregation methods: a table, and a figure of one window and of all biases."""
 
 from pathlib import Path
 
@@ -19,16 +19,16 @@ from cobertes.labels.method_comparison import Comparison
 from cobertes.labels.reference_map import ReferenceReader, align
 
 SHOWN = 48
-"""Side of the place that is shown, in scene pixels."""
+"""Side of the window shown, in scene pixels."""
 
 WIDEST_BIAS = 100.0
-"""Percent at which bars end; what lies beyond is written beside them."""
+"""Percent at which bars are cut; larger values are written beside them."""
 
 METHOD_COLOURS = ("#777777", "#1b7ac2", "#d9730d")
 
 
 def comparison_table(comparison: Comparison) -> str:
-    """Lines for a terminal: a row per class, then what holds for all."""
+    """Text table: a row per class, then the totals."""
     c = comparison
     area = "hectares" if c.hectares else "pixels"
     unit = c.hectares or 1.0
@@ -64,21 +64,21 @@ def comparison_table(comparison: Comparison) -> str:
 def write_comparison_picture(
     comparison: Comparison, reference: Path, grid: GeoBox, folder: Path, table: NDArray[np.int16], out: Path
 ) -> None:
-    """Draw the most varied place by every method, and every class's bias, as a PNG.
+    """Draw the window with most class changes by every method, and the bias of every class, as a PNG.
 
     folder  where `compare_labels` wrote METHOD.tif;  table  (256,) int16 from `recode_table`
     """
-    place_of = _most_varied(folder / f"{METHODS[1]}.tif", grid)
+    window = _most_varied(folder / f"{METHODS[1]}.tif", grid)
     figure = Figure(figsize=(14, 4.2 + 0.34 * len(comparison.legend)), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     rows = [4.0, 0.4 + 0.34 * len(comparison.legend)]
     grid_of_two = figure.add_gridspec(2, 1, height_ratios=rows)
     above, below = figure.add_subfigure(grid_of_two[0]), figure.add_subfigure(grid_of_two[1])
     axes = above.subplots(1, len(METHODS) + 1)
-    fine = _fine(reference, grid, comparison.legend, table, place_of)
+    fine = _fine(reference, grid, comparison.legend, table, window)
     _show(axes[0], fine, comparison, f"reference map, {comparison.factor} x {comparison.factor} per pixel")
     for ax, method in zip(axes[1:], METHODS, strict=True):
-        codes = read_window(folder / f"{method}.tif", place_of, 1)
+        codes = read_window(folder / f"{method}.tif", window, 1)
         _show(ax, codes, comparison, method.replace("-", " "))
     _bars(below.subplots(), comparison)
     with replacing(out) as temporary:
@@ -98,7 +98,7 @@ def _fine(
 
 
 def _most_varied(labels: Path, grid: GeoBox) -> Window:
-    """The window of `SHOWN` pixels with most changes of class from pixel to pixel."""
+    """Window of `SHOWN` pixels with most class changes between neighbouring pixels."""
     best, most = Window(0, 0, *grid.shape), -1
     size = min(SHOWN, *grid.shape)
     with open_raster(labels) as file:

@@ -1,4 +1,4 @@
-"""Several runs on one page: scores with their intervals, differences with what they mean, settings that differ."""
+"""Comparison of runs as an HTML page: scores with intervals, differences with verdicts, differing settings."""
 
 from collections.abc import Mapping, Sequence
 from math import isfinite
@@ -17,9 +17,9 @@ AXIS_LEFT, AXIS_RIGHT = 8.0, 312.0
 def write_comparison_page(
     out: Path, comparison: RunsComparison, settings: Mapping[str, Mapping[str, Any]]
 ) -> None:
-    """Write the comparison as one self-contained HTML file; ``out`` is replaced when the new one is whole.
+    """Write the comparison as one self-contained HTML file; ``out`` is replaced once the new one is complete.
 
-    settings   by run, one level of dotted keys: those that differ are listed
+    settings   by run, flat with dotted keys: those that differ are listed
     """
     facts = {
         "version": cobertes.__version__,
@@ -34,7 +34,7 @@ def write_comparison_page(
 
 
 def _chart(comparison: RunsComparison, score: str) -> list[dict[str, float]]:
-    """For every run the positions of value, low and high on one axis."""
+    """Positions of value, low and high of every run on a common axis."""
     found = [comparison.scores[name][score] for name in comparison.names]
     ends = [x for one in found for x in one if isfinite(x)]
     if not ends:

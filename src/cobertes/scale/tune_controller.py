@@ -72,7 +72,7 @@ class Controller(TuneController):
         try:
             super().step()
         except (KeyboardInterrupt, SystemExit):
-            # else trials go on training in folders where a later search begins them again
+            # else trials would keep training in folders that a later search resumes
             self._actor_manager.cleanup()
             raise
 
