@@ -32,10 +32,10 @@ from cobertes.errors import (
 from cobertes.geo.grid import grid_of
 from cobertes.labels import kernels, memory_plan
 from cobertes.labels.aggregate import make_labels
-from cobertes.labels.label_pass import METHODS, SHARES
+from cobertes.labels.label_job import METHODS, SHARES
 from cobertes.labels.legend import Crosswalk, Legend, LegendClass, load_legend, recode_table
 from cobertes.labels.reference_map import reference_nodata
-from cobertes.labels.vote_weights import VoteWeights, whole
+from cobertes.labels.vote_weights import VoteWeights, integer_weights
 
 DATA = Path(os.environ.get("COBERTES_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
@@ -221,7 +221,9 @@ def test_all_products_of_one_pass_equal_brute_force(data):
     np.testing.assert_array_equal(found["majority"], expected)
     middle = table[blocks[:, :, factor // 2 * factor + factor // 2]]
     np.testing.assert_array_equal(found["nearest"], middle)
-    weights = whole(np.array([given_weights[code] for code in LEGEND.codes.tolist()], float))[:, None, None]
+    weights = integer_weights(np.array([given_weights[code] for code in LEGEND.codes.tolist()], float))[
+        :, None, None
+    ]
     scores = smooth_scores(codes, table, LEGEND, grid, factor, row, col, sigma) if sigma else votes
     np.testing.assert_array_equal(
         found["weighted-majority"], np.where(expected == 0, 0, winners(scores * weights, LEGEND))

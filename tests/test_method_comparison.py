@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from cobertes.errors import OutputExistsError, UnknownCodesError
 from cobertes.labels import method_comparison
-from cobertes.labels.label_pass import METHODS
+from cobertes.labels.label_job import METHODS
 from cobertes.labels.legend import Legend, LegendClass, recode_table
 from cobertes.labels.method_comparison import compare_labels
 from cobertes.labels.vote_weights import VoteWeights

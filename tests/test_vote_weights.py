@@ -11,8 +11,8 @@ from cobertes.labels.vote_weights import (
     class_counts,
     describe_weights,
     gaussian_kernel,
+    integer_weights,
     parse_weights,
-    whole,
 )
 from rasters import grid_at, read_raster, write_raster
 
@@ -65,8 +65,8 @@ def test_weights_that_were_printed_can_be_given_again():
 
 
 def test_whole_weights_keep_their_proportion_and_none_vanishes():
-    assert whole(np.array([1.0, 2.0, 4.0])).tolist() == [2**18, 2**19, 2**20]
-    assert whole(np.array([1e-12, 1.0])).tolist() == [1, 2**20]
+    assert integer_weights(np.array([1.0, 2.0, 4.0])).tolist() == [2**18, 2**19, 2**20]
+    assert integer_weights(np.array([1e-12, 1.0])).tolist() == [1, 2**20]
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_the_bell_is_symmetric_and_greatest_at_the_centre(smoothing, factor, siz
 
 def test_the_greatest_sum_fits_in_64_bits():
     line = gaussian_kernel(1.0, 64)
-    assert int(line.sum()) ** 2 * int(whole(np.array([1.0])).max()) < 2**63
+    assert int(line.sum()) ** 2 * int(integer_weights(np.array([1.0])).max()) < 2**63
 
 
 def test_class_counts_go_through_the_table():

@@ -1,10 +1,10 @@
-"""From a reference map to labels on the scene's grid: one pass, in bounded memory, on all cores.
+"""Labels on a scene's grid from a reference map: one pass, in bounded memory, on all cores.
 
-    kernels <-- reference <-- plan <-- streaming <-- aggregate
+    kernels, reference_map <-- label_job <-- memory_plan, label_pass <-- aggregate
 
-Any subset of nearest, majority, weighted majority, purity, fractions, entropy and valid share comes out of one
-pass (weights by frequency need a count before it). What is made of which map, and what can be asked for, is
-settled here; `streaming` does it.
+One pass gives any subset of nearest, majority, weighted majority, purity, fractions, entropy and valid share
+(weights by frequency need a count before it). This module checks the request, plans a `LabelJob` and writes the
+outputs; `label_pass` computes them.
 """
 
 import logging
@@ -22,34 +22,38 @@ from odc.geo.geobox import GeoBox
 from cobertes.errors import LegendError, SettingsError, UnknownCodesError, did_you_mean
 from cobertes.fingerprints import fingerprint_of, stamp
 from cobertes.geo.cog_writer import RasterSpec, new_raster, partial_folder
-from cobertes.geo.grid import crs_name, grid_of, same_crs
-from cobertes.geo.io import open_raster
+from cobertes.geo.grid import crs_name, same_crs
 from cobertes.geo.ledger import LEDGER, Ledger, Resume, discard, resume_or_start
-from cobertes.geo.windows import Window
 from cobertes.labels.kernels import NO_SHARE
-from cobertes.labels.label_pass import METHODS, NEAREST, WEIGHTED, LabelTask, count_codes, make_products
+from cobertes.labels.label_job import METHODS, NEAREST, WEIGHTED, AlignedMap, LabelJob
+from cobertes.labels.label_pass import count_codes, write_labels
 from cobertes.labels.legend import CODES, Legend
-from cobertes.labels.memory_plan import LabelMemory, Layout, plan_windows
-from cobertes.labels.reference_map import Alignment, align
-from cobertes.labels.vote_weights import VoteWeights, class_counts, describe_weights, gaussian_kernel, whole
+from cobertes.labels.memory_plan import plan
+from cobertes.labels.vote_weights import (
+    VoteWeights,
+    class_counts,
+    describe_weights,
+    gaussian_kernel,
+    integer_weights,
+)
 from cobertes.progress import SILENT, Progress
 
 log = logging.getLogger(__name__)
 
 BLENDING = ("average", "bilinear", "cubic", "cubicspline", "gauss", "lanczos", "mean", "rms", "sum")
-"""Resampling methods that compute with values; codes are names, not values."""
+"""Resampling methods that average values, which class codes do not allow."""
 
 
 @dataclass(frozen=True)
 class LabelReport:
-    """What a pass found.
+    """Result of a label pass.
 
     ``counts``         pixels of the labels per legend code, nodata included
-    ``source_counts``  pixels of the reference map that were read, per source code (where the map had to be
-                       warped: samples, and ground outside of it counts as its nodata)
+    ``source_counts``  pixels of the reference map that were read, per source code (samples of a warped map, with
+                       nodata for pixels outside of it)
     ``unknown``        source codes outside the table, with counts
     ``factor``         scene pixel / map pixel
-    ``how``            one line for people: "majority of 10 x 10 px, aligned"
+    ``how``            description in one line: "majority of 10 x 10 px, aligned"
     ``weights``        weight of each class key in the weighted majority, empty for other methods
     """
 
@@ -82,28 +86,28 @@ def make_labels(
     overwrite: bool = False,
     progress: Progress = SILENT,
 ) -> LabelReport:
-    """Bring a reference map onto the scene's grid and write it as a COG with palette and class names.
+    """Aggregate a reference map to the scene's grid and write it as a COG with palette and class names.
 
     grid       the scene's; the map may have any CRS, resolution and origin, and may cover it partly
-    out        uint8 legend codes
-    table      (256,) int16 from `recode_table`: what each source code becomes, -1 for unknown codes
-    weighting  of the weighted majority; default: inverse square root of frequency, no smoothing
-    min_valid  share of a pixel, 0 to 1, that the map must know; below it the label is nodata (nearest looks at
+    out        file of the labels, uint8 legend codes
+    table      (256,) int16 from `recode_table`: legend code of each source code, -1 for unknown codes
+    weighting  for the weighted majority; default: inverse square root of frequency, no smoothing
+    min_valid  least valid share of a pixel, 0 to 1; below it the label is nodata (except for nearest, which reads
                one map pixel only)
-    unknown    what to do with source codes outside the table: stop after the pass and list them, or nodata
+    unknown    treatment of source codes outside the table: stop after the pass and list them, or nodata
     memory     peak memory of the process in MB, libraries included
-    purity     also write the label's share of each pixel's known part
-    fractions  also write the share of each class in each pixel, a band per class key, summing to ``valid``
-    entropy    also write how mixed the known part is: 0 one class, 100 all classes alike
-    valid      also write the known share of each pixel
-    also       further methods, from the same pass, by name: where their labels go
-    resume     go on from what an interrupted pass left: "yes" raises SettingsError where inputs or settings
-               were others, "if-same" starts anew then. The result is the same to the byte.
+    purity     file for the label's share of the valid part of each pixel
+    fractions  file for the share of each class in each pixel, a band per class key, summing to ``valid``
+    entropy    file for the mixture of the valid part: 0 one class, 100 all classes alike
+    valid      file for the valid share of each pixel
+    also       files of further methods' labels by name of the method, from the same pass
+    resume     continue an interrupted pass: "yes" raises SettingsError if inputs or settings have changed,
+               "if-same" starts anew then. The result is byte-identical.
 
-    Shares are uint8 percent; purity, fractions and entropy are 255 where nothing is known.
+    Shares are uint8 percent; purity, fractions and entropy are 255 for pixels without a valid part.
     Raises SettingsError, InputFileError, GridMismatchError, LegendError, UnknownCodesError,
-    OutputExistsError, StorageError; the labels are then as they were (a disk that fills up while the COGs are
-    made can leave new files of the others, which are made first).
+    OutputExistsError, StorageError; older labels are then unchanged (if the disk fills up while the COGs are
+    written, other outputs, which come first, may be new).
     """
     # the labels come first, so they are renamed last: where they exist, all outputs do
     shares = {"purity": purity, "fractions": fractions, "entropy": entropy, "valid": valid}
@@ -115,39 +119,18 @@ def make_labels(
     weighting = weighting or VoteWeights()
     _check_settings([reference, *paths.values()], min_valid, unknown)
     _check_table(legend, table)
-    weighting.weights(legend)  # unknown classes are told before anything is read
-    with open_raster(reference) as dataset:
-        alignment = align(reference, dataset, grid)
-        how = _how(method, alignment, grid_of(dataset), grid, weighting)
-        layout = Layout.of(dataset, alignment, grid)
-    task = LabelTask(reference, grid, alignment, legend, table, method, min_valid)
-    if WEIGHTED in paths and weighting.smoothing and alignment.factor > 1:
-        task = replace(task, gaussian_kernel=gaussian_kernel(weighting.smoothing, alignment.factor))
-    budget = LabelMemory.of(memory, layout, task, paths)
-    windows = plan_windows(grid, alignment, layout, budget.window)
-    fingerprint = fingerprint_of(
-        str(reference.resolve()), stamp(reference), list(grid.shape), list(grid.affine), str(grid.crs),
-        legend.to_dict(), table.tolist(), str(weighting), min_valid,
-        {name: str(path.resolve()) for name, path in paths.items()}, len(windows), windows[0].shape,
+    weighting.weights(legend)  # raises for unknown classes before anything is read
+    job = LabelJob(AlignedMap.open(reference, grid), legend, table, method, min_valid)
+    if WEIGHTED in paths and weighting.smoothing and job.alignment.factor > 1:
+        job = replace(job, gaussian_kernel=gaussian_kernel(weighting.smoothing, job.alignment.factor))
+    job = plan(job, memory, paths)
+    ledger = Ledger(
+        partial_folder(out) / LEDGER, _fingerprint(job, weighting, paths), len(job.windows),
+        {"seen": CODES, "written": CODES},
     )  # fmt: skip
-    ledger = Ledger(partial_folder(out) / LEDGER, fingerprint, len(windows), {"seen": CODES, "written": CODES})
     missing = resume_or_start(ledger, paths, resume, overwrite=overwrite)
     try:
-        with ExitStack() as files:
-            files.enter_context(rasterio.Env(GDAL_CACHEMAX=budget.cache))  # in bytes
-            if WEIGHTED in paths:
-                task = replace(task, weights=_weights(task, weighting, ledger, windows, budget.workers, progress))
-            outputs = {
-                name: files.enter_context(
-                    new_raster(paths[name], grid, _kind(name, legend), overwrite=overwrite, resumable=True)
-                )
-                for name in missing
-            }
-            make_products(task, windows, outputs, ledger, budget.workers, progress)
-            seen, written = ledger.sums["seen"], ledger.sums["written"]
-            unknown_counts = {int(c): int(seen[c]) for c in np.flatnonzero((table < 0) & (seen > 0))}
-            if unknown_counts and unknown == "error":
-                raise UnknownCodesError(_unknown_message(reference, unknown_counts, int(seen.sum()), legend))
+        _write(job, weighting, {name: paths[name] for name in missing}, ledger, overwrite, unknown, progress)
     except BaseException:
         if not ledger.path.exists():
             discard(paths)
@@ -157,35 +140,74 @@ def make_labels(
                 ledger.path.parent,
             )
         raise
-    counts = {int(code): int(written[code]) for code in sorted({legend.nodata, *legend.codes.tolist()})}
-    source_counts = {int(code): int(seen[code]) for code in np.flatnonzero(seen)}
+    seen, written = ledger.sums["seen"], ledger.sums["written"]
     return LabelReport(
-        counts, source_counts, unknown_counts, alignment.ratio, how, ledger.notes.get("weights", {})
+        counts={int(code): int(written[code]) for code in sorted({legend.nodata, *legend.codes.tolist()})},
+        source_counts={int(code): int(seen[code]) for code in np.flatnonzero(seen)},
+        unknown=_unknown_codes(job, ledger),
+        factor=job.alignment.ratio,
+        how=_how(job, weighting),
+        weights=ledger.notes.get("weights", {}),
     )
 
 
-def _weights(
-    task: LabelTask,
+def _fingerprint(job: LabelJob, weighting: VoteWeights, paths: Mapping[str, Path]) -> str:
+    grid = job.grid
+    return fingerprint_of(
+        str(job.source.path.resolve()), stamp(job.source.path), list(grid.shape), list(grid.affine), str(grid.crs),
+        job.legend.to_dict(), job.table.tolist(), str(weighting), job.min_valid,
+        {name: str(path.resolve()) for name, path in paths.items()}, len(job.windows), job.windows[0].shape,
+    )  # fmt: skip
+
+
+def _write(
+    job: LabelJob,
     weighting: VoteWeights,
+    paths: Mapping[str, Path],
     ledger: Ledger,
-    windows: list[Window],
-    workers: int,
+    overwrite: bool,
+    unknown: str,
     progress: Progress,
-) -> NDArray[np.int64]:
-    """(K,) int64 weights, which the ledger keeps: an interrupted pass need not count again."""
-    legend = task.legend
+) -> None:
+    """Write the outputs; raise UnknownCodesError before any of them gets its final name."""
+    with ExitStack() as files:
+        files.enter_context(rasterio.Env(GDAL_CACHEMAX=job.cache))  # in bytes
+        if WEIGHTED in paths:
+            job = replace(job, weights=_weights(job, weighting, ledger, progress))
+        outputs = {
+            name: files.enter_context(
+                new_raster(path, job.grid, _spec(name, job.legend), overwrite=overwrite, resumable=True)
+            )
+            for name, path in paths.items()
+        }
+        write_labels(job, outputs, ledger, progress)
+        counts = _unknown_codes(job, ledger)
+        if counts and unknown == "error":
+            total = int(ledger.sums["seen"].sum())
+            raise UnknownCodesError(_unknown_message(job.source.path, counts, total, job.legend))
+
+
+def _unknown_codes(job: LabelJob, ledger: Ledger) -> dict[int, int]:
+    """Fine pixels of each source code outside the table."""
+    seen = ledger.sums["seen"]
+    return {int(code): int(seen[code]) for code in np.flatnonzero((job.table < 0) & (seen > 0))}
+
+
+def _weights(job: LabelJob, weighting: VoteWeights, ledger: Ledger, progress: Progress) -> NDArray[np.int64]:
+    """(K,) int64 weights. They are saved in the ledger: a resumed pass need not count again."""
+    legend = job.legend
     if "weights" not in ledger.notes:
         counts = None
         if weighting.by_frequency:
-            counts = class_counts(legend, task.table, count_codes(task, windows, workers, progress))
+            counts = class_counts(legend, job.table, count_codes(job, progress))
         weights = weighting.weights(legend, counts)
         log.info("class weights: %s", describe_weights(legend, weights))
         ledger.notes["weights"] = dict(zip(legend.keys, weights.tolist(), strict=True))
-    return whole(np.array(list(ledger.notes["weights"].values())))
+    return integer_weights(np.array(list(ledger.notes["weights"].values())))
 
 
-def _kind(name: str, legend: Legend) -> RasterSpec:
-    """What the raster of a method or share holds."""
+def _spec(name: str, legend: Legend) -> RasterSpec:
+    """Specification of the raster of a method or share."""
     if name in METHODS:
         return RasterSpec("uint8", ("class",), legend.nodata, legend.categories())
     bands = tuple(legend.keys) if name == "fractions" else (name,)
@@ -225,11 +247,14 @@ def _check_table(legend: Legend, table: NDArray[np.int16]) -> None:
         )
 
 
-def _how(method: str, alignment: Alignment, theirs: GeoBox, grid: GeoBox, weighting: VoteWeights) -> str:
+def _how(job: LabelJob, weighting: VoteWeights) -> str:
+    """Description of a pass in one line."""
+    alignment, method = job.alignment, job.method
     factor, ratio = alignment.factor, alignment.ratio
     if factor == 1 and alignment.origin is not None:
         return "nearest: the map has the scene's pixels"
-    warped = f"map warped from {crs_name(theirs)}" if not same_crs(theirs, grid) else "map off the scene's grid"
+    other_crs = not same_crs(job.source.map_grid, job.grid)
+    warped = f"map warped from {crs_name(job.source.map_grid)}" if other_crs else "map off the scene's grid"
     ending = "aligned" if alignment.origin is not None else warped
     if factor == 1:
         why = "coarser than" if ratio < 0.99 else "about as fine as"

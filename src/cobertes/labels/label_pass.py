@@ -1,200 +1,133 @@
-"""One pass over a reference map: threads take windows, count votes, and write what was asked for.
+"""Label pass over a reference map: threads take windows, count votes, and write the outputs.
 
     window of the scene -> codes on the fine grid -> votes per scene pixel -> nearest, majority, purity, ...
                            ReferenceReader.read      kernels.count_votes      memory-mapped outputs
 
 Each thread takes the next window, reads it through its own handle and writes its own pixels, so one reads and
-decodes while another counts. Windows share no pixels and sums are of whole numbers, so the result does not
-depend on windows, threads or memory.
+decodes while another counts. Windows share no pixels and all sums are of integers, so the result does not depend
+on windows, threads or memory.
 """
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from functools import cached_property
 from math import ceil
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from odc.geo.geobox import GeoBox
 
 from cobertes.geo.ledger import Ledger
 from cobertes.geo.mmap_tiff import release
 from cobertes.geo.windows import Window
 from cobertes.labels import kernels
-from cobertes.labels.legend import CODES, Legend
-from cobertes.labels.reference_map import Alignment, ReferenceReader
+from cobertes.labels.label_job import MAJORITY, METHODS, NEAREST, SHARES, WEIGHTED, LabelJob
+from cobertes.labels.legend import CODES
+from cobertes.labels.reference_map import ReferenceReader
 from cobertes.progress import SILENT, Advance, Progress
 
-NEAREST, MAJORITY, WEIGHTED = METHODS = ("nearest", "majority", "weighted-majority")
 
-SHARES = ("purity", "fractions", "entropy", "valid")
-"""What a pass can tell beside labels, in percent."""
-
-
-@dataclass(frozen=True)
-class LabelTask:
-    """What a pass makes of which map.
-
-    table    (256,) int16 from `recode_table`: legend code of each source code, -1 for unknown ones
-    main     the method whose labels purity describes
-    weights  (K,) int64 for the weighted majority
-    bell     ((2 reach + 1) * factor,) int64 from `weights.gaussian_kernel`, empty without smoothing
-    """
-
-    reference: Path
-    grid: GeoBox
-    alignment: Alignment
-    legend: Legend
-    table: NDArray[np.int16]
-    main: str
-    min_valid: float = 0.0
-    weights: NDArray[np.int64] = field(default_factory=lambda: np.ones(0, np.int64))
-    gaussian_kernel: NDArray[np.int64] = field(default_factory=lambda: np.ones(0, np.int64))
-
-    @cached_property
-    def translate(self) -> NDArray[np.uint8]:
-        """(256,) legend code of each source code; unknown ones are nodata."""
-        return np.where(self.table >= 0, self.table, self.legend.nodata).astype(np.uint8)
-
-    @cached_property
-    def class_of(self) -> NDArray[np.uint8]:
-        """(256,) class index of each legend code, K for nodata."""
-        return np.minimum(self.legend.index_table(), len(self.legend)).astype(np.uint8)
-
-    @cached_property
-    def order(self) -> NDArray[np.int64]:
-        """(K,) class indexes by ascending code."""
-        return np.argsort(self.legend.codes)
-
-    @property
-    def pixels(self) -> int:
-        """Fine pixels of a scene pixel."""
-        return self.alignment.factor**2
-
-    @property
-    def reach(self) -> int:
-        """Neighbouring scene pixels on each side whose votes count."""
-        return self.gaussian_kernel.size // self.alignment.factor // 2
-
-    @property
-    def fill_code(self) -> int:
-        """The source code that stands for ground without the map."""
-        return int(np.flatnonzero(self.table == self.legend.nodata)[0])
-
-
-def count_codes(
-    task: LabelTask, windows: list[Window], workers: int, progress: Progress = SILENT
-) -> NDArray[np.int64]:
-    """(256,) int64: map pixels of each source code, as far as the scene reaches."""
-    seen, lock = np.zeros(CODES, np.int64), threading.Lock()
+def count_codes(job: LabelJob, progress: Progress = SILENT) -> NDArray[np.int64]:
+    """Count the map pixels of each source code under the scene: (256,) int64."""
+    total, lock = np.zeros(CODES, np.int64), threading.Lock()
 
     def count(number: int, reader: ReferenceReader) -> int:
-        fine, outside = reader.read(windows[number])
-        own = np.zeros(CODES, np.int64)
-        kernels.histogram(fine, own)
-        own[reader.fill_code] -= outside
+        fine, outside = reader.read(job.windows[number])
+        counts = np.zeros(CODES, np.int64)
+        kernels.histogram(fine, counts)
+        counts[reader.fill_code] -= outside
         with lock:
-            seen[:] += own
+            total[:] += counts
         return fine.size
 
-    _share_out(_Queue(task, range(len(windows)), 0), count, workers, progress, "counting")
-    return seen
+    _run_workers(_WindowQueue(job, range(len(job.windows)), 0), count, progress, "counting")
+    return total
 
 
-def make_products(
-    task: LabelTask,
-    windows: list[Window],
-    outputs: Mapping[str, Any],
-    ledger: Ledger,
-    workers: int,
-    progress: Progress = SILENT,
-) -> None:
-    """Write all windows that the ledger lacks.
+def write_labels(job: LabelJob, outputs: Mapping[str, Any], ledger: Ledger, progress: Progress = SILENT) -> None:
+    """Write all windows that are not in the ledger.
 
     outputs  by name of `METHODS` and `SHARES`: memory-mapped (bands, height, width)
     ledger   with sums ``seen`` and ``written`` of 256 codes each: fine pixels, and pixels of the main labels
     """
     pages = list(outputs.values())
 
-    def make(number: int, reader: ReferenceReader) -> int:
-        window = windows[number]
-        results, seen = products(task, window, reader, frozenset(outputs))
+    def write(number: int, reader: ReferenceReader) -> int:
+        window = job.windows[number]
+        results, source_counts = label_window(job, window, reader, frozenset(outputs))
         for name, values in results.items():
             outputs[name][(slice(None), *window.slices)] = values
             release(outputs[name])
         written = np.zeros(CODES, np.int64)
-        kernels.histogram(results[task.main], written)
-        ledger.mark_done(number, {"seen": seen, "written": written})
+        kernels.histogram(results[job.method], written)
+        ledger.mark_done(number, {"seen": source_counts, "written": written})
         ledger.save_if_due(pages)
-        return window.height * window.width * task.pixels
+        return window.height * window.width * job.pixels
 
-    left = [number for number in range(len(windows)) if number not in ledger.done]
-    before = sum(windows[number].height * windows[number].width for number in ledger.done) * task.pixels
+    left = [number for number in range(len(job.windows)) if number not in ledger.done]
+    before = sum(job.windows[number].height * job.windows[number].width for number in ledger.done) * job.pixels
     try:
-        _share_out(_Queue(task, left, before), make, workers, progress, "labels")
+        _run_workers(_WindowQueue(job, left, before), write, progress, "labels")
     except KeyboardInterrupt:
         ledger.save(pages)
         raise
     ledger.save_if_due(pages)
 
 
-def products(
-    task: LabelTask, window: Window, reader: ReferenceReader, names: frozenset[str]
+def label_window(
+    job: LabelJob, window: Window, reader: ReferenceReader, names: frozenset[str]
 ) -> tuple[dict[str, NDArray[Any]], NDArray[np.int64]]:
-    """What was asked for in one window, and the (256,) source codes in it: outputs by name, (height, width) or
-    (K, height, width)."""
-    factor, reach, classes = task.alignment.factor, task.reach, len(task.legend)
-    wide, outside = reader.read(window.pad(reach) if reach else window)
-    edge = reach * factor
-    fine = wide[edge : wide.shape[0] - edge, edge : wide.shape[1] - edge]
-    if reach:
-        outside = reader.outside(window)
-    seen = np.zeros(CODES, np.int64)
+    """Compute the outputs of one window.
+
+    returns  outputs by name, (height, width) or (K, height, width) uint8; (256,) fine pixels of each source code
+    """
+    factor, radius, classes = job.alignment.factor, job.radius, len(job.legend)
+    padded, outside = reader.read(window.pad(radius) if radius else window)
+    edge = radius * factor
+    fine = padded[edge : padded.shape[0] - edge, edge : padded.shape[1] - edge]
+    if radius:
+        outside = reader.count_outside(window)
+    source_counts = np.zeros(CODES, np.int64)
     results: dict[str, NDArray[Any]] = {}
     methods = names & set(METHODS)
-    same = methods if factor == 1 else methods & {NEAREST}
-    middle = factor // 2  # 10 -> 5, 4 -> 2, as GDAL takes it
-    for name in same:
-        results[name] = task.translate[fine[middle::factor, middle::factor]]
-    if names == same:
-        kernels.histogram(fine, seen)
-        seen[reader.fill_code] -= outside
-        return results, seen
+    sampled = methods if factor == 1 else methods & {NEAREST}
+    middle = factor // 2  # 10 -> 5, 4 -> 2, as in GDAL
+    for name in sampled:
+        results[name] = job.recode[fine[middle::factor, middle::factor]]
+    if names == sampled:
+        kernels.histogram(fine, source_counts)
+        source_counts[reader.fill_code] -= outside
+        return results, source_counts
 
-    votes = np.empty((wide.shape[0] // factor, wide.shape[1] // factor, classes + 1), np.int32)
-    index = task.class_of[task.translate]
-    kernels.count_votes(wide, factor, index, reach, votes, seen)
-    seen[reader.fill_code] -= outside
-    own = votes[reach : votes.shape[0] - reach, reach : votes.shape[1] - reach]
-    legend = task.legend
-    required = max(1, ceil(task.min_valid * task.pixels - 1e-9))
-    vote = (task.order, legend.codes, legend.nodata, required)
-    if MAJORITY in methods - same:
+    votes = np.empty((padded.shape[0] // factor, padded.shape[1] // factor, classes + 1), np.int32)
+    index = job.class_index[job.recode]
+    kernels.count_votes(padded, factor, index, radius, votes, source_counts)
+    source_counts[reader.fill_code] -= outside
+    own = votes[radius : votes.shape[0] - radius, radius : votes.shape[1] - radius]
+    required = max(1, ceil(job.min_valid * job.pixels - 1e-9))
+    rule = (job.order, job.legend.codes, job.legend.nodata, required)
+    if MAJORITY in methods - sampled:
         label = results[MAJORITY] = np.empty(window.shape, np.uint8)
-        kernels.majority(own, np.ones(classes, np.int64), *vote, label)
-    if WEIGHTED in methods - same:
+        kernels.majority(own, np.ones(classes, np.int64), *rule, label)
+    if WEIGHTED in methods - sampled:
         label = results[WEIGHTED] = np.empty(window.shape, np.uint8)
-        if task.gaussian_kernel.size:
-            kernels.majority_smooth(wide, factor, index, votes, task.gaussian_kernel, task.weights, *vote, label)
+        if job.gaussian_kernel.size:
+            kernels.majority_smooth(padded, factor, index, votes, job.gaussian_kernel, job.weights, *rule, label)
         else:
-            kernels.majority(own, task.weights, *vote, label)
-    results |= _shares(task, own, results[task.main], names)
-    return results, seen
+            kernels.majority(own, job.weights, *rule, label)
+    results |= _shares(job, own, results[job.method], names)
+    return results, source_counts
 
 
 def _shares(
-    task: LabelTask, votes: NDArray[np.int32], label: NDArray[np.uint8], names: frozenset[str]
+    job: LabelJob, votes: NDArray[np.int32], label: NDArray[np.uint8], names: frozenset[str]
 ) -> dict[str, NDArray[np.uint8]]:
-    shape, pixels = label.shape, task.pixels
+    shape, pixels = label.shape, job.pixels
     results = {name: np.empty(shape, np.uint8) for name in SHARES if name in names}
     if "purity" in names:
-        kernels.measure_purity(votes, label, task.class_of, results["purity"])
+        kernels.measure_purity(votes, label, job.class_index, results["purity"])
     if "fractions" in names:
-        results["fractions"] = np.empty((len(task.legend), *shape), np.uint8)
+        results["fractions"] = np.empty((len(job.legend), *shape), np.uint8)
         kernels.measure_fractions(votes, pixels, results["fractions"])
     if "entropy" in names:
         numbers = np.arange(pixels + 1, dtype=np.float64)
@@ -205,11 +138,11 @@ def _shares(
     return results
 
 
-class _Queue:
-    """Numbers of windows for threads to take, until one of them stops."""
+class _WindowQueue:
+    """Numbers of windows for threads to take, until one of them fails."""
 
-    def __init__(self, task: LabelTask, numbers: Sequence[int], before: float) -> None:
-        self.task, self.before = task, before
+    def __init__(self, job: LabelJob, numbers: Sequence[int], before: float) -> None:
+        self.job, self.before = job, before
         self.numbers: Iterator[int] = iter(numbers)
         self.lock, self.stop = threading.Lock(), threading.Event()
 
@@ -218,31 +151,31 @@ class _Queue:
             return None if self.stop.is_set() else next(self.numbers, None)
 
 
-def _share_out(
-    queue: _Queue, work: Callable[[int, ReferenceReader], int], workers: int, progress: Progress, name: str
+def _run_workers(
+    queue: _WindowQueue, work: Callable[[int, ReferenceReader], int], progress: Progress, name: str
 ) -> None:
-    """Let threads work off a queue, each with its own reader; the first error of any stops the others.
+    """Let the job's threads empty a queue, each with its own reader; the first error of any stops the others.
 
-    work  takes the number of a window and a reader, returns the fine pixels it got done
+    work  takes the number of a window and a reader, returns the fine pixels of the window
     """
-    task = queue.task
-    total = task.grid.width * task.grid.height * task.pixels
+    job = queue.job
+    total = job.grid.width * job.grid.height * job.pixels
 
     def run(advance: Advance) -> None:
         try:
-            with ReferenceReader(task.reference, task.grid, task.alignment, fill_code=task.fill_code) as reader:
+            with job.open_reader() as reader:
                 while (number := queue.take()) is not None:
-                    done = work(number, reader)
+                    pixels = work(number, reader)
                     with queue.lock:
-                        advance(done / 1e6)
+                        advance(pixels / 1e6)
         except BaseException:
             queue.stop.set()
             raise
 
-    with progress.bar(name, total / 1e6, "Mpx") as advance, ThreadPoolExecutor(workers) as pool:
+    with progress.bar(name, total / 1e6, "Mpx") as advance, ThreadPoolExecutor(job.workers) as pool:
         if queue.before:
             advance(queue.before / 1e6)
-        futures = [pool.submit(run, advance) for _ in range(workers)]
+        futures = [pool.submit(run, advance) for _ in range(job.workers)]
         try:
             for future in futures:
                 future.result()

@@ -27,10 +27,9 @@ from cobertes.geo.windows import Window
 from cobertes.labels.aggregate import make_labels
 from cobertes.labels.connected_objects import ObjectCounter, ObjectCounts
 from cobertes.labels.kernels import histogram
-from cobertes.labels.label_pass import METHODS, LabelTask
+from cobertes.labels.label_job import METHODS, AlignedMap, LabelJob
 from cobertes.labels.legend import CODES, Legend
-from cobertes.labels.memory_plan import Layout, strip_cache
-from cobertes.labels.reference_map import ReferenceReader, align
+from cobertes.labels.memory_plan import strip_cache
 from cobertes.labels.vote_weights import VoteWeights
 from cobertes.numba_cache import compiled
 from cobertes.progress import SILENT, Progress
@@ -119,20 +118,17 @@ def compare_labels(
         weighting=weighting, min_valid=min_valid, unknown=unknown, memory=memory, resume="if-same",
         overwrite=overwrite, progress=progress,
     )  # fmt: skip
-    with open_raster(reference) as dataset:
-        alignment = align(reference, dataset, grid)
-        cache = strip_cache(memory, Layout.of(dataset, alignment, grid))
-    task = LabelTask(reference, grid, alignment, legend, table, first)
-    with rasterio.Env(GDAL_CACHEMAX=cache):
-        comparison = _measure(task, list(files.values()), progress)
+    job = LabelJob(AlignedMap.open(reference, grid), legend, table, first)
+    with rasterio.Env(GDAL_CACHEMAX=strip_cache(memory, job.source.layout)):
+        comparison = _measure(job, list(files.values()), progress)
     comparison = replace(comparison, weights=made.weights)
     _write_csv(comparison, folder / "comparison.csv")
     write_json(folder / "comparison.json", as_dict(comparison))
     return comparison
 
 
-def _measure(task: LabelTask, files: list[Path], progress: Progress) -> Comparison:
-    grid, legend, factor = task.grid, task.legend, task.alignment.factor
+def _measure(job: LabelJob, files: list[Path], progress: Progress) -> Comparison:
+    grid, legend, factor = job.grid, job.legend, job.alignment.factor
     classes = len(legend)
     counter = ObjectCounter(grid.width, factor, classes, len(files), tuple(n * factor**2 for n in SMALL))
     index = legend.index_table()
@@ -143,7 +139,7 @@ def _measure(task: LabelTask, files: list[Path], progress: Progress) -> Comparis
     above = [nothing[: grid.width] for _ in files] + [nothing]
     total = grid.width * grid.height * factor**2 / 1e6
     with progress.bar("comparing", total, "Mpx") as advance:
-        for fine, labels in _strips(task, files, index):
+        for fine, labels in _strips(job, files, index):
             counter.add(fine, labels)
             for i, codes in enumerate((*labels, fine)):
                 histogram(codes, counts[i])
@@ -163,17 +159,15 @@ def _measure(task: LabelTask, files: list[Path], progress: Progress) -> Comparis
 
 
 def _strips(
-    task: LabelTask, files: list[Path], index: NDArray[np.uint8]
+    job: LabelJob, files: list[Path], index: NDArray[np.uint8]
 ) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
     """Class indexes of the fine map and of the labels over it, strip by strip; the next one is read meanwhile."""
-    grid, factor = task.grid, task.alignment.factor
+    grid, factor = job.grid, job.alignment.factor
     height = max(1, STRIP_PIXELS // (grid.width * factor**2))
     tops = [*range(0, grid.height, height), grid.height]
-    of_source = index[task.translate]
+    of_source = index[job.recode]
     with ExitStack() as stack:
-        reader = stack.enter_context(
-            ReferenceReader(task.reference, grid, task.alignment, fill_code=task.fill_code)
-        )
+        reader = stack.enter_context(job.open_reader())
         opened = [stack.enter_context(open_raster(file)) for file in files]
         pool = stack.enter_context(ThreadPoolExecutor(1))
 

@@ -213,7 +213,7 @@ class ReferenceReader:
             codes[inside.slices_in(fine)] = self._codes(inside)
         return codes, codes.size - inside.height * inside.width
 
-    def outside(self, window: Window) -> int:
+    def count_outside(self, window: Window) -> int:
         """How many fine pixels of a window lie outside of the map, as `read` says."""
         if self.lattice:
             return 0

@@ -20,13 +20,13 @@ from cobertes.labels.legend import Legend
 BY_FREQUENCY = {"equal": 0.0, "inverse-sqrt": 0.5, "inverse": 1.0}
 """Weights by name: 1 / frequency to this power."""
 
-FARTHEST = 1.0
+MAX_SMOOTHING = 1.0
 """Largest standard deviation of the bell in scene pixels."""
 
 TOP_WEIGHT = 2**20
 """The whole number of the greatest class weight."""
 
-TOP_BELL = 2**10
+TOP_KERNEL = 2**10
 """The whole number at the pixel's centre, along one axis: products of all stay below 2**63."""
 
 
@@ -36,7 +36,7 @@ class VoteWeights:
 
     classes    a name of `BY_FREQUENCY`, or a weight by class (code, key or name); classes left out weigh 1
     smoothing  standard deviation, in scene pixels, of the bell by which a vote fades with its distance from
-               the pixel's centre; it reaches into neighbouring pixels. 0: a pixel's own votes, all alike
+               the pixel's centre; it radiuses into neighbouring pixels. 0: a pixel's own votes, all alike
     """
 
     classes: str | Mapping[Any, float] = "inverse-sqrt"
@@ -45,8 +45,10 @@ class VoteWeights:
     def __post_init__(self) -> None:
         if isinstance(self.classes, str) and self.classes not in BY_FREQUENCY:
             raise SettingsError(f"no class weights '{self.classes}'.{did_you_mean(self.classes, BY_FREQUENCY)}")
-        if not 0 <= self.smoothing <= FARTHEST:
-            raise SettingsError(f"smoothing must be from 0 to {FARTHEST:g} scene pixels, not {self.smoothing:g}")
+        if not 0 <= self.smoothing <= MAX_SMOOTHING:
+            raise SettingsError(
+                f"smoothing must be from 0 to {MAX_SMOOTHING:g} scene pixels, not {self.smoothing:g}"
+            )
 
     @property
     def by_frequency(self) -> bool:
@@ -85,17 +87,17 @@ def parse_weights(text: str) -> str | dict[int | str, float]:
         ) from error
 
 
-def whole(weights: NDArray[np.float64]) -> NDArray[np.int64]:
+def integer_weights(weights: NDArray[np.float64]) -> NDArray[np.int64]:
     """(K,) int64 in proportion to the weights, from 1 to `TOP_WEIGHT`."""
     return np.maximum(np.rint(weights / weights.max() * TOP_WEIGHT), 1).astype(np.int64)
 
 
 def gaussian_kernel(smoothing: float, factor: int) -> NDArray[np.int64]:
-    """((2 reach + 1) * factor,) int64: weight of fine pixels along one axis, to three standard deviations."""
-    reach = ceil(3 * smoothing - 0.5)
-    size = (2 * reach + 1) * factor
-    far = [((i + 0.5) / factor - reach - 0.5) / smoothing for i in range(size)]
-    return np.array([max(1, round(TOP_BELL * exp(-d * d / 2))) for d in far], np.int64)
+    """((2 radius + 1) * factor,) int64: weight of fine pixels along one axis, to three standard deviations."""
+    radius = ceil(3 * smoothing - 0.5)
+    size = (2 * radius + 1) * factor
+    far = [((i + 0.5) / factor - radius - 0.5) / smoothing for i in range(size)]
+    return np.array([max(1, round(TOP_KERNEL * exp(-d * d / 2))) for d in far], np.int64)
 
 
 def describe_weights(legend: Legend, weights: NDArray[np.float64]) -> str:

@@ -13,10 +13,9 @@ from odc.geo.geobox import GeoBox
 from cobertes.atomic_io import replacing
 from cobertes.geo.io import open_raster, read_window
 from cobertes.geo.windows import Window, tile_windows
-from cobertes.labels.label_pass import METHODS, LabelTask
+from cobertes.labels.label_job import METHODS, AlignedMap, LabelJob
 from cobertes.labels.legend import Legend
 from cobertes.labels.method_comparison import Comparison
-from cobertes.labels.reference_map import ReferenceReader, align
 
 SHOWN = 48
 """Side of the window shown, in scene pixels."""
@@ -89,12 +88,10 @@ def _fine(
     reference: Path, grid: GeoBox, legend: Legend, table: NDArray[np.int16], window: Window
 ) -> NDArray[np.uint8]:
     """Legend codes of the fine map under a window of the scene."""
-    with open_raster(reference) as dataset:
-        alignment = align(reference, dataset, grid)
-    task = LabelTask(reference, grid, alignment, legend, table, METHODS[0])
-    with ReferenceReader(reference, grid, alignment, fill_code=task.fill_code) as reader:
+    job = LabelJob(AlignedMap.open(reference, grid), legend, table, METHODS[0])
+    with job.open_reader() as reader:
         codes, _ = reader.read(window)
-    return task.translate[codes]
+    return job.recode[codes]
 
 
 def _most_varied(labels: Path, grid: GeoBox) -> Window:
