@@ -68,7 +68,7 @@ def test_a_killed_process_leaves_what_another_can_go_on_with(tmp_path, reference
         from cobertes.labels import memory_plan
         import test_resume
         from interruptions import StoppedAfter, kill
-        plan._processors, plan.WINDOW_PIXELS, ledger.SECONDS = lambda: 1, 500, 0
+        memory_plan._processors, memory_plan.WINDOW_PIXELS, ledger.SECONDS = lambda: 1, 500, 0
         reference, folder = Path({str(reference)!r}), Path({str(tmp_path / "twice")!r})
         test_resume.label(reference, folder, progress=StoppedAfter(9, kill))
     """
