@@ -7,7 +7,7 @@ from odc.geo.geobox import GeoBox
 from rasterio.warp import transform as transform_points
 
 from cobertes.geo.windows import Window
-from cobertes.labels.approx_transform import CELLS, Lattice, gather, smooth_cells
+from cobertes.labels.approx_transform import CELLS, ApproxTransform, gather, smooth_cells
 from cobertes.labels.reference_map import Alignment, ReferenceReader
 from rasters import grid_at, write_raster
 
@@ -46,24 +46,24 @@ MAPS = {
 @pytest.mark.parametrize("window", [Window(0, 0, 64, 80), Window(-3, -5, 9, 7), Window(17, 33, 1, 1)])
 def test_every_fine_pixel_gets_the_map_pixel_under_its_centre(theirs, window):
     theirs, factor = theirs(), 10
-    lattice = Lattice(theirs, UTM, factor)
-    assert lattice.cell == CELLS[0]
-    cols, rows, cells = lattice.nodes(window)
+    transform = ApproxTransform(theirs, UTM, factor)
+    assert transform.cell == CELLS[0]
+    cols, rows, cells = transform.nodes(window)
     # a map whose pixels tell where they are, one coordinate at a time
-    exact = lattice.places(
+    exact = transform.to_map(
         *np.meshgrid(
             window.col + (np.arange(window.width * factor) + 0.5) / factor,
             window.row + (np.arange(window.height * factor) + 0.5) / factor,
         )
     )
-    first = (window.row - cells.row * lattice.cell) * factor, (window.col - cells.col * lattice.cell) * factor
+    first = (window.row - cells.row * transform.cell) * factor, (window.col - cells.col * transform.cell) * factor
     smooth = smooth_cells(cols, rows)
     assert smooth.all()
     for axis, places in enumerate(exact):
         shape = [1400, 1400]
         source = (np.indices(shape)[1 - axis] % 251).astype(np.uint8)
         out = np.full(places.shape, 255, np.uint8)
-        gather(source, 0, 0, cols, rows, smooth, lattice.cell * factor, *first, out)
+        gather(source, 0, 0, cols, rows, smooth, transform.cell * factor, *first, out)
         doubtful = np.any([np.abs(place - np.rint(place)) < 2e-6 for place in exact], axis=0)
         assert doubtful.mean() < 0.001
         inside = ((exact[0] >= 0) & (exact[1] >= 0) & (exact[0] < 1400) & (exact[1] < 1400)) & ~doubtful
@@ -73,14 +73,14 @@ def test_every_fine_pixel_gets_the_map_pixel_under_its_centre(theirs, window):
 
 
 def test_what_a_pixel_gets_does_not_depend_on_the_window():
-    lattice = Lattice(MAPS["Lambert"](), UTM, 10)
+    transform = ApproxTransform(MAPS["Lambert"](), UTM, 10)
     source = np.random.default_rng(0).integers(0, 255, (1400, 1400)).astype(np.uint8)
 
     def read(window):
-        cols, rows, cells = lattice.nodes(window)
+        cols, rows, cells = transform.nodes(window)
         out = np.empty((window.height * 10, window.width * 10), np.uint8)
-        first = (window.row - cells.row * lattice.cell) * 10, (window.col - cells.col * lattice.cell) * 10
-        gather(source, 0, 0, cols, rows, smooth_cells(cols, rows), lattice.cell * 10, *first, out)
+        first = (window.row - cells.row * transform.cell) * 10, (window.col - cells.col * transform.cell) * 10
+        gather(source, 0, 0, cols, rows, smooth_cells(cols, rows), transform.cell * 10, *first, out)
         return out
 
     whole = read(Window(0, 0, 64, 80))
@@ -92,8 +92,8 @@ def test_what_a_pixel_gets_does_not_depend_on_the_window():
 
 def test_cells_get_smaller_where_the_ground_is_curved():
     coarse = GeoBox((60, 60), Affine(20_000, 0, 200_000, 0, -20_000, 4_700_000), "EPSG:32631")
-    lattice = Lattice(box("EPSG:4326", Affine(1e-3, 0, -5, 0, -1e-3, 45)), coarse, 64)
-    assert lattice.cell < CELLS[0]
+    transform = ApproxTransform(box("EPSG:4326", Affine(1e-3, 0, -5, 0, -1e-3, 45)), coarse, 64)
+    assert transform.cell < CELLS[0]
 
 
 def test_cells_at_the_end_of_the_world_are_not_smooth():

@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from cobertes.accuracy.disagreement import AuditedArea, audit_maps
-from cobertes.cli.app import app
+from cobertes.cli.main import app
 from cobertes.errors import InputFileError
 from cobertes.geo.cog_writer import RasterSpec, new_raster
 from cobertes.geo.io import open_raster, read_window, without_georeference_warning

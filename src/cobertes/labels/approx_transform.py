@@ -1,13 +1,13 @@
-"""Where the fine pixels of a scene lie in a map of another CRS or origin: exact at nodes, quadratic between.
+"""Approximate coordinate transform from a scene's fine pixels to a map's: exact at nodes, quadratic between.
 
     o---o---o---o---o     o  a node: projected exactly
     |       |       |     a cell is CELL scene pixels wide and has 3 x 3 nodes; a parabola through three of
-    o   o   o   o   o     them gives the place of every fine pixel between, to a millionth of a map pixel
+    o   o   o   o   o     them gives the position of every fine pixel between, to a millionth of a map pixel
     |       |       |
     o---o---o---o---o
 
-Projecting every pixel would take fifty times as long. Cells lie on the scene's grid, whatever window is read, so
-a pixel always gets the same place.
+Projecting every pixel would take fifty times as long. Cells belong to the scene's grid, whatever window is read,
+so a pixel always gets the same position.
 """
 
 from itertools import product
@@ -22,47 +22,46 @@ from cobertes.geo.windows import Window
 from cobertes.numba_cache import compiled
 
 CELLS = (16, 8, 4, 2, 1)
-"""Sides of a cell in scene pixels, the first that is exact enough is taken."""
+"""Sides of a cell in scene pixels: the first within the tolerance is used."""
 
-EXACT = 1e-6
-"""Error of a place in map pixels, at most."""
+TOLERANCE = 1e-6
+"""Largest error of a position in map pixels."""
 
 Floats = NDArray[np.float64]
 
 
-class Lattice:
-    """Places of a scene's fine pixels in a map's pixels.
+class ApproxTransform:
+    """Transform from pixels of a scene's ``grid`` to pixels of a map's; ``factor`` fine pixels per scene pixel."""
 
-    theirs, grid  of the map and the scene;  factor  fine pixels along a scene pixel
-    """
+    def __init__(self, map_grid: GeoBox, grid: GeoBox, factor: int) -> None:
+        self.map_grid, self.grid, self.factor = map_grid, grid, factor
+        self.crs = None if same_crs(map_grid, grid) else (str(grid.crs), str(map_grid.crs))
+        self.cell = next((cell for cell in CELLS if self._error(cell) <= TOLERANCE), CELLS[-1])
 
-    def __init__(self, theirs: GeoBox, grid: GeoBox, factor: int) -> None:
-        self.theirs, self.grid, self.factor = theirs, grid, factor
-        self.crs = None if same_crs(theirs, grid) else (str(grid.crs), str(theirs.crs))
-        self.cell = next((cell for cell in CELLS if self._error(cell) <= EXACT), CELLS[-1])
-
-    def places(self, cols: Floats, rows: Floats) -> tuple[Floats, Floats]:
-        """(column, row) in the map of places in scene pixels, arrays of one shape; infinite where none is."""
+    def to_map(self, cols: Floats, rows: Floats) -> tuple[Floats, Floats]:
+        """Map columns and rows of scene columns and rows, arrays of one shape; infinite if not projectable."""
         xs, ys = self.grid.affine * (cols.ravel(), rows.ravel())
         if self.crs:
             xs, ys = (np.array(values) for values in transform_points(*self.crs, xs, ys))
         with np.errstate(invalid="ignore"):
-            found = ~self.theirs.affine * (xs, ys)
+            found = ~self.map_grid.affine * (xs, ys)
         return found[0].reshape(cols.shape), found[1].reshape(cols.shape)
 
     def nodes(self, window: Window) -> tuple[Floats, Floats, Window]:
-        """(2 R + 1, 2 C + 1) columns and rows in the map of the nodes of the cells that cover a window of the
-        scene, and the window of these R x C cells, counted in cells."""
+        """Nodes of the R x C cells that cover a window of the scene.
+
+        returns  map columns and rows (2 R + 1, 2 C + 1) of the nodes; the window of the cells, in cells
+        """
         cell = self.cell
         top, left = window.row // cell, window.col // cell
         cells = Window(top, left, -(-window.row_stop // cell) - top, -(-window.col_stop // cell) - left)
         down = (top + np.arange(2 * cells.height + 1) / 2) * cell
         across = (left + np.arange(2 * cells.width + 1) / 2) * cell
         cols, rows = np.meshgrid(across, down)
-        return *self.places(cols, rows), cells
+        return *self.to_map(cols, rows), cells
 
     def _error(self, cell: int) -> float:
-        """Greatest error of the parabolas in nine places of the scene; infinite where one can't be projected."""
+        """Largest error of the parabolas in nine cells of the scene; infinite if one can't be projected."""
         errors = []
         for down, across in product((0.0, 0.5, 1.0), repeat=2):
             top, left = (
@@ -70,10 +69,10 @@ class Lattice:
                 int(across * (self.grid.width - 1)) // cell * cell,
             )
             at = np.array([0, 0.5, 1]) * cell
-            exact = self.places(*np.meshgrid(left + at, top + at))
+            exact = self.to_map(*np.meshgrid(left + at, top + at))
             between = np.array([0.25, 0.75])
             weights = _parabola(between)
-            truth = self.places(*np.meshgrid(left + between * cell, top + between * cell))
+            truth = self.to_map(*np.meshgrid(left + between * cell, top + between * cell))
             for nodes, true in zip(exact, truth, strict=True):
                 with np.errstate(invalid="ignore"):
                     errors.append(np.abs(weights @ nodes @ weights.T - true).max())
@@ -82,14 +81,14 @@ class Lattice:
 
 
 def _parabola(at: Floats) -> Floats:
-    """(n, 3): what the values at 0, 1/2 and 1 count at n places between."""
+    """(n, 3): weights of the values at 0, 1/2 and 1 for n positions between."""
     return np.stack([(1 - at) * (1 - 2 * at), 4 * at * (1 - at), at * (2 * at - 1)], axis=1)
 
 
 def smooth_cells(cols: Floats, rows: Floats) -> NDArray[np.bool_]:
-    """(R, C): cells whose nodes are all finite and bend gently, so that parabolas hold.
+    """(R, C) bool: cells whose nodes are finite and nearly linear, so that parabolas are accurate.
 
-    At the end of a projection's world, or where longitudes jump, they do not.
+    They are not at the limits of a projection, or at a jump of longitudes.
     """
     smooth = np.ones((cols.shape[0] // 2, cols.shape[1] // 2), bool)
     with np.errstate(invalid="ignore"):
@@ -116,11 +115,11 @@ def gather(
     first_col: int,
     out: NDArray[np.uint8],
 ) -> None:
-    """Take the map pixel under the centre of each fine pixel; those outside of ``source`` stay as they are.
+    """Copy the map pixel under the centre of each fine pixel; pixels outside of ``source`` are unchanged.
 
     source     (h, w) uint8: a part of the map whose first pixel is the map's (top, left)
-    cols, rows (2 R + 1, 2 C + 1) float64 from `Lattice.nodes`
-    smooth     (R, C) from `smooth_cells`; other cells stay as they are
+    cols, rows (2 R + 1, 2 C + 1) float64 from `ApproxTransform.nodes`
+    smooth     (R, C) from `smooth_cells`; other cells are unchanged
     cell       side of a cell in fine pixels; ``first_row``, ``first_col`` of ``out`` in the first cell
     out        (height, width) uint8, written
     """

@@ -1,4 +1,4 @@
-"""The loops over fine pixels: votes of every scene pixel, and what is made of them.
+"""Kernels over fine pixels: votes of every scene pixel, and the layers computed from them.
 
     fine pixels, factor 3            votes of one scene pixel
     +---+---+---+
@@ -23,7 +23,7 @@ NO_SHARE = 255
 """Nodata of purity, fractions and entropy, whose values are percent."""
 
 STRIDE = 4096
-"""Fine pixels of a row that are looked at together: ten such rows stay in the processor's cache."""
+"""Fine pixels of a row that are processed together: ten such rows stay in the CPU cache."""
 
 
 @compiled
@@ -179,24 +179,24 @@ def majority_smooth(  # noqa: PLR0912 (one loop nest, read top to bottom)
 
     Votes of neighbours choose between classes; whether there is a label depends on the pixel itself.
 
-    fine   ((H + 2 reach) * factor, (W + 2 reach) * factor) uint8: source codes, ``reach`` more on every side
-    votes  (H + 2 reach, W + 2 reach, K + 1) int32 from `count_votes`
+    fine   ((H + 2 radius) * factor, (W + 2 radius) * factor) uint8: source codes, ``radius`` more on every side
+    votes  (H + 2 radius, W + 2 radius, K + 1) int32 from `count_votes`
     gaussian_kernel  ((2 radius + 1) * factor,) int64: weight of a fine pixel by its position along one axis
     label  (H, W) uint8, written; other arguments as in `majority` and `count_votes`
     """
     height, width = label.shape
     classes, span, pixels = codes.size, gaussian_kernel.size // factor, factor * factor
-    reach = span // 2
-    so_far = np.zeros(
+    radius = span // 2
+    cumulative = np.zeros(
         gaussian_kernel.size + 1, np.int64
-    )  # the bell up to each place: a run of one class is a difference
+    )  # cumulative kernel: a run of one class is a difference
     for x in range(gaussian_kernel.size):
-        so_far[x + 1] = so_far[x] + gaussian_kernel[x]
+        cumulative[x + 1] = cumulative[x] + gaussian_kernel[x]
     scores = np.zeros((height, width, classes + 1), np.int64)
     # a block of fine pixels votes for the scene pixel that it lies in and for all that it is a neighbour of
-    for block in range(height + 2 * reach):
+    for block in range(height + 2 * radius):
         above, below = max(0, block - height + 1), min(span, block + 1)
-        for col in range(width + 2 * reach):
+        for col in range(width + 2 * radius):
             left, right = max(0, col - width + 1), min(span, col + 1)
             solid = -1
             for k in range(classes + 1):
@@ -204,9 +204,9 @@ def majority_smooth(  # noqa: PLR0912 (one loop nest, read top to bottom)
                     solid = k
             if solid >= 0:
                 for i in range(above, below):
-                    high = so_far[(i + 1) * factor] - so_far[i * factor]
+                    high = cumulative[(i + 1) * factor] - cumulative[i * factor]
                     for j in range(left, right):
-                        wide = so_far[(j + 1) * factor] - so_far[j * factor]
+                        wide = cumulative[(j + 1) * factor] - cumulative[j * factor]
                         scores[block - i, col - j, solid] += high * wide
                 continue
             for r in range(factor):
@@ -218,7 +218,7 @@ def majority_smooth(  # noqa: PLR0912 (one loop nest, read top to bottom)
                         stop += 1
                     k = index[line[start]]
                     for j in range(left, right):
-                        wide = so_far[j * factor + stop] - so_far[j * factor + start]
+                        wide = cumulative[j * factor + stop] - cumulative[j * factor + start]
                         for i in range(above, below):
                             scores[block - i, col - j, k] += gaussian_kernel[i * factor + r] * wide
                     start = stop
@@ -229,7 +229,7 @@ def majority_smooth(  # noqa: PLR0912 (one loop nest, read top to bottom)
                 score = scores[row, col, k] * weights[k]
                 if score > most:
                     most, winner = score, k
-            enough = pixels - votes[row + reach, col + reach, classes] >= required
+            enough = pixels - votes[row + radius, col + radius, classes] >= required
             label[row, col] = codes[winner] if enough else nodata
 
 
@@ -237,7 +237,7 @@ def majority_smooth(  # noqa: PLR0912 (one loop nest, read top to bottom)
 def measure_purity(
     votes: NDArray[np.int32], label: NDArray[np.uint8], index: NDArray[np.uint8], purity: NDArray[np.uint8]
 ) -> None:
-    """Percent of a pixel's votes that its label got, 255 without a label or votes.
+    """Percent of a pixel's votes for its label, 255 without a label or votes.
 
     votes   (H, W, K + 1) int32 from `count_votes`
     label   (H, W) uint8: legend codes
@@ -289,7 +289,7 @@ def measure_valid(votes: NDArray[np.int32], pixels: int, valid: NDArray[np.uint8
 
 @compiled
 def measure_entropy(votes: NDArray[np.int32], logs: NDArray[np.float64], entropy: NDArray[np.uint8]) -> None:
-    """How mixed a pixel is: 0 one class, 100 all K classes in equal parts, 255 without votes.
+    """Mixture of a pixel: 0 one class, 100 all K classes in equal parts, 255 without votes.
 
     Shannon's entropy of the shares of the votes, in percent of its maximum, the logarithm of K.
 

@@ -1,12 +1,12 @@
-"""The reference map as the label pass sees it: codes on a fine grid that nests in the scene's grid.
+"""Reference map read as codes on a fine grid that nests in the scene's grid.
 
     scene grid        +-----------+-----------+     factor 3: every scene pixel holds 3 x 3 fine pixels
                       |   |   |   |   |   |   |
     fine grid         |---+---+---|---+---+---|     aligned: the fine pixels are the map's own
                       |   |   |   |   |   |   |     warped:  each takes the map pixel under its centre
 
-A map whose pixels already nest is read as it is. Of every other one the pixel under each fine pixel's centre is
-taken (`lattice` says where it is), never a mean: codes have no mean.
+A map whose pixels nest is read unchanged. Any other is resampled by nearest to the fine grid (`approx_transform`),
+never averaged: codes have no mean.
 """
 
 import logging
@@ -28,26 +28,26 @@ from cobertes.errors import GridMismatchError, InputFileError
 from cobertes.geo.grid import ALIGNMENT, describe, footprint, grid_of, same_crs
 from cobertes.geo.io import open_raster, read_window
 from cobertes.geo.windows import Window
-from cobertes.labels.approx_transform import Lattice, gather, smooth_cells
+from cobertes.labels.approx_transform import ApproxTransform, gather, smooth_cells
 
 log = logging.getLogger(__name__)
 
 CODES = 256
 
 LARGEST_FACTOR = 64
-"""Fine pixels along a scene pixel, at most, where the map is warped: 4096 samples tell its majority."""
+"""Most fine pixels along a scene pixel of a warped map: 4096 samples suffice for a majority."""
 
 MARGIN = 2
-"""Map pixels that are read beyond the nodes of a window."""
+"""Map pixels read beyond the nodes of a window."""
 
 
 @dataclass(frozen=True)
 class Alignment:
-    """How a reference map lies on a scene's grid.
+    """Position of a reference map on a scene's grid.
 
     ``factor`` fine pixels along a scene pixel; ``ratio`` scene pixel / map pixel; ``origin`` (row, col) of the
-    scene's corner in the map's pixels where they nest, None where the map is warped; ``covered`` share of the
-    scene that the map covers.
+    scene's corner in the map's pixels if they nest, None for a warped map; ``covered`` share of the scene that
+    the map covers.
     """
 
     factor: int
@@ -57,33 +57,33 @@ class Alignment:
 
 
 def reference_nodata(path: Path) -> float | None:
-    """The nodata value that a reference map's file declares, for `recode_table`."""
+    """Nodata value declared by a reference map's file, for `recode_table`; None without."""
     with open_raster(path) as dataset:
         return None if dataset.nodata is None else float(dataset.nodata)
 
 
 def align(reference: Path, dataset: rasterio.DatasetReader, grid: GeoBox) -> Alignment:
-    """Find how an open reference map lies on a scene's grid, without reading a pixel.
+    """Position of an open reference map on a scene's grid; reads no pixel.
 
-    Raises GridMismatchError where the two do not meet, or nothing says whether they do; InputFileError where
-    the file can't hold class codes.
+    Raises GridMismatchError if the two do not overlap, or lack the coordinates to decide it; InputFileError if
+    the file can't have class codes.
     """
     _require_codes(reference, dataset)
-    theirs = grid_of(dataset)
-    alignment = _nested(theirs, grid)
-    if alignment is None and (theirs.crs is None) != (grid.crs is None):
-        alignment = _laid_on(reference, theirs, grid)
-    if alignment is None and theirs.crs is None and theirs.affine.is_identity and grid.affine.is_identity:
+    map_grid = grid_of(dataset)
+    alignment = _nested(map_grid, grid)
+    if alignment is None and (map_grid.crs is None) != (grid.crs is None):
+        alignment = _pixel_aligned(reference, map_grid, grid)
+    if alignment is None and map_grid.crs is None and map_grid.affine.is_identity and grid.affine.is_identity:
         raise GridMismatchError(
-            f"{reference} is {theirs.width} x {theirs.height} px and the scene {grid.width} x {grid.height} px; "
-            f"neither has coordinates, so the map's size must be the scene's or a whole multiple of it. "
+            f"{reference} is {map_grid.width} x {map_grid.height} px and the scene {grid.width} x {grid.height} "
+            f"px; neither has coordinates, so the map's size must be the scene's or a whole multiple of it. "
             f"Give both a CRS and a transform (gdal_translate -a_srs, -a_ullr)."
         )
     if alignment is None:
-        alignment = _warped(theirs, grid)
+        alignment = _warped(map_grid, grid)
     if alignment is None or not alignment.covered:
         raise GridMismatchError(
-            f"{reference} does not touch the scene: the map is {describe(theirs)}, the scene {describe(grid)}. "
+            f"{reference} does not touch the scene: the map is {describe(map_grid)}, the scene {describe(grid)}. "
             f"Choose a map of the same ground, or correct the CRS of the one that is wrong (gdal_edit.py -a_srs)."
         )
     if alignment.covered < 1 - 1e-6:
@@ -106,13 +106,13 @@ def _require_codes(reference: Path, dataset: rasterio.DatasetReader) -> None:
         )
 
 
-def _nested(theirs: GeoBox, grid: GeoBox) -> Alignment | None:
+def _nested(map_grid: GeoBox, grid: GeoBox) -> Alignment | None:
     """Placement of a map whose pixels tile the scene's pixels exactly, to 1 % of a map pixel; else None."""
-    if not same_crs(theirs, grid):
+    if not same_crs(map_grid, grid):
         return None
-    if theirs.crs is None and theirs.affine.is_identity and grid.affine.is_identity:
-        return _multiple(theirs, grid)
-    to_map = ~theirs.affine * grid.affine
+    if map_grid.crs is None and map_grid.affine.is_identity and grid.affine.is_identity:
+        return _whole_multiple(map_grid, grid)
+    to_map = ~map_grid.affine * grid.affine
     factor = floor(to_map.a + 0.5)
     col, row = (floor(value + 0.5) for value in to_map * (0, 0))
     corners = [(0, 0), (grid.width, 0), (0, grid.height), (grid.width, grid.height)]
@@ -121,24 +121,25 @@ def _nested(theirs: GeoBox, grid: GeoBox) -> Alignment | None:
         np.allclose(to_map * corner, expected * corner, rtol=0, atol=ALIGNMENT) for corner in corners
     ):
         return None
-    inside = Window(row, col, grid.height * factor, grid.width * factor).clip(tuple(theirs.shape))
+    inside = Window(row, col, grid.height * factor, grid.width * factor).clip(tuple(map_grid.shape))
     covered = inside.height * inside.width / (grid.height * grid.width * factor**2)
     return Alignment(factor, float(factor), (row, col), covered)
 
 
-def _multiple(theirs: GeoBox, grid: GeoBox) -> Alignment | None:
-    """Placement of a map with whole times as many pixels as the scene along both sides; else None."""
-    factor = theirs.width // grid.width
-    if factor < 1 or (theirs.width, theirs.height) != (grid.width * factor, grid.height * factor):
+def _whole_multiple(map_grid: GeoBox, grid: GeoBox) -> Alignment | None:
+    """Alignment of a map whose size is a whole multiple of the scene's; None for others."""
+    factor = map_grid.width // grid.width
+    if factor < 1 or (map_grid.width, map_grid.height) != (grid.width * factor, grid.height * factor):
         return None
     return Alignment(factor, float(factor), (0, 0), 1.0)
 
 
-def _laid_on(reference: Path, theirs: GeoBox, grid: GeoBox) -> Alignment:
-    alignment = _multiple(theirs, grid)
+def _pixel_aligned(reference: Path, map_grid: GeoBox, grid: GeoBox) -> Alignment:
+    alignment = _whole_multiple(map_grid, grid)
     if alignment is None:
         raise GridMismatchError(
-            f"{reference} is {describe(theirs)}, but the scene is {describe(grid)}. Where one of them has no CRS, "
+            f"{reference} is {describe(map_grid)}, but the scene is {describe(grid)}. "
+            f"Where one of them has no CRS, "
             f"the map's size must be the scene's or a whole multiple of it. Assign the CRS (gdal_edit.py -a_srs)."
         )
     log.warning(
@@ -147,33 +148,33 @@ def _laid_on(reference: Path, theirs: GeoBox, grid: GeoBox) -> Alignment:
     return alignment
 
 
-def _warped(theirs: GeoBox, grid: GeoBox) -> Alignment | None:
-    ours, map_outline = footprint(grid, theirs.crs), footprint(theirs)
+def _warped(map_grid: GeoBox, grid: GeoBox) -> Alignment | None:
+    ours, map_outline = footprint(grid, map_grid.crs), footprint(map_grid)
     if not map_outline.is_valid or not ours.is_valid or not ours.intersects(map_outline):
         return None
-    ratio = _ratio(theirs, grid)
+    ratio = _ratio(map_grid, grid)
     if ratio is None:
         return None
     covered = float(ours.intersection(map_outline).area / ours.area)
     return Alignment(min(max(1, floor(ratio + 0.5)), LARGEST_FACTOR), ratio, None, covered)
 
 
-def _ratio(theirs: GeoBox, grid: GeoBox) -> float | None:
-    """Scene pixel / map pixel, as lengths, at the scene's centre; None where that can't be projected."""
+def _ratio(map_grid: GeoBox, grid: GeoBox) -> float | None:
+    """Scene pixel / map pixel, as lengths, at the scene's centre; None if it can't be projected."""
     col, row = grid.width / 2, grid.height / 2
     points = [grid.affine * point for point in ((col, row), (col + 1, row), (col, row + 1))]
-    if not same_crs(theirs, grid):
-        xs, ys = transform_points(str(grid.crs), str(theirs.crs), *zip(*points, strict=True))
+    if not same_crs(map_grid, grid):
+        xs, ys = transform_points(str(grid.crs), str(map_grid.crs), *zip(*points, strict=True))
         points = list(zip(xs, ys, strict=True))
-    (x0, y0), (x1, y1), (x2, y2) = (~theirs.affine * point for point in points)
+    (x0, y0), (x1, y1), (x2, y2) = (~map_grid.affine * point for point in points)
     area = abs((x1 - x0) * (y2 - y0) - (x2 - x0) * (y1 - y0))
     return sqrt(area) if np.isfinite(area) and area > 0 else None
 
 
 class ReferenceReader:
-    """An open reference map, read as codes on the fine grid. For one thread: a GDAL handle must not be shared.
+    """Open reference map, read as codes on the fine grid by one thread: GDAL handles must not be shared.
 
-    filler  the source code that stands for ground without the map; it must mean nodata
+    fill_code  source code for pixels outside of the map; it must mean nodata
     """
 
     def __init__(self, reference: Path, grid: GeoBox, alignment: Alignment, *, fill_code: int) -> None:
@@ -184,8 +185,8 @@ class ReferenceReader:
         declared = source.nodata
         self.empty = fill_code if declared is None or 0 <= declared < CODES else int(declared)
         self.dataset = source
-        # how the fine pixels lie in the map, where they are not its own
-        self.lattice = None if alignment.origin else Lattice(grid_of(source), grid, alignment.factor)
+        # None if the fine pixels are the map's own
+        self.transform = None if alignment.origin else ApproxTransform(grid_of(source), grid, alignment.factor)
 
     def __enter__(self) -> Self:
         return self
@@ -196,14 +197,13 @@ class ReferenceReader:
         self.files.close()
 
     def read(self, window: Window) -> tuple[NDArray[np.uint8], int]:
-        """Codes under a window of the scene's grid, which may reach out of it, and how many of them are known
-        to lie outside of the map (none for a warped map).
+        """Read the codes under a window of the scene's grid, which may reach out of it.
 
-        returns  (height * factor, width * factor) uint8
-        Raises InputFileError naming file and rows where a block can't be read or holds no class code.
+        returns  (height * factor, width * factor) uint8; number of fine pixels outside of the map
+        Raises InputFileError naming file and rows if a block can't be read or has values that are no codes.
         """
-        if self.lattice:
-            return self._warp(window, self.lattice), 0
+        if self.transform:
+            return self._warp(window, self.transform), 0
         fine = self._fine(window)
         inside = fine.clip(self.dataset.shape)
         if inside == fine:
@@ -214,8 +214,8 @@ class ReferenceReader:
         return codes, codes.size - inside.height * inside.width
 
     def count_outside(self, window: Window) -> int:
-        """How many fine pixels of a window lie outside of the map, as `read` says."""
-        if self.lattice:
+        """Count the fine pixels of a window outside of the map; 0 for a warped map, where it is not known."""
+        if self.transform:
             return 0
         fine = self._fine(window)
         inside = fine.clip(self.dataset.shape)
@@ -227,19 +227,19 @@ class ReferenceReader:
             row + window.row * factor, col + window.col * factor, window.height * factor, window.width * factor
         )
 
-    def _warp(self, window: Window, lattice: Lattice) -> NDArray[np.uint8]:
-        """The map pixel under the centre of each fine pixel."""
-        factor, cell = self.alignment.factor, lattice.cell
+    def _warp(self, window: Window, transform: ApproxTransform) -> NDArray[np.uint8]:
+        """Resample by nearest: the map pixel under the centre of each fine pixel."""
+        factor, cell = self.alignment.factor, transform.cell
         codes = np.full((window.height * factor, window.width * factor), self.fill_code, np.uint8)
-        cols, rows, cells = lattice.nodes(window)
+        cols, rows, cells = transform.nodes(window)
         smooth = smooth_cells(cols, rows)
         near = [_bounds(cols[node], rows[node]) for node in _nodes_of(smooth)]
         first = (window.row - cells.row * cell) * factor, (window.col - cells.col * cell) * factor
         odd = []
-        for i, j in np.argwhere(~smooth):  # few, at the end of a projection's world: place by place
+        for i, j in np.argwhere(~smooth):  # few, at the limits of a projection: projected pixel by pixel
             part = Window((cells.row + i) * cell, (cells.col + j) * cell, cell, cell).intersection(window)
             if part:
-                places = lattice.places(
+                places = transform.to_map(
                     *np.meshgrid(
                         part.col + (np.arange(part.width * factor) + 0.5) / factor,
                         part.row + (np.arange(part.height * factor) + 0.5) / factor,
@@ -281,7 +281,7 @@ def _rows(fine: Window) -> str:
 
 
 def _nodes_of(smooth: NDArray[np.bool_]) -> list[NDArray[np.bool_]]:
-    """The nodes of smooth cells, as a mask of all nodes; nothing where no cell is smooth."""
+    """Mask of the nodes of smooth cells; an empty list without any."""
     mask = np.zeros((2 * smooth.shape[0] + 1, 2 * smooth.shape[1] + 1), bool)
     for i in range(3):
         for j in range(3):
@@ -290,7 +290,7 @@ def _nodes_of(smooth: NDArray[np.bool_]) -> list[NDArray[np.bool_]]:
 
 
 def _bounds(cols: NDArray[np.float64], rows: NDArray[np.float64]) -> tuple[float, float, float, float] | None:
-    """Least and greatest column and row of places, of those that are finite."""
+    """Smallest and largest column and row among finite positions."""
     known = np.isfinite(cols) & np.isfinite(rows)
     if not known.any():
         return None
@@ -299,7 +299,7 @@ def _bounds(cols: NDArray[np.float64], rows: NDArray[np.float64]) -> tuple[float
 
 
 def _around(bounds: list[tuple[float, float, float, float]]) -> Window:
-    """A window of map pixels that holds all bounds, and a little more, since parabolas may bulge."""
+    """Window of map pixels around all bounds, with a margin, since parabolas may exceed their nodes."""
     if not bounds:
         return Window(0, 0, 0, 0)
     left, top = floor(min(b[0] for b in bounds)) - MARGIN, floor(min(b[2] for b in bounds)) - MARGIN

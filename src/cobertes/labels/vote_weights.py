@@ -1,9 +1,9 @@
-"""Weighted majority: how much a class's votes count, and how far from a pixel's centre they count.
+"""Weights of the votes in a weighted majority, by class and by distance from the pixel's centre.
 
     forest   15 % of the map   weight 1.0    62 votes x 1.0 = 62
     track   0.2 % of the map   weight 8.7    38 votes x 8.7 = 331  <- wins
 
-All weights become whole numbers before anything is added up: sums of whole numbers are the same in any order.
+All weights are rounded to integers first: sums of integers do not depend on their order.
 """
 
 from collections.abc import Mapping
@@ -21,22 +21,22 @@ BY_FREQUENCY = {"equal": 0.0, "inverse-sqrt": 0.5, "inverse": 1.0}
 """Weights by name: 1 / frequency to this power."""
 
 MAX_SMOOTHING = 1.0
-"""Largest standard deviation of the bell in scene pixels."""
+"""Largest standard deviation of the Gaussian kernel in scene pixels."""
 
 TOP_WEIGHT = 2**20
-"""The whole number of the greatest class weight."""
+"""Integer of the largest class weight."""
 
 TOP_KERNEL = 2**10
-"""The whole number at the pixel's centre, along one axis: products of all stay below 2**63."""
+"""Integer at the pixel's centre along one axis: all products stay below 2**63."""
 
 
 @dataclass(frozen=True)
 class VoteWeights:
-    """How a weighted majority weighs.
+    """Weights of a weighted majority.
 
-    classes    a name of `BY_FREQUENCY`, or a weight by class (code, key or name); classes left out weigh 1
-    smoothing  standard deviation, in scene pixels, of the bell by which a vote fades with its distance from
-               the pixel's centre; it radiuses into neighbouring pixels. 0: a pixel's own votes, all alike
+    classes    a name of `BY_FREQUENCY`, or weights by class (code, key or name), 1 for classes left out
+    smoothing  standard deviation, in scene pixels, of the Gaussian weight of a vote by its distance from the
+               pixel's centre, neighbouring pixels included. 0: the pixel's own votes, unweighted
     """
 
     classes: str | Mapping[Any, float] = "inverse-sqrt"
@@ -52,7 +52,7 @@ class VoteWeights:
 
     @property
     def by_frequency(self) -> bool:
-        """Whether the classes have to be counted first."""
+        """True if the classes have to be counted first."""
         return isinstance(self.classes, str) and BY_FREQUENCY[self.classes] > 0
 
     def weights(self, legend: Legend, counts: NDArray[np.int64] | None = None) -> NDArray[np.float64]:
@@ -68,7 +68,7 @@ class VoteWeights:
             return np.array([given.get(k, 1.0) for k in range(len(legend))])
         if counts is None or not self.by_frequency:
             return np.ones(len(legend))
-        # a class without a pixel gets no votes, so its weight is of no account
+        # a class without a pixel gets no votes, so its weight does not matter
         frequent = np.maximum(counts, 1).astype(np.float64)
         weights: NDArray[np.float64] = (frequent.max() / frequent) ** BY_FREQUENCY[self.classes]
         return weights
