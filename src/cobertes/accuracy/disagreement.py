@@ -52,7 +52,6 @@ from cobertes.errors import GridMismatchError
 from cobertes.geo.cog_writer import check_writable
 from cobertes.geo.grid import describe, grid_of, pixel_hectares, same_grid
 from cobertes.geo.io import open_raster, read_window
-from cobertes.geo.qgis_style import hex_to_rgb
 from cobertes.geo.vector import write_layers
 from cobertes.geo.windows import Window
 from cobertes.labels.legend import IGNORE_INDEX, Legend
@@ -292,7 +291,7 @@ def _style(legend: Legend) -> str:
     categories, symbols = "", ""
     for i, entry in enumerate(legend.classes):
         name = entry.name.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
-        colour = ",".join(map(str, hex_to_rgb(entry.colour)))
+        colour = ",".join(map(str, entry.rgb))
         categories += f'<category value="{entry.code}" label="{name}" symbol="{i}" render="true"/>'
         symbols += (
             f'<symbol name="{i}" type="fill" alpha="1"><layer class="SimpleFill" enabled="1">'

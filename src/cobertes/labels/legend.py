@@ -18,27 +18,34 @@ from numpy.typing import NDArray
 
 from cobertes.errors import InputFileError, LegendError, did_you_mean
 from cobertes.geo.cog_writer import Categories
+from cobertes.geo.qgis_style import hex_to_rgb
 
 IGNORE_INDEX = 255
-"""Class index of pixels without a label (``ignore_index`` of the loss)."""
+"""Class index of pixels without a label: ``ignore_index`` of the loss."""
 
 CODES = 256
-"""Number of values a reference map can hold: codes are uint8."""
+"""Number of possible codes of a reference map: uint8."""
 
 
 @dataclass(frozen=True)
 class LegendClass:
-    """A class: ``code`` in rasters, ``key`` in settings and JSON, ``name`` for people, ``colour`` #rrggbb."""
+    """Class of a legend: ``code`` in rasters, ``key`` in settings and JSON, ``name`` for people,
+    ``colour`` as #rrggbb."""
 
     code: int
     key: str
     name: str
     colour: str
 
+    @property
+    def rgb(self) -> tuple[int, int, int]:
+        """Red, green and blue, 0 to 255."""
+        return hex_to_rgb(self.colour)
+
 
 @dataclass(frozen=True)
 class Legend:
-    """The classes of a map in the order of their class index, and the code that means no data."""
+    """Classes of a map in the order of their class index, and the nodata code."""
 
     name: str
     nodata: int
@@ -67,7 +74,7 @@ class Legend:
 
     @property
     def codes(self) -> NDArray[np.uint8]:
-        """(K,) uint8: the code of each class index."""
+        """(K,) uint8: code of each class index."""
         return np.array([c.code for c in self.classes], np.uint8)
 
     @property
@@ -81,7 +88,7 @@ class Legend:
         return [c.colour for c in self.classes]
 
     def find(self, what: int | str) -> LegendClass:
-        """The class with this key, name or code. Raises LegendError with the near miss."""
+        """Find the class of a key, name or code. Raises LegendError with the near miss."""
         for c in self.classes:
             if what in (c.key, c.name, c.code) or str(what) == str(c.code):
                 return c
@@ -92,7 +99,7 @@ class Legend:
         return self.classes.index(self.find(what))
 
     def without(self, dropped: Iterable[int | str]) -> "Legend":
-        """The legend less some classes, whose codes then mean nodata."""
+        """Legend without some classes, whose codes then mean nodata."""
         gone = {self.find(what) for what in dropped}
         return replace(self, classes=tuple(c for c in self.classes if c not in gone))
 
@@ -113,13 +120,13 @@ class Legend:
         return Categories({c.code: c.name for c in self.classes}, {c.code: c.colour for c in self.classes})
 
     def to_dict(self) -> dict[str, Any]:
-        """As in the TOML file, for JSON headers."""
+        """Dictionary as in the TOML file, for JSON headers."""
         classes = [{"code": c.code, "key": c.key, "name": c.name, "colour": c.colour} for c in self.classes]
         return {"name": self.name, "nodata": self.nodata, "class": classes}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], where: str = "legend") -> "Legend":
-        """From what `to_dict` gives, or a TOML file holds. Raises LegendError."""
+        """Legend from the dictionary of `to_dict` or of a TOML file. Raises LegendError."""
         try:
             classes = tuple(
                 LegendClass(
@@ -138,9 +145,9 @@ class Legend:
 
 @dataclass(frozen=True)
 class Crosswalk:
-    """Source codes -> classes of a legend (code, key or name) or ``"nodata"``. Others are unknown.
+    """Mapping of source codes to classes of a legend (code, key or name) or ``"nodata"``; others are unknown.
 
-    ``target`` is the legend that it leads to, None where its file does not say (``to``).
+    ``target`` name of that legend, None if the file does not give it (``to``).
     """
 
     name: str
@@ -154,12 +161,12 @@ def legend_names() -> list[str]:
 
 
 def load_legend(name: str, folder: Path = Path()) -> Legend:
-    """A legend by name, or from a TOML file (relative to ``folder``)."""
+    """Load a legend by name, or from a TOML file (relative to ``folder``)."""
     return Legend.from_dict(_load(name, folder, "legend"), name)
 
 
 def load_crosswalk(name: str, folder: Path = Path()) -> Crosswalk:
-    """A crosswalk by name, or from a TOML file; ``[codes]`` holds ``source = target``."""
+    """Load a crosswalk by name, or from a TOML file with ``source = target`` in ``[codes]``."""
     data = _load(name, folder, "crosswalk")
     try:
         codes = {int(source): t if isinstance(t, str) else _whole(t) for source, t in data["codes"].items()}
@@ -211,12 +218,12 @@ def recode_table(
     as_nodata: Iterable[int | str] = (),
     source_nodata: float | None = None,
 ) -> NDArray[np.int16]:
-    """What each code of a reference map becomes: the one table the label kernels look up.
+    """Table of the legend code of each source code, which the label kernels look up.
 
     legend         the whole legend of the map, classes in ``as_nodata`` included
     codes          further source codes -> class (code, key or name) or ``"nodata"``
     source_nodata  the reference map file's own nodata value
-    returns        (256,) int16: legend code, nodata for what is not to be used, -1 for unknown codes
+    returns        (256,) int16: legend code, nodata for unused classes, -1 for unknown codes
     Raises LegendError for classes and codes that do not exist.
     """
     table = np.full(CODES, -1, np.int16)
@@ -235,9 +242,9 @@ def recode_table(
 
 
 def _require_target(crosswalk: Crosswalk, legend: Legend) -> None:
-    """Raise LegendError where a crosswalk's numbers would be taken for the classes of another legend.
+    """Raise LegendError if a crosswalk's targets are codes of another legend.
 
-    A legend of the user's own may go by another name, so a packaged target is compared by its codes.
+    A user's own legend may have another name, so a packaged target is compared by its codes.
     """
     if crosswalk.target in (None, legend.name) or crosswalk.target not in legend_names():
         return

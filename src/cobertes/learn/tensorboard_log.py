@@ -75,5 +75,5 @@ def scene_colours(x: NDArray[np.float32], inputs: Inputs) -> NDArray[np.uint8]:
 def class_colours(index: NDArray[np.uint8], legend: Legend) -> NDArray[np.uint8]:
     """Legend's colours (H, W, 3) uint8 of class indices (H, W)."""
     table = np.full((IGNORE_INDEX + 1, 3), UNKNOWN, np.uint8)
-    table[: len(legend)] = [[int(colour[i : i + 2], 16) for i in (1, 3, 5)] for colour in legend.colours]
+    table[: len(legend)] = [land.rgb for land in legend.classes]
     return np.asarray(table[index])

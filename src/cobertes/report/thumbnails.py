@@ -154,7 +154,7 @@ def codes_picture(codes: NDArray[np.uint8], legend: Legend) -> Picture:
     """Codes (height, width) in the legend's colours; other codes are transparent."""
     palette = np.zeros((256, 4), np.uint8)
     for land in legend.classes:
-        palette[land.code] = [int(land.colour[i : i + 2], 16) for i in (1, 3, 5)] + [255]
+        palette[land.code] = [*land.rgb, 255]
     return _picture(palette[codes])
 
 

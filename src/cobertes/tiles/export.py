@@ -19,7 +19,6 @@ from rasterio.errors import RasterioError
 from cobertes.errors import OutputExistsError, StorageError
 from cobertes.geo.grid import crop
 from cobertes.geo.nodata import can_hold
-from cobertes.geo.qgis_style import hex_to_rgb
 from cobertes.labels.legend import IGNORE_INDEX
 from cobertes.progress import SILENT, Progress
 from cobertes.tiles.dataset import LabelledDataset
@@ -116,7 +115,7 @@ def _export(row: Any, dataset: LabelledDataset, folder: Path) -> None:
         file.descriptions = names
     codes = np.full(window.shape, legend.nodata, np.uint8)
     codes[y != IGNORE_INDEX] = legend.codes[y[y != IGNORE_INDEX]]
-    colours = {c.code: hex_to_rgb(c.colour) for c in legend.classes}
+    colours = {entry.code: entry.rgb for entry in legend.classes}
     with rasterio.open(
         folder / row.split / "labels" / f"{tile_name(row)}.tif", "w", count=1, dtype="uint8",
         nodata=legend.nodata, photometric="palette", **profile,
