@@ -1,4 +1,4 @@
-"""Write the reference pages docs/cli.md and docs/project.md from the code; a test fails when they are stale.
+"""Reference pages cli.md, project.md and api.md, written from the code; a test fails if they are stale.
 
 .venv/bin/python docs/make_reference.py
 """
@@ -6,21 +6,28 @@
 import ast
 import inspect
 import re
+import textwrap
 from pathlib import Path
 from typing import Any
 
 import typer.main
+from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
+import cobertes
 from cobertes import settings
 from cobertes.cli.main import app
 
 NOTE = "<!-- Written by docs/make_reference.py: edit the code, not this page. -->\n"
+LINE = 100
 
 
 def pages() -> dict[str, str]:
     """File name -> text."""
-    return {"cli.md": command_line(), "project.md": project_file()}
+    return {"cli.md": command_line(), "project.md": project_file(), "api.md": python_names()}
+
+
+# --- commands
 
 
 def command_line() -> str:
@@ -50,6 +57,9 @@ def _row(parameter: Any) -> str:
 
 def _cell(text: str) -> str:
     return text.replace("|", "\\|")
+
+
+# --- keys of project.toml
 
 
 def project_file() -> str:
@@ -107,6 +117,121 @@ def _toml(value: Any) -> str:
             + " }"
         )
     return f'"{value}"' if isinstance(value, str) else str(value)
+
+
+# --- public names of the package
+
+
+def python_names() -> str:
+    """Every public name with its signature and docstring, and the public members of classes."""
+    parts = [
+        "# Python\n",
+        NOTE,
+        "Public names of `cobertes`, loaded at first use. Other modules may change without notice.\n",
+    ]
+    names = [name for name in cobertes.__all__ if not _is_error(name)]
+    errors = [name for name in cobertes.__all__ if _is_error(name)]
+    parts += [_public_name(name) for name in names]
+    if errors:
+        parts += ["## Errors\n", "| error | meaning |", "|---|---|"]
+        parts += [f"| `{name}` | {_cell(_flat(inspect.getdoc(getattr(cobertes, name))))} |" for name in errors]
+    return "\n".join(parts).rstrip("\n") + "\n"
+
+
+def _is_error(name: str) -> bool:
+    thing = getattr(cobertes, name)
+    return inspect.isclass(thing) and issubclass(thing, Exception)
+
+
+def _public_name(name: str) -> str:
+    thing = getattr(cobertes, name)
+    parts = [f"## {name}\n"]
+    if inspect.isclass(thing) and issubclass(thing, BaseModel):
+        return "\n".join([*parts, f"{_flat(inspect.getdoc(thing))} Keys: [project.toml](project.md).\n"])
+    members = _members(thing) if inspect.isclass(thing) else []
+    text = "\n\n".join([_text(thing, name), *(textwrap.indent(member, "    ") for member in members)])
+    return "\n".join([*parts, f"```text\n{text.rstrip()}\n```\n"])
+
+
+def _text(thing: Any, name: str) -> str:
+    """Signature, as the source has it, and docstring."""
+    node = _node(thing)
+    doc = inspect.getdoc(thing) or ""
+    if isinstance(node, ast.FunctionDef):
+        return f"{_signature(node, name)}\n\n{textwrap.indent(doc, '    ')}"
+    init = next((f for f in getattr(node, "body", []) if getattr(f, "name", "") == "__init__"), None)
+    if isinstance(init, ast.FunctionDef):
+        return f"{_signature(init, f'class {name}', bound=True)}\n\n{textwrap.indent(doc, '    ')}"
+    fields = [
+        f"    {ast.unparse(field)}"
+        for field in getattr(node, "body", [])
+        if isinstance(field, ast.AnnAssign | ast.Assign) and not ast.unparse(field).startswith("_")
+    ]
+    return "\n".join([f"class {name}", *fields, "", textwrap.indent(doc, "    ")])
+
+
+def _node(thing: Any) -> ast.AST | None:
+    try:
+        source = inspect.getsource(thing)
+    except (OSError, TypeError):  # made by a decorator or at run time
+        return None
+    return ast.parse(textwrap.dedent(source)).body[0]
+
+
+def _signature(node: ast.FunctionDef, name: str, *, bound: bool = False) -> str:
+    """``name(arguments) -> result``, one argument a line if it is long."""
+    if bound or (node.args.args and node.args.args[0].arg in ("self", "cls")):
+        node.args.args = node.args.args[1:]
+    for argument in [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]:
+        argument.annotation = _unquoted(argument.annotation)
+    returns = _unquoted(node.returns)
+    result = f" -> {ast.unparse(returns)}" if returns is not None and not bound else ""
+    line = f"{name}({ast.unparse(node.args)}){result}"
+    if len(line) <= LINE:
+        return line
+    return "\n".join([f"{name}(", *(f"    {argument}," for argument in _arguments(node.args)), f"){result}"])
+
+
+def _unquoted(annotation: ast.expr | None) -> ast.expr | None:
+    quoted = isinstance(annotation, ast.Constant) and isinstance(annotation.value, str)
+    return ast.parse(annotation.value, mode="eval").body if quoted else annotation  # type: ignore[union-attr]
+
+
+def _arguments(arguments: ast.arguments) -> list[str]:
+    """Each argument with annotation and default, and the star before keyword-only ones."""
+    rows: list[str] = []
+    positional = [*arguments.posonlyargs, *arguments.args]
+    defaults = [None] * (len(positional) - len(arguments.defaults)) + list(arguments.defaults)
+    rows += [_argument(one, default) for one, default in zip(positional, defaults, strict=True)]
+    if arguments.vararg:
+        rows.append(f"*{ast.unparse(arguments.vararg)}")
+    elif arguments.kwonlyargs:
+        rows.append("*")
+    rows += [_argument(one, d) for one, d in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)]
+    return [*rows, f"**{ast.unparse(arguments.kwarg)}"] if arguments.kwarg else rows
+
+
+def _argument(argument: ast.arg, default: ast.expr | None) -> str:
+    text = ast.unparse(argument)
+    return text if default is None else f"{text} = {ast.unparse(default)}"
+
+
+def _members(thing: type) -> list[str]:
+    """Public methods and properties that a class defines itself and documents, in the order of its source."""
+    found = []
+    for name, member in vars(thing).items():
+        inner = member.fget if isinstance(member, property) else getattr(member, "__func__", member)
+        inner = getattr(inner, "func", inner)  # of a cached property
+        if name.startswith("_") or not inspect.isfunction(inner) or not inspect.getdoc(inner):
+            continue
+        text = _text(inner, name)
+        text = text.replace("\n\n", "\n", 1)
+        found.append(text if inspect.isroutine(member) else text.replace("()", "", 1))
+    return found
+
+
+def _flat(text: str | None) -> str:
+    return re.sub(r"\s+", " ", text or "").replace("``", "`")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Hooks of the documentation site: pages of the repository's root join it, and no page loads anything remote.
 
-Links in these pages work on both sides: ``../LOG.md`` in docs/ and ``docs/labels.md`` in the root, as the repository
-shows them, become links between pages of the site.
+Links work on both sides: ``../LOG.md`` in docs/ and ``docs/labels.md`` in the root, as the repository shows them,
+become links between pages of the site.
 """
 
 import re
