@@ -1,28 +1,56 @@
-# Two commands: `make demo` and `make test`. Each sets up .venv first, once.
+# `make demo` and `make test` set up .venv first, once. `make format` before a commit, `.ci/run` before a push.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+CODE := src tests examples docs benchmarks
 
-.PHONY: demo test test-all check clean
+.PHONY: demo test test-all test-core check format hooks docs bench clean
 
-$(VENV)/.installed: pyproject.toml
+# the package alone, which is all that `make demo` needs
+$(VENV)/.package: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(PIP) --editable .
 	touch $@
 
-demo: $(VENV)/.installed
+# with every engine, Ray, Optuna and the tools of development
+$(VENV)/.dev: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) --editable '.[dev,all]'
+	touch $(VENV)/.package $@
+
+$(VENV)/.docs: pyproject.toml $(VENV)/.dev
+	$(PIP) --editable '.[docs]'
+	touch $@
+
+demo: $(VENV)/.package
 	$(BIN)/cobertes demo --out demo
 
-test: $(VENV)/.installed
+test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 -m 'not slow'
 
-test-all: $(VENV)/.installed
+test-all: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2
 
-check: $(VENV)/.installed
-	$(BIN)/ruff check src tests examples docs benchmarks
-	$(BIN)/ruff format --check src tests examples docs benchmarks
+# the layers without torch, on Python 3.13 with the newest GDAL, in .venv-core
+test-core:
+	.ci/test-core
+
+check: $(VENV)/.dev
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/mypy
 
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix $(CODE)
+	$(BIN)/ruff format $(CODE)
+
+# check each commit: see .pre-commit-config.yaml
+hooks: $(VENV)/.dev
+	$(BIN)/pre-commit install
+
+docs: $(VENV)/.docs
+	$(BIN)/python -m mkdocs build --strict
+
 clean:
-	rm -rf $(VENV) demo runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-core demo runs site .pytest_cache .mypy_cache .ruff_cache .hypothesis

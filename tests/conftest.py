@@ -12,6 +12,9 @@ import subprocess
 
 import pytest
 
+pytest_plugins = ["helpers.skips", "helpers.torch_free"]
+pytest.register_assert_rewrite("helpers")
+
 SYSTEM_PYTHON = "/usr/bin/python3"
 QGIS_BEGIN = """
 import json, sys
@@ -29,6 +32,16 @@ def _own_cache(tmp_path_factory):
         yield
 
 
+@pytest.fixture(autouse=True)
+def _own_logging():
+    """The command line sets the level and the handlers of the package's logger: a test must not leave them behind."""
+    log = logging.getLogger("cobertes")
+    level, handlers = log.level, list(log.handlers)
+    yield
+    log.setLevel(level)
+    log.handlers[:] = handlers
+
+
 @pytest.fixture(scope="session")
 def qgis():
     """Run a script in QGIS without a screen, and give the JSON that it prints. Needs Debian's python3-qgis."""
@@ -39,7 +52,7 @@ def qgis():
         ).returncode
     )
     if not ready:
-        pytest.skip("no python3-qgis on this machine")
+        pytest.skip("needs Debian's python3-qgis")
 
     def run(script, path):
         environment = {"QT_QPA_PLATFORM": "offscreen", "HOME": str(path.parent), "PATH": "/usr/bin:/bin"}

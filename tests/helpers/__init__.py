@@ -1,0 +1,1 @@
+"""Shared by test modules: rasters, projects, models made by hand, and two pytest plugins."""
