@@ -50,7 +50,7 @@ hooks: $(VENV)/.dev
 	$(BIN)/pre-commit install
 
 docs: $(VENV)/.docs
-	$(BIN)/python -m mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 clean:
 	rm -rf $(VENV) .venv-core demo runs site .pytest_cache .mypy_cache .ruff_cache .hypothesis
