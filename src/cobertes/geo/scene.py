@@ -186,7 +186,7 @@ class Scene:
             resampling=Resampling[self.resampling],
             tolerance=TOLERANCE,
             src_nodata=nodata,
-            # rasterio asks GDAL for YES: a pixel is then nodata only if all bands are, as `nodata` wants it of 0 alone
+            # rasterio asks GDAL for YES: nodata only if all bands are, which is right for 0 alone (see `nodata`)
             UNIFIED_SRC_NODATA="NO" if nodata else "YES",
             # with 0 as the result's nodata, GDAL before 3.12 makes a valid 0 of one band another value
             **({"nodata": None, "INIT_DEST": "0"} if nodata == 0 else {"nodata": nodata}),
