@@ -15,7 +15,7 @@ from variants import merged, options, run_until, spread
 
 from cobertes.atomic_io import read_json
 from cobertes.learn.metrics_log import best_epoch, read_history
-from cobertes.learn.train import train_model
+from cobertes.learn.train import train
 from cobertes.learn.training_setup import prepare_training
 from cobertes.tiles.band_statistics import Statistics
 from cobertes.tiles.filters import POOR
@@ -48,7 +48,7 @@ def learn(project: Project, files: RunFolder, share: float, out: Path) -> int:
         tile_size=project.settings.tiles.size,
         fingerprint=f"{whole.fingerprint} {share}",
     )
-    train_model(plan.with_store(open_store(whole, context)), out)
+    train(plan.with_store(open_store(whole, context)), out)
     return len(kept)
 
 

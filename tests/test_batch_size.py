@@ -14,7 +14,7 @@ from cobertes.learn.architectures import build_network
 from cobertes.learn.batch_size import choose_step, largest_batch, max_windows, training_step
 from cobertes.learn.devices import fits_in_memory, make_fabric
 from cobertes.learn.losses import CROSS_ENTROPY
-from cobertes.learn.train import train_model
+from cobertes.learn.train import train
 from cobertes.learn.training_cost import estimate_training
 from cobertes.learn.unet import UNetSettings
 from cobertes.settings import TrainSettings
@@ -190,12 +190,12 @@ def test_a_resumed_training_keeps_its_batch(gpu, project, tmp_path, caplog):
     plan = plan_of(project, batch_size="auto", samples=48)
     gpu.fp32 = 9
     caplog.set_level(logging.INFO)
-    whole = train_model(plan, tmp_path / "whole")
+    whole = train(plan, tmp_path / "whole")
     assert whole.training["batch_size"] == 8
     with pytest.raises(StopError):
-        train_model(plan, tmp_path / "parts", on_epoch=stop_after(1))
+        train(plan, tmp_path / "parts", on_epoch=stop_after(1))
     gpu.fp32 = 4  # somebody else uses the GPU now
-    assert train_model(plan, tmp_path / "parts").training["batch_size"] == 8
+    assert train(plan, tmp_path / "parts").training["batch_size"] == 8
     assert "in batches of 8 (auto: 8 windows fit in the memory, more do not)" in caplog.text
     assert "in batches of 8 (as before)" in caplog.text
     assert same_weights(tmp_path / "whole", tmp_path / "parts")

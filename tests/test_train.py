@@ -20,7 +20,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from cobertes.cli.console import _Bars
 from cobertes.errors import SettingsError, StorageError, TrainingError
-from cobertes.learn import devices, train, training_state
+from cobertes.learn import devices, training_state
+from cobertes.learn import train as train_module
 from cobertes.learn.checkpoints import save_checkpoint
 from cobertes.learn.devices import choose_precision, make_fabric
 from cobertes.learn.encoding import Inputs
@@ -29,7 +30,7 @@ from cobertes.learn.loader import batches
 from cobertes.learn.lr_schedule import rate_share
 from cobertes.learn.metrics_log import best_epoch, next_is_last, read_history, should_stop_early, time_is_up
 from cobertes.learn.model_file import load_model, read_header, save_model
-from cobertes.learn.train import train_model
+from cobertes.learn.train import train
 from cobertes.learn.training_setup import prepare_training
 from cobertes.learn.unet import UNet, UNetSettings
 from cobertes.settings import Augmentation, AugmentationSettings, ModelSettings, TrainSettings
@@ -115,9 +116,9 @@ def test_a_training_leaves_torch_as_it_was(project, tmp_path, monkeypatch):
     def look(record):
         during.append((torch.get_num_threads(), torch.backends.cudnn.allow_tf32))
 
-    train_model(plan_of(project, epochs=1, threads=2), tmp_path / "whole", on_epoch=look)
+    train(plan_of(project, epochs=1, threads=2), tmp_path / "whole", on_epoch=look)
     with pytest.raises(StopError):
-        train_model(plan_of(project, epochs=2, threads=2), tmp_path / "stopped", on_epoch=stop_after(1))
+        train(plan_of(project, epochs=2, threads=2), tmp_path / "stopped", on_epoch=stop_after(1))
     assert during == [(2, False)]
     assert torch.get_num_threads() == 1
     assert torch.backends.cudnn.allow_tf32
@@ -128,7 +129,7 @@ def test_a_training_leaves_torch_as_it_was(project, tmp_path, monkeypatch):
 def test_a_small_project_is_learnt_in_seconds(project, tmp_path):
     records = []
     plan = plan_of(project, epochs=8, samples=48, learning_rate=0.01)
-    header = train_model(plan, tmp_path, on_epoch=records.append)
+    header = train(plan, tmp_path, on_epoch=records.append)
     assert len(records) == 8
     assert records[-1]["loss"] < records[0]["loss"] / 2
     assert header.training["validation_miou"] > most_frequent(project) + 0.3
@@ -156,14 +157,14 @@ def test_a_small_project_is_learnt_in_seconds(project, tmp_path):
 )
 def test_other_settings_learn_too(project, tmp_path, options):
     plan = plan_of(project, epochs=4, samples=48, **{"learning_rate": 0.01} | options)
-    header = train_model(plan, tmp_path)
+    header = train(plan, tmp_path)
     assert header.training["validation_miou"] > most_frequent(project) + 0.2
     assert header.window == options.get("window", 16)
 
 
 def test_a_backbone_learns_from_any_number_of_bands(project, tmp_path):
     plan = plan_of(project, model={"encoder": "resnet18", "decoder": [8]}, epochs=1, samples=12)
-    header = train_model(plan, tmp_path)
+    header = train(plan, tmp_path)
     model, _ = load_model(tmp_path)
     assert model.encoder.backbone.conv1.weight.shape[1] == 2
     assert header.network.encoder == "resnet18"
@@ -172,7 +173,7 @@ def test_a_backbone_learns_from_any_number_of_bands(project, tmp_path):
 def test_the_model_file_holds_the_best_epoch(project, tmp_path):
     # a learning rate at which epochs get worse again
     plan = plan_of(project, epochs=8, learning_rate=0.3, seed=1)
-    header = train_model(plan, tmp_path)
+    header = train(plan, tmp_path)
     history = read_history(tmp_path / "metrics.jsonl")
     best = max(history, key=lambda record: record["miou"])
     assert best["epoch"] < 8
@@ -191,7 +192,7 @@ def test_the_model_file_holds_the_best_epoch(project, tmp_path):
 
 def test_metrics_go_to_a_file_and_to_tensorboard(project, tmp_path):
     records = []
-    train_model(plan_of(project), tmp_path, on_epoch=records.append)
+    train(plan_of(project), tmp_path, on_epoch=records.append)
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == records
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
@@ -202,7 +203,7 @@ def test_metrics_go_to_a_file_and_to_tensorboard(project, tmp_path):
 
 def test_the_learning_rate_halves_where_validation_does_not_improve(project, tmp_path):
     plan = plan_of(project, epochs=6, learning_rate=1.0, plateau_patience=1, seed=1)
-    train_model(plan, tmp_path)
+    train(plan, tmp_path)
     history = read_history(tmp_path / "metrics.jsonl")
     bad, rate, best = 0, 1.0, math.inf
     for record in history:
@@ -222,7 +223,7 @@ def test_batch_norm_is_kept_where_large_windows_come_last(project, tmp_path, mon
             seen.append((epoch, batch.x.shape))
             yield batch
 
-    monkeypatch.setattr(train, "batches", watched)
+    monkeypatch.setattr(train_module, "batches", watched)
     gathered = {}
 
     def keep(record):
@@ -235,7 +236,7 @@ def test_batch_norm_is_kept_where_large_windows_come_last(project, tmp_path, mon
         gathered[record["epoch"], "weights"] = state["model"]["head.weight"]
 
     plan = plan_of(project, epochs=8, window=[8, 16])
-    train_model(plan, tmp_path / "run", on_epoch=keep)
+    train(plan, tmp_path / "run", on_epoch=keep)
     assert {(epoch > 6, shape[-1], len(shape)) for epoch, shape in seen} == {(False, 8, 4), (True, 16, 4)}
     assert {shape[0] * shape[-1] ** 2 for _, shape in seen} == {6 * 16**2}
 
@@ -254,10 +255,8 @@ def test_the_learning_rate_follows_its_schedule_and_goes_on_with_it(project, tmp
     plan = plan_of(project, epochs=6, schedule=schedule, warm_up=0.2, learning_rate=0.01)
     for name in ("whole", "stopped"):
         with suppress(StopError):
-            train_model(
-                plan, tmp_path / name, on_epoch=stop_after(2) if name == "stopped" else lambda record: None
-            )
-    train_model(plan, tmp_path / "stopped")
+            train(plan, tmp_path / name, on_epoch=stop_after(2) if name == "stopped" else lambda record: None)
+    train(plan, tmp_path / "stopped")
     rates = [
         [r["learning_rate"] for r in read_history(tmp_path / name / "metrics.jsonl")]
         for name in ("whole", "stopped")
@@ -286,7 +285,7 @@ def test_minutes_shorten_a_schedule(project, tmp_path, monkeypatch):
     for module in (train, training_state):
         monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: 0.1 * next(ticks)))
     plan = plan_of(project, epochs=100_000, minutes=0.2, schedule="cosine", learning_rate=0.01)
-    train_model(plan, tmp_path)
+    train(plan, tmp_path)
     rates = [r["learning_rate"] for r in read_history(tmp_path / "metrics.jsonl")]
     assert len(rates) > 4
     assert max(rates) > 0.009
@@ -295,7 +294,7 @@ def test_minutes_shorten_a_schedule(project, tmp_path, monkeypatch):
 
 def test_training_stops_where_nothing_gets_better(project, tmp_path):
     plan = plan_of(project, epochs=50, learning_rate=1e-9, stop_after=2, averaging=0.0)
-    header = train_model(plan, tmp_path)
+    header = train(plan, tmp_path)
     assert header.training["epochs"] < 10
     assert header.training["best_epoch"] == header.training["epochs"] - 2
     history = [{"epoch": n, "miou": score} for n, score in enumerate((0.1, math.nan, 0.3, math.nan, math.nan), 1)]
@@ -309,8 +308,8 @@ def test_training_stops_where_nothing_gets_better(project, tmp_path):
 
 
 def test_validation_may_be_done_every_few_epochs_and_is_done_in_the_last(project, tmp_path):
-    train_model(plan_of(project, epochs=5, validate_every=2), tmp_path / "some")
-    train_model(plan_of(project, epochs=5), tmp_path / "all")
+    train(plan_of(project, epochs=5, validate_every=2), tmp_path / "some")
+    train(plan_of(project, epochs=5), tmp_path / "all")
     some, every = (read_history(tmp_path / name / "metrics.jsonl") for name in ("some", "all"))
     for one, other in zip(some, every, strict=True):
         if one["epoch"] in (2, 4, 5):
@@ -325,7 +324,7 @@ def test_a_training_that_minutes_end_is_validated_at_its_end(project, tmp_path, 
     ticks = count()
     for module in (train, training_state):
         monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: 0.1 * next(ticks)))
-    header = train_model(plan_of(project, epochs=1000, validate_every=1000, minutes=0.2), tmp_path)
+    header = train(plan_of(project, epochs=1000, validate_every=1000, minutes=0.2), tmp_path)
     history = read_history(tmp_path / "metrics.jsonl")
     assert [math.isnan(record["miou"]) for record in history] == [True] * (len(history) - 1) + [False]
     assert header.training["validation_miou"] == history[-1]["miou"]
@@ -354,7 +353,7 @@ def test_accumulated_batches_give_the_gradient_of_one_large_batch(project, tmp_p
     monkeypatch.setattr(torch.optim.Adam, "step", watch)
     monkeypatch.setattr(torch.nn.BatchNorm2d, "forward", lambda self, x: x * self.weight[:, None, None])
     for name, options in (("one", {"batch_size": 6}), ("three", {"batch_size": 2, "accumulate": 3})):
-        train_model(plan_of(project, epochs=1, samples=6, class_weights="ins", **options), tmp_path / name)
+        train(plan_of(project, epochs=1, samples=6, class_weights="ins", **options), tmp_path / name)
     for one, other in zip(found["one"], found["three"], strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
@@ -369,10 +368,10 @@ def test_gradients_are_clipped_to_their_norm(project, tmp_path, monkeypatch):
         return kept(optimizer, closure)
 
     monkeypatch.setattr(torch.optim.Adam, "step", watch)
-    train_model(plan_of(project, epochs=1), tmp_path / "free")
+    train(plan_of(project, epochs=1), tmp_path / "free")
     free = max(norms)
     norms.clear()
-    train_model(plan_of(project, epochs=1, clip_norm=free / 10), tmp_path / "clipped")
+    train(plan_of(project, epochs=1, clip_norm=free / 10), tmp_path / "clipped")
     assert max(norms) == pytest.approx(free / 10, rel=1e-3)
 
 
@@ -385,7 +384,7 @@ def test_a_frozen_backbone_stays_as_it_is_until_its_epoch(project, tmp_path):
 
     for frozen in (0, 1):
         plan = frozen_for(frozen, epochs=1)
-        train_model(plan, tmp_path / str(frozen))
+        train(plan, tmp_path / str(frozen))
         states[frozen] = load_model(tmp_path / str(frozen))[0].state_dict()
     torch.manual_seed(0)
     first = UNet(plan.network).state_dict()
@@ -393,7 +392,7 @@ def test_a_frozen_backbone_stays_as_it_is_until_its_epoch(project, tmp_path):
         part = "encoder.backbone" in name
         assert torch.equal(states[1][name], value) is part, name
         assert part is False or not torch.equal(states[0][name], value) or "num_batches" in name or value.ndim == 0
-    train_model(frozen_for(1, epochs=2), tmp_path / "then")
+    train(frozen_for(1, epochs=2), tmp_path / "then")
     after = load_model(tmp_path / "then")[0].state_dict()
     assert not torch.equal(after["encoder.backbone.conv1.weight"], first["encoder.backbone.conv1.weight"])
 
@@ -412,7 +411,7 @@ def test_shares_of_classes_can_be_learnt_from(project, tmp_path, options):
     shares = np.where(index == 255, 255, shares).astype(np.uint8)
     path = write_raster(tmp_path / "shares.tif", shares, ground.areas["here"].grid, nodata=255)
     other = replace(project, ground=replace(ground, shares={"here": path}))
-    header = train_model(plan_of(other, epochs=4, samples=48, learning_rate=0.01, **options), tmp_path)
+    header = train(plan_of(other, epochs=4, samples=48, learning_rate=0.01, **options), tmp_path)
     assert header.training["validation_miou"] > most_frequent(project) + 0.2
     record = read_history(tmp_path / "metrics.jsonl")[-1]
     if options == {"targets": "fractions"}:  # a certain map would be 80 % right: this much can't be explained
@@ -435,7 +434,7 @@ def test_progress_shows_each_epoch_and_its_validation(project, tmp_path):
 
             yield advance
 
-    train_model(plan_of(project, epochs=2), tmp_path, progress=Bars())
+    train(plan_of(project, epochs=2), tmp_path, progress=Bars())
     assert [name for name, _, _ in bars] == ["epoch 1", "validation", "epoch 2", "validation"]
     assert [moved[i + 1] for i in range(4)] == [total for _, total, _ in bars]
     first, second = read_history(tmp_path / "metrics.jsonl")
@@ -448,7 +447,7 @@ def test_progress_shows_each_epoch_and_its_validation(project, tmp_path):
 def test_a_training_is_watched_on_a_terminal_of_80_columns(project, tmp_path):
     stream = io.StringIO()
     console = RichConsole(file=stream, width=80, force_terminal=True, color_system=None, legacy_windows=False)
-    train_model(plan_of(project, epochs=2, samples=48), tmp_path, progress=_Bars(console))
+    train(plan_of(project, epochs=2, samples=48), tmp_path, progress=_Bars(console))
     shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "\n", stream.getvalue()).splitlines()
     assert all(len(line.rstrip()) <= 80 for line in shown)
     assert any(re.match(r"epoch 2 .* 48/48 tiles  [\d.]+/s", line) for line in shown)
@@ -463,13 +462,13 @@ def test_a_training_is_watched_on_a_terminal_of_80_columns(project, tmp_path):
 
 def test_a_training_that_was_stopped_goes_on_exactly(project, tmp_path):
     plan = plan_of(project, epochs=5, learning_rate=0.01, plateau_patience=0)
-    train_model(plan, tmp_path / "whole")
+    train(plan, tmp_path / "whole")
     for epoch in (1, 3):
         with pytest.raises(StopError):
-            train_model(plan, tmp_path / "parts", on_epoch=stop_after(epoch))
+            train(plan, tmp_path / "parts", on_epoch=stop_after(epoch))
         assert not (tmp_path / "parts" / "model.safetensors").exists()
         torch.randn(7)  # whatever else draws random numbers in between
-    train_model(plan, tmp_path / "parts")
+    train(plan, tmp_path / "parts")
     whole, parts = (read_history(tmp_path / name / "metrics.jsonl") for name in ("whole", "parts"))
     assert without_times(parts) == without_times(whole)
     assert [r["elapsed"] for r in parts] == sorted(r["elapsed"] for r in parts)
@@ -478,7 +477,7 @@ def test_a_training_that_was_stopped_goes_on_exactly(project, tmp_path):
 
 def test_two_trainings_with_one_seed_are_the_same_and_with_another_are_not(project, tmp_path):
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        train_model(plan_of(project, seed=seed, epochs=2), tmp_path / name)
+        train(plan_of(project, seed=seed, epochs=2), tmp_path / name)
         torch.randn(3)
     a, b, c = (without_times(read_history(tmp_path / name / "metrics.jsonl")) for name in "abc")
     assert a == b
@@ -492,10 +491,10 @@ def test_dropout_in_an_encoder_does_not_break_exact_resuming(project, tmp_path, 
 
     monkeypatch.setattr(training_state, "build_network", Dropping)
     plan = plan_of(project, epochs=2)
-    train_model(plan, tmp_path / "whole")
+    train(plan, tmp_path / "whole")
     with pytest.raises(StopError):
-        train_model(plan, tmp_path / "parts", on_epoch=stop_after(1))
-    train_model(plan, tmp_path / "parts")
+        train(plan, tmp_path / "parts", on_epoch=stop_after(1))
+    train(plan, tmp_path / "parts")
     whole, parts = (read_history(tmp_path / name / "metrics.jsonl") for name in ("whole", "parts"))
     assert without_times(parts) == without_times(whole)
 
@@ -509,8 +508,8 @@ def test_a_resumed_training_needs_no_hub(project, tmp_path, monkeypatch):
         project, model={"encoder": "resnet18", "decoder": [8], "weights": "imagenet"}, epochs=2, samples=12
     )
     with pytest.raises(StopError):
-        train_model(plan, tmp_path, on_epoch=stop_after(1))
-    train_model(plan, tmp_path)
+        train(plan, tmp_path, on_epoch=stop_after(1))
+    train(plan, tmp_path)
     assert asked == [("imagenet", ("band1", "band2"))]
 
 
@@ -529,14 +528,14 @@ class _Interrupted:
 def test_an_interrupt_in_an_epoch_leaves_the_last_whole_one(project, tmp_path):
     plan = plan_of(project)
     with pytest.raises(KeyboardInterrupt):
-        train_model(plan, tmp_path, progress=_Interrupted())
+        train(plan, tmp_path, progress=_Interrupted())
     found = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()}
     events = {name for name in found if name.startswith("tensorboard")}
     assert found - events == {"metrics.jsonl", "checkpoints/last.ckpt", "checkpoints/best.safetensors"}
     assert [r["epoch"] for r in read_history(tmp_path / "metrics.jsonl")] == [1]
     assert not read_header(tmp_path / "checkpoints" / "best.safetensors").training["finished"]
     time.sleep(1.1)  # TensorBoard names its files by the second and reads them in the order of their names
-    train_model(plan, tmp_path)
+    train(plan, tmp_path)
     assert [r["epoch"] for r in read_history(tmp_path / "metrics.jsonl")] == [1, 2, 3]
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [e.step for e in events.Scalars("loss")] == [1, 2, 3]
@@ -544,18 +543,18 @@ def test_an_interrupt_in_an_epoch_leaves_the_last_whole_one(project, tmp_path):
 
 def test_a_finished_training_is_not_trained_again(project, tmp_path):
     plan = plan_of(project, epochs=2)
-    train_model(plan, tmp_path)
+    train(plan, tmp_path)
     before = (tmp_path / "model.safetensors").read_bytes()
     (tmp_path / "model.safetensors").unlink()
-    train_model(plan, tmp_path, on_epoch=lambda record: pytest.fail("an epoch was trained"))
+    train(plan, tmp_path, on_epoch=lambda record: pytest.fail("an epoch was trained"))
     assert (tmp_path / "model.safetensors").read_bytes() == before
 
 
 def test_a_checkpoint_of_other_settings_is_not_gone_on_with(project, tmp_path, caplog):
-    train_model(plan_of(project, epochs=2), tmp_path)
+    train(plan_of(project, epochs=2), tmp_path)
     records = []
     with caplog.at_level(logging.INFO):
-        train_model(plan_of(project, epochs=1, fingerprint="other"), tmp_path, on_epoch=records.append)
+        train(plan_of(project, epochs=1, fingerprint="other"), tmp_path, on_epoch=records.append)
     assert "of other settings or data: training from the start" in caplog.text
     assert [r["epoch"] for r in records] == [1]
     assert len(read_history(tmp_path / "metrics.jsonl")) == 1
@@ -578,27 +577,27 @@ def _save_other(path):
 )
 def test_a_damaged_checkpoint_is_told_with_the_way_out(project, tmp_path, damage):
     plan = plan_of(project, epochs=1)
-    train_model(plan, tmp_path)
+    train(plan, tmp_path)
     damage(tmp_path / "checkpoints" / "last.ckpt")
     with pytest.raises(
         TrainingError, match=r"last\.ckpt can't be read\. Delete the folder to train from the start"
     ):
-        train_model(plan, tmp_path)
+        train(plan, tmp_path)
 
 
 @pytest.mark.parametrize("damage", [b"", b"not a checkpoint", None])
 def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(project, tmp_path, caplog, damage):
     plan = plan_of(project, epochs=4)
-    train_model(plan, tmp_path / "whole")
+    train(plan, tmp_path / "whole")
     with pytest.raises(StopError):
-        train_model(plan, tmp_path / "damaged", on_epoch=stop_after(3))
+        train(plan, tmp_path / "damaged", on_epoch=stop_after(3))
     last = tmp_path / "damaged" / "checkpoints" / "last.ckpt"
     if damage is None:  # killed between the two renames
         last.unlink()
     else:
         last.write_bytes(damage)
     with caplog.at_level(logging.INFO):
-        train_model(plan, tmp_path / "damaged")
+        train(plan, tmp_path / "damaged")
     assert "going on after epoch 2" in caplog.text
     one, other = (read_history(tmp_path / name / "metrics.jsonl") for name in ("whole", "damaged"))
     assert without_times(one) == without_times(other)
@@ -607,11 +606,11 @@ def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(project, tmp_pat
 
 def test_lost_weights_of_the_best_epoch_are_told_with_the_way_out(project, tmp_path):
     plan = plan_of(project, epochs=1)
-    train_model(plan, tmp_path)
+    train(plan, tmp_path)
     for damage in (lambda path: path.write_bytes(b"x" * 20), lambda path: path.unlink()):
         damage(tmp_path / "checkpoints" / "best.safetensors")
         with pytest.raises(TrainingError, match=r"best\.safetensors: .*Delete .*checkpoints to start anew"):
-            train_model(plan, tmp_path)
+            train(plan, tmp_path)
 
 
 # --- where it ends -----------------------------------------------------------------------------------------
@@ -620,7 +619,7 @@ def test_lost_weights_of_the_best_epoch_are_told_with_the_way_out(project, tmp_p
 def test_minutes_end_a_training_after_whole_epochs(project, tmp_path):
     records = []
     plan = plan_of(project, epochs=1000, minutes=0.01)
-    header = train_model(plan, tmp_path, on_epoch=records.append)
+    header = train(plan, tmp_path, on_epoch=records.append)
     assert 1 <= len(records) < 1000
     assert header.training["epochs"] == len(records)
     assert header.training["finished"]
@@ -638,7 +637,7 @@ def test_an_epoch_is_not_begun_that_would_end_after_the_minutes(ends, now, up):
 
 @pytest.mark.parametrize(("epochs", "windows"), [(1, [8]), (2, [8, 16]), (3, [8, 8, 16]), (5, [8, 8, 8, 8, 16])])
 def test_the_largest_windows_come_in_the_shortest_training_too(project, tmp_path, epochs, windows):
-    train_model(plan_of(project, window=[8, 16], epochs=epochs), tmp_path)
+    train(plan_of(project, window=[8, 16], epochs=epochs), tmp_path)
     assert [record["window"] for record in read_history(tmp_path / "metrics.jsonl")] == windows
 
 
@@ -666,7 +665,7 @@ def test_a_gradient_that_is_not_finite_stops_before_it_spoils_the_weights(projec
     # the root of zero is zero, its slope is not finite
     plan = _with_loss(plan_of(project, clip_norm=1.0), lambda logits, value: value + (0 * logits).sum().sqrt())
     with pytest.raises(TrainingError, match=r"the gradient is not finite in epoch 1: .*The batch is kept in "):
-        train_model(plan, tmp_path)
+        train(plan, tmp_path)
     assert load_file(tmp_path / "checkpoints" / "not-finite.safetensors")["x"].shape == (6, 2, 16, 16)
 
 
@@ -675,18 +674,18 @@ def test_too_little_memory_of_a_device_is_told_with_the_way_out(project, tmp_pat
         raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
     with pytest.raises(TrainingError, match=r"not hold a step of 6 windows of 16 px: lower train\.batch-size"):
-        train_model(_with_loss(plan_of(project), full), tmp_path)
+        train(_with_loss(plan_of(project), full), tmp_path)
 
 
 def test_the_model_says_of_which_epoch_its_weights_are(project, tmp_path):
     """A training that was killed between its best weights and the checkpoint repeats the epoch."""
     plan = plan_of(project, epochs=2)
-    train_model(plan, tmp_path)
+    train(plan, tmp_path)
     best = tmp_path / "checkpoints" / "best.safetensors"
     header = read_header(best)
     ahead = replace(header, training={**header.training, "best_epoch": 7, "validation_miou": 0.99})
     save_model(best, load_file(best), ahead)
-    found = train_model(plan, tmp_path)
+    found = train(plan, tmp_path)
     assert (found.training["best_epoch"], found.training["validation_miou"]) == (7, 0.99)
     assert read_header(tmp_path / "model.safetensors").training == found.training
 
@@ -694,7 +693,7 @@ def test_the_model_says_of_which_epoch_its_weights_are(project, tmp_path):
 def test_a_loss_that_is_not_finite_stops_with_the_way_out(project, tmp_path):
     plan = plan_of(project, learning_rate=1e30)
     with pytest.raises(TrainingError, match=r"not finite in epoch \d.*lower train.learning-rate \(now 1e\+30\)"):
-        train_model(plan, tmp_path)
+        train(plan, tmp_path)
     assert not (tmp_path / "model.safetensors").exists()
     kept = load_file(tmp_path / "checkpoints" / "not-finite.safetensors")
     assert (kept["x"].shape, kept["y"].shape) == ((6, 2, 16, 16), (6, 16, 16))
@@ -714,7 +713,7 @@ def _without_held_out_labels(project, folder):
 
 def test_training_goes_on_where_nothing_held_out_is_labelled(project, tmp_path):
     plan = plan_of(_without_held_out_labels(project, tmp_path), epochs=3, plateau_patience=0)
-    header = train_model(plan, tmp_path)
+    header = train(plan, tmp_path)
     history = read_history(tmp_path / "metrics.jsonl")
     assert all(math.isnan(r["miou"]) and math.isnan(r["validation_loss"]) for r in history)
     assert {r["learning_rate"] for r in history} == {0.001}  # nothing says that it should fall
@@ -739,7 +738,7 @@ def test_batches_without_labels_teach_nothing(project, tmp_path):
     other = _without_held_out_labels(project, tmp_path)
     empty = write_raster(tmp_path / "no.tif", np.zeros((128, 128), np.uint8), other.ground.areas["here"].grid)
     other = replace(other, ground=replace(other.ground, labels={"here": empty}))
-    train_model(plan_of(other, epochs=1), tmp_path / "run")
+    train(plan_of(other, epochs=1), tmp_path / "run")
     torch.manual_seed(0)
     start_weights = dict(UNet(UNetSettings(2, 5, "scratch", 4, 2)).named_parameters())
     model, _ = load_model(tmp_path / "run")
@@ -750,18 +749,18 @@ def test_batches_without_labels_teach_nothing(project, tmp_path):
 def test_a_batch_with_one_value_per_channel_is_refused_before_training(project, tmp_path, samples, batch_size):
     plan = plan_of(project, model={"encoder": "resnet18"}, samples=samples, batch_size=batch_size)
     with pytest.raises(SettingsError, match=r"window of 16 px is one pixel .*1/32.*train.window over 32 px"):
-        train_model(plan, tmp_path)
+        train(plan, tmp_path)
 
 
 def test_a_batch_of_one_is_enough_where_the_window_is_larger_than_the_stride(project, tmp_path):
     plan = plan_of(project, samples=1, batch_size=1, epochs=1, **PLAIN | {"sampling": "balanced"})
-    assert train_model(plan, tmp_path).training["epochs"] == 1
+    assert train(plan, tmp_path).training["epochs"] == 1
 
 
 def test_a_full_disk_is_a_storage_error_and_keeps_the_last_checkpoint(project, tmp_path, monkeypatch):
     plan = plan_of(project)
     with pytest.raises(StopError):
-        train_model(plan, tmp_path, on_epoch=stop_after(1))
+        train(plan, tmp_path, on_epoch=stop_after(1))
     before = (tmp_path / "checkpoints" / "last.ckpt").read_bytes()
 
     def full(state, path):
@@ -770,7 +769,7 @@ def test_a_full_disk_is_a_storage_error_and_keeps_the_last_checkpoint(project, t
 
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(StorageError, match=r"can't write .*last\.ckpt: No space left on device"):
-        train_model(plan, tmp_path)
+        train(plan, tmp_path)
     assert (tmp_path / "checkpoints" / "last.ckpt").read_bytes() == before
     assert not list((tmp_path / "checkpoints").glob(".*"))
 
@@ -853,9 +852,9 @@ def test_the_trial_leaves_model_and_random_numbers_as_they_were():
 
 
 def test_a_trial_chooses_nothing_but_the_precision(project, tmp_path, monkeypatch):
-    train_model(plan_of(project, epochs=2), tmp_path / "set")
+    train(plan_of(project, epochs=2), tmp_path / "set")
     monkeypatch.setattr(devices, "MIN_SPEEDUP", math.inf)  # so fp32 comes out
-    train_model(plan_of(project, epochs=2, precision="auto"), tmp_path / "tried")
+    train(plan_of(project, epochs=2, precision="auto"), tmp_path / "tried")
     assert same_weights(tmp_path / "set", tmp_path / "tried")
 
 
@@ -863,9 +862,9 @@ def test_a_resumed_training_keeps_its_precision(project, tmp_path, monkeypatch):
     plan = plan_of(project, epochs=2, precision="auto")
     monkeypatch.setattr(devices, "MIN_SPEEDUP", math.inf)
     with pytest.raises(StopError):
-        train_model(plan, tmp_path, on_epoch=stop_after(1))
+        train(plan, tmp_path, on_epoch=stop_after(1))
     monkeypatch.setattr(devices, "MIN_SPEEDUP", 0.0)  # now a trial would say bf16
-    assert train_model(plan, tmp_path).training["precision"] == "fp32"
+    assert train(plan, tmp_path).training["precision"] == "fp32"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")

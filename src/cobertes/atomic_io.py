@@ -10,6 +10,9 @@ from typing import Any
 
 from cobertes.errors import CobertesError, InputFileError, StorageError
 
+StrPath = str | os.PathLike[str]
+"""Path of a file or folder, as public functions take it."""
+
 
 @contextmanager
 def replacing(path: Path, mark: str = "") -> Iterator[Path]:

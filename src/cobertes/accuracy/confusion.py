@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cobertes.accuracy import metrics
-from cobertes.atomic_io import read_json, replacing, write_text
+from cobertes.atomic_io import StrPath, read_json, replacing, write_text
 from cobertes.errors import InputFileError
+from cobertes.html_repr import html_table
 from cobertes.labels.legend import IGNORE_INDEX, Legend
 from cobertes.numba_cache import compiled
 
@@ -81,6 +82,32 @@ class ConfusionMatrix:
 
     def __radd__(self, other: int) -> "ConfusionMatrix":
         return self if other == 0 else NotImplemented
+
+    def _repr_html_(self) -> str:
+        """Table of the counts (rows: reference, columns: predicted) with overall scores."""
+        head = ["reference", *map(str, range(len(self.counts))), "producer's accuracy"]
+        rows = [
+            (str(k), *map(int, row), float(recall))
+            for k, (row, recall) in enumerate(zip(self.counts, self.producers_accuracy, strict=True))
+        ]
+        rows.append(("user's accuracy", *map(float, self.users_accuracy), ""))
+        caption = f"mIoU {self.miou:.3f}, overall accuracy {self.overall_accuracy:.3f}, {self.pixels:,} pixels"
+        return html_table(head, rows, caption)
+
+    def plot(self, legend: Legend | None = None, ax: Any = None) -> Any:
+        """Draw the matrix, each row as shares of its reference pixels; returns the matplotlib axes."""
+        import matplotlib.pyplot as plt
+
+        ax = ax or plt.subplots(layout="constrained")[1]
+        support = np.maximum(self.counts.sum(axis=1, keepdims=True), 1)
+        image = ax.imshow(self.counts / support, vmin=0, vmax=1, cmap="Blues")
+        names = legend.keys if legend else list(map(str, range(len(self.counts))))
+        ax.set_xticks(range(len(names)), names, rotation=90)
+        ax.set_yticks(range(len(names)), names)
+        ax.set_xlabel("predicted")
+        ax.set_ylabel("reference")
+        ax.figure.colorbar(image, ax=ax, label="share of the reference class")
+        return ax
 
     def __str__(self) -> str:
         return self.describe([str(k) for k in range(len(self.counts))])
@@ -192,24 +219,24 @@ class ConfusionMatrix:
             "frequency_weighted_iou": self.frequency_weighted_iou,
         }
 
-    def save_csv(self, path: Path, legend: Legend) -> None:
+    def save_csv(self, path: StrPath, legend: Legend) -> None:
         """Write the counts as CSV with class keys; the corner cell labels the sides."""
-        with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        with replacing(Path(path)) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow([CORNER, *legend.keys])
             for key, row in zip(legend.keys, self.counts.tolist(), strict=True):
                 writer.writerow([key, *row])
 
-    def save_json(self, path: Path, legend: Legend) -> None:
+    def save_json(self, path: StrPath, legend: Legend) -> None:
         """Write the counts as JSON with class keys and labelled sides, one line per row."""
         rows = ",\n    ".join(map(json.dumps, self.counts.tolist()))
         head = json.dumps({"rows": "reference", "columns": "predicted", "classes": legend.keys}, indent=2)
-        write_text(path, f'{head[:-2]},\n  "counts": [\n    {rows}\n  ]\n}}\n')
+        write_text(Path(path), f'{head[:-2]},\n  "counts": [\n    {rows}\n  ]\n}}\n')
 
     @classmethod
-    def load_json(cls, path: Path, keys: list[str]) -> "ConfusionMatrix":
+    def load_json(cls, path: StrPath, keys: list[str]) -> "ConfusionMatrix":
         """Read a file of `save_json`. Raises InputFileError if damaged, or for classes other than ``keys``."""
-        return cls.from_dict(read_json(path), keys, path)
+        return cls.from_dict(read_json(Path(path)), keys, Path(path))
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], keys: list[str], path: Path) -> "ConfusionMatrix":

@@ -21,6 +21,7 @@ from cobertes.accuracy.bootstrap import (
 )
 from cobertes.accuracy.confusion import ConfusionMatrix
 from cobertes.accuracy.metrics import iou
+from cobertes.atomic_io import StrPath
 from cobertes.errors import SettingsError
 
 SCORES = {"miou": "mIoU", "overall_accuracy": "overall accuracy", "balanced_accuracy": "balanced accuracy"}
@@ -74,7 +75,7 @@ class RunsComparison:
         }
 
 
-def compare_runs(files: Mapping[str, Path], *, resamples: int = 2000, seed: int = 0) -> RunsComparison:
+def compare_runs(files: Mapping[str, StrPath], *, resamples: int = 2000, seed: int = 0) -> RunsComparison:
     """Compare the models of runs on the blocks that all of them held out.
 
     files   name -> blocks.json of the run, at least two
@@ -82,7 +83,7 @@ def compare_runs(files: Mapping[str, Path], *, resamples: int = 2000, seed: int 
     """
     if len(files) < 2:
         raise SettingsError("one run can't be compared: name two or more, each another folder")
-    loaded = {name: load_blocks(path) for name, path in files.items()}
+    loaded = {name: load_blocks(Path(path)) for name, path in files.items()}
     keys = next(iter(loaded.values()))[0]
     found = {name: _in_order(name, methods["model"], own, keys) for name, (own, methods) in loaded.items()}
     shared = set.intersection(*({block.key for block in one.blocks} for one in found.values()))

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cobertes.accuracy.calibration import read_calibration
+from cobertes.atomic_io import StrPath
 from cobertes.engines.runtimes import RUNTIMES, choose_runtime, open_runtime, quantized_path
 from cobertes.errors import ModelFileError, SettingsError, did_you_mean
 from cobertes.fingerprints import fingerprint_of, stamp
@@ -85,7 +86,7 @@ class Engine:
 
 
 def open_engine(
-    path: Path,
+    path: StrPath,
     *,
     device: str = "auto",
     precision: str = "auto",

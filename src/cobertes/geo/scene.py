@@ -16,17 +16,29 @@ from typing import Any
 import numpy as np
 import rasterio
 from numpy.typing import NDArray
+from odc.geo import BoundingBox
 from odc.geo.geobox import GeoBox
 from rasterio.enums import Resampling
 from rasterio.vrt import WarpedVRT
 
 from cobertes.errors import BandMismatchError, GridMismatchError, InputFileError
 from cobertes.geo.band_selection import BandSource, band_sources, choose_bands
-from cobertes.geo.grid import describe, footprint, grid_of, resolution, same_grid
+from cobertes.geo.grid import (
+    bounds_window,
+    crop,
+    describe,
+    footprint,
+    full_window,
+    grid_of,
+    resolution,
+    same_grid,
+)
 from cobertes.geo.io import open_raster, read_window
 from cobertes.geo.mmap_tiff import MappedChunks, mmap_geotiff
 from cobertes.geo.nodata import can_hold, valid_mask_chw, valid_mask_hwc
 from cobertes.geo.windows import Window
+from cobertes.geo.xarray_io import to_data_array
+from cobertes.html_repr import html_table
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +100,56 @@ class Scene:
     def shape(self) -> tuple[int, int]:
         """``(height, width)`` of the grid."""
         return int(self.grid.height), int(self.grid.width)
+
+    def read(
+        self,
+        *,
+        window: Window | None = None,
+        bbox: tuple[float, float, float, float] | None = None,
+        crs: object = None,
+    ) -> Observation:
+        """Read a part of the scene, or all of it.
+
+        window   in pixels
+        bbox     (west, south, east, north) in ``crs``, by default the scene's: the pixels that it touches
+        returns  values (bands, height, width) in ``dtype``; valid (height, width) bool
+        Raises GridMismatchError if the box lies outside the scene, InputFileError.
+        """
+        return self.read_chw(self._part(window, bbox, crs))
+
+    def to_xarray(
+        self,
+        *,
+        window: Window | None = None,
+        bbox: tuple[float, float, float, float] | None = None,
+        crs: object = None,
+    ) -> Any:
+        """Read as `read` does, as a DataArray (band, y, x) in float32 with NaN for empty pixels.
+
+        Its coordinates and CRS are those of the grid (the ``.odc`` accessor finds them). Needs xarray.
+        """
+        part = self._part(window, bbox, crs)
+        return to_data_array(*self.read_chw(part), self.band_names, crop(self.grid, part))
+
+    def _part(self, window: Window | None, bbox: tuple[float, float, float, float] | None, crs: object) -> Window:
+        if bbox is None:
+            return full_window(self.grid) if window is None else window
+        if window is not None:
+            raise GridMismatchError("a window and a bbox exclude each other: give one of them")
+        if crs is not None and self.grid.crs is not None:
+            bbox = BoundingBox(*bbox, crs=str(crs)).to_crs(self.grid.crs).bbox
+        return bounds_window(self.grid, bbox)
+
+    def _repr_html_(self) -> str:
+        """Table of grid, bands and files."""
+        rows = [
+            ("grid", describe(self.grid)),
+            ("bands", ", ".join(self.band_names)),
+            ("type", self.dtype),
+            ("nodata", "0 in all bands" if self.nodata is None else self.nodata),
+            *(("file", file) for file in self.files),
+        ]
+        return html_table(("scene", ""), rows)
 
     def read_chw(self, window: Window) -> Observation:
         """Read values and validity of a window, which may reach out of the scene.

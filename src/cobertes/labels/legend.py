@@ -16,9 +16,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cobertes.atomic_io import StrPath
 from cobertes.errors import InputFileError, LegendError, did_you_mean
 from cobertes.geo.cog_writer import Categories
 from cobertes.geo.qgis_style import hex_to_rgb
+from cobertes.html_repr import Swatch, html_table
 
 IGNORE_INDEX = 255
 """Class index of pixels without a label: ``ignore_index`` of the loss."""
@@ -68,6 +70,11 @@ class Legend:
                 )
             if not re.fullmatch(r"#[0-9a-fA-F]{6}", c.colour):
                 raise LegendError(f"legend '{self.name}': colour '{c.colour}' of '{c.key}' is not #rrggbb")
+
+    def _repr_html_(self) -> str:
+        """Table of the classes in their colours."""
+        rows = [(entry.code, entry.key, entry.name, Swatch(entry.colour)) for entry in self.classes]
+        return html_table(("code", "key", "name", "colour"), rows, f"{self.name}, nodata {self.nodata}")
 
     def __len__(self) -> int:
         return len(self.classes)
@@ -160,13 +167,15 @@ def legend_names() -> list[str]:
     return _names(_folder())
 
 
-def load_legend(name: str, folder: Path = Path()) -> Legend:
+def load_legend(name: StrPath, folder: Path = Path()) -> Legend:
     """Load a legend by name, or from a TOML file (relative to ``folder``)."""
+    name = str(name)
     return Legend.from_dict(_load(name, folder, "legend"), name)
 
 
-def load_crosswalk(name: str, folder: Path = Path()) -> Crosswalk:
+def load_crosswalk(name: StrPath, folder: Path = Path()) -> Crosswalk:
     """Load a crosswalk by name, or from a TOML file with ``source = target`` in ``[codes]``."""
+    name = str(name)
     data = _load(name, folder, "crosswalk")
     try:
         codes = {int(source): t if isinstance(t, str) else _whole(t) for source, t in data["codes"].items()}

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from cobertes.atomic_io import replacing
+from cobertes.atomic_io import StrPath, replacing
 from cobertes.errors import InputFileError, ModelFileError
 from cobertes.geo.grid import crs_name, resolution
 from cobertes.geo.scene import Scene
@@ -110,8 +110,9 @@ class ModelHeader:
             )
 
 
-def model_path(path: Path) -> Path:
+def model_path(path: StrPath) -> Path:
     """Path of the model file itself, or of that in a run folder. Raises InputFileError if there is none."""
+    path = Path(path)
     file = path / MODEL_FILE if path.is_dir() else path
     if not file.is_file():
         raise InputFileError(f"no model at {file}. Name a {MODEL_FILE} or a run's folder that holds one.")
@@ -128,7 +129,7 @@ def save_model(path: Path, state: Mapping[str, Tensor], header: ModelHeader) -> 
             raise OSError(str(error)) from error
 
 
-def read_header(path: Path) -> ModelHeader:
+def read_header(path: StrPath) -> ModelHeader:
     """Read the header alone. Raises InputFileError without a file, ModelFileError for damaged and foreign ones."""
     path = model_path(path)
     try:
@@ -144,7 +145,7 @@ def read_header(path: Path) -> ModelHeader:
         raise ModelFileError(f"{path} has a header that this cobertes can't read: {error!r}") from error
 
 
-def load_model(path: Path) -> tuple[nn.Module, ModelHeader]:
+def load_model(path: StrPath) -> tuple[nn.Module, ModelHeader]:
     """Load the network with its weights, in evaluation mode, and its header. Raises as `read_header` does."""
     path = model_path(path)
     header = read_header(path)

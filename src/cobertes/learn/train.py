@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from cobertes.accuracy.confusion import ConfusionMatrix
+from cobertes.atomic_io import StrPath
 from cobertes.errors import TrainingError
 from cobertes.geo.grid import resolution
 from cobertes.learn.architectures import freeze, freeze_batch_norm
@@ -36,9 +37,9 @@ UNKNOWN = dict.fromkeys(("validation_loss", "miou", "mean_dice", "overall_accura
 """Scores of an epoch without validation."""
 
 
-def train_model(
+def train(
     setup: TrainingSetup,
-    out: Path,
+    out: StrPath,
     *,
     progress: Progress = SILENT,
     on_epoch: Callable[[Epoch], None] = lambda record: None,
@@ -50,6 +51,7 @@ def train_model(
     Raises TrainingError if the loss is not finite or the checkpoint is damaged, SettingsError if a batch is too
     small to learn from.
     """
+    out = Path(out)
     with torch_state(setup.settings.threads):
         state = begin_training(setup, out / "checkpoints")
         with _memory_errors(state):

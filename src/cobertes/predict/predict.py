@@ -13,6 +13,7 @@ from pathlib import Path
 
 from odc.geo.geobox import GeoBox
 
+from cobertes.atomic_io import StrPath
 from cobertes.engines.engine import Engine
 from cobertes.errors import SettingsError
 from cobertes.fingerprints import fingerprint_of, stamp
@@ -64,20 +65,20 @@ def name_seasons(scenes: Mapping[str, Scene], engine: Engine) -> dict[str, Scene
 def predict_map(
     engine: Engine,
     scenes: Mapping[str, Scene],
-    out: Path,
+    out: StrPath,
     *,
-    confidence: Path | None = None,
-    probabilities: Path | None = None,
-    entropy: Path | None = None,
-    second: Path | None = None,
-    stac: Path | None = None,
+    confidence: StrPath | None = None,
+    probabilities: StrPath | None = None,
+    entropy: StrPath | None = None,
+    second: StrPath | None = None,
+    stac: StrPath | None = None,
     window: int | None = None,
     overlap: int | None = None,
     blend: str = DEFAULT_BLEND,
     batch_size: int = 8,
     memory: int = 3500,
     bounds: tuple[float, float, float, float] | None = None,
-    clip: Path | None = None,
+    clip: StrPath | None = None,
     resume: Resume = "no",
     overwrite: bool = False,
     progress: Progress = SILENT,
@@ -105,10 +106,12 @@ def predict_map(
     StorageError, DeviceMemoryError. On any error ``out`` stays the old file, if there was one.
     """
     products = dict(zip(PRODUCTS, (out, confidence, second, entropy, probabilities), strict=True))
-    paths = {name: path for name, path in products.items() if path is not None}
-    outputs = MapOutputs(paths, stac, resume, overwrite)
+    paths = {name: Path(path) for name, path in products.items() if path is not None}
+    outputs = MapOutputs(paths, None if stac is None else Path(stac), resume, overwrite)
     windows = _windows(engine, window, overlap, blend, batch_size)
-    job, fingerprint = _plan(engine, scenes, outputs, windows, _Region(bounds, clip))
+    job, fingerprint = _plan(
+        engine, scenes, outputs, windows, _Region(bounds, None if clip is None else Path(clip))
+    )
     return write_map(engine, job, outputs, fingerprint, memory, executor, progress)
 
 

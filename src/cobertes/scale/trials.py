@@ -19,7 +19,7 @@ from cobertes.errors import InputFileError
 from cobertes.learn.checkpoints import BEST
 from cobertes.learn.metrics_log import Epoch, best_epoch, read_history
 from cobertes.learn.model_file import MODEL_FILE, read_header
-from cobertes.learn.train import train_model
+from cobertes.learn.train import train
 from cobertes.scale.search_space import drawn_values, with_values
 from cobertes.settings import Settings
 from cobertes.workflow.context import StageContext
@@ -112,7 +112,7 @@ def train_trial(
     store = open_store(set_up_training(shared), shared)
     own = replace(project, settings=trial_settings(project.settings, drawn))
     # windows of another size may extend beyond the stored tiles: those are read from the scenes
-    train_model(set_up_training(StageContext(own, folder)).with_store(store), out, on_epoch=on_epoch)
+    train(set_up_training(StageContext(own, folder)).with_store(store), out, on_epoch=on_epoch)
 
 
 def _own_folder(trials: Path, trial: str) -> Path:

@@ -15,6 +15,7 @@ import shapely
 from numpy.typing import NDArray
 
 from cobertes.accuracy.confusion import ConfusionMatrix
+from cobertes.atomic_io import StrPath
 from cobertes.errors import InputFileError, LegendError, SettingsError
 from cobertes.geo.grid import has_true_areas, pixel_hectares
 from cobertes.progress import SILENT, Progress
@@ -243,12 +244,15 @@ def _cell(x: Estimate, scale: float = 1.0, form: str = ".3f") -> str:
     return f"{low * scale:{form}} to {high * scale:{form}}"
 
 
-def estimate_areas(sample_file: Path, map_file: Path | None = None, progress: Progress = SILENT) -> AreaReport:
+def estimate_areas(
+    sample_file: StrPath, map_file: StrPath | None = None, progress: Progress = SILENT
+) -> AreaReport:
     """Estimate areas and accuracies from an interpreted sample.
 
     map_file   map to evaluate, of the same extent; default: the map of the sample, by the classes in its file
     Raises InputFileError, LegendError; SettingsError for a stratum with too few interpreted points.
     """
+    sample_file, map_file = Path(sample_file), None if map_file is None else Path(map_file)
     sample = read_sample(sample_file)
     points = sample.points
     done = points["reference"].notna() & (points["reference"] != CANNOT_TELL)

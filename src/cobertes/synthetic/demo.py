@@ -23,7 +23,7 @@ from affine import Affine
 from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 
-from cobertes.atomic_io import replacing, write_text
+from cobertes.atomic_io import StrPath, replacing, write_text
 from cobertes.errors import SettingsError, StorageError
 from cobertes.numba_cache import compiled
 from cobertes.progress import SILENT, Advance, Progress
@@ -109,7 +109,7 @@ class Season:
 SEASONS = (Season("april", (54.0, 155.0), 0.012, 0.025), Season("august", (60.0, 146.0), 0.0, 0.010))
 
 
-def write_demo(out: Path, *, size: int = 1200, seed: int = 0, progress: Progress = SILENT) -> Path:
+def write_demo(out: StrPath, *, size: int = 1200, seed: int = 0, progress: Progress = SILENT) -> Path:
     """Write scenes, reference map and project file; returns the path of the project file.
 
     size     side of the scenes in pixels of 10 m, at least 96; the reference map has ten times as many
@@ -118,6 +118,7 @@ def write_demo(out: Path, *, size: int = 1200, seed: int = 0, progress: Progress
     Existing files of those names are replaced. About 20 s and 0.9 GB of memory at size 1200.
     Raises SettingsError (size), StorageError (disk full, no permission).
     """
+    out = Path(out)
     if size < SMALLEST:
         raise SettingsError(
             f"a landscape of {size} x {size} px has no room for 12 classes: size starts at {SMALLEST}"

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from shapely.geometry import Polygon, box
 
-from cobertes.atomic_io import replacing
+from cobertes.atomic_io import StrPath, replacing
 from cobertes.errors import InputFileError, NoTilesError, SettingsError
 from cobertes.geo.area import Area
 from cobertes.geo.grid import crop, footprint, resolution
@@ -74,13 +74,13 @@ class TileIndex:
 
 def build_index(
     areas: Sequence[Area],
-    labels: Mapping[str, Path],
+    labels: Mapping[str, StrPath],
     legend: Legend,
     *,
-    tiles: TileSettings,
-    split: SplitSettings,
-    polygons: Path | None = None,
-    cache: Path | None = None,
+    tiles: TileSettings | None = None,
+    split: SplitSettings | None = None,
+    polygons: StrPath | None = None,
+    cache: StrPath | None = None,
     fingerprint: str = "",
     progress: Progress = SILENT,
 ) -> TileIndex:
@@ -92,18 +92,21 @@ def build_index(
     Raises NoTilesError without training or validation tiles, SplitError for too few blocks, SettingsError for an
     overlap not smaller than the tile, InputFileError.
     """
+    label_files = {name: Path(path) for name, path in labels.items()}
+    polygons, cache = (None if path is None else Path(path) for path in (polygons, cache))
+    tiles, split = tiles or TileSettings(), split or SplitSettings()
     areas = sorted(areas, key=lambda area: area.name)
     _require_valid(tiles, split)
     by_area = {area.name: _tiles_of(area, tiles) for area in areas}
     found = [tile for area in areas for tile in by_area[area.name]]
     with progress.bar("labels of tiles", len(areas), "areas") as advance:
-        histograms, range_px = _count_labels(areas, labels, legend, tiles, split, advance)
+        histograms, range_px = _count_labels(areas, label_files, legend, tiles, split, advance)
     if not any(histogram.table.any() for histogram in histograms.values()):
         raise NoTilesError(
             f"none of {len(found)} tiles has a label. Check that the reference map lies on the scenes, its codes "
             f"and labels.as-nodata."
         )
-    assigned = _assign_blocks(areas, labels, legend, histograms, range_px, tiles, split, polygons)
+    assigned = _assign_blocks(areas, label_files, legend, histograms, range_px, tiles, split, polygons)
     counts, own = (_tile_counts(histograms, by_area, which) for which in ("window", "interior"))
     by_labels = filter_by_labels(counts, tiles, legend)
     scenes = list(areas[0].scenes.values())
@@ -111,7 +114,7 @@ def build_index(
         counts, own, len(scenes), len(scenes[0].bands)
     )
     measure_tiles(
-        TileReader.for_areas(areas, labels, legend, tiles), found, by_labels == "", measurements,
+        TileReader.for_areas(areas, label_files, legend, tiles), found, by_labels == "", measurements,
         save=partial(measurements.save, cache, fingerprint) if cache else None, progress=progress,
     )  # fmt: skip
     locations = [locate_in_split(tile.window, assigned.areas[tile.area], assigned.guard) for tile in found]

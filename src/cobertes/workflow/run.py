@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from cobertes.atomic_io import write_text
 from cobertes.errors import ModelFileError, SettingsError, did_you_mean
 from cobertes.fingerprints import changed_keys
+from cobertes.html_repr import html_table
 from cobertes.progress import SILENT, Progress
 from cobertes.toml_io import toml_text
 from cobertes.workflow.context import StageContext
@@ -66,6 +67,11 @@ class Run:
     def context(self) -> StageContext:
         """Context of one stage, on the files as they are now."""
         return StageContext(self.project, self.folder, self.progress, self.on_epoch, self.executor)
+
+    def _repr_html_(self) -> str:
+        """Table of the stages: up to date, or why they would run."""
+        rows = [(step.stage, "would run" if step.runs else "done", step.why) for step in self.plan()]
+        return html_table(("stage", "", ""), rows, f"{self.project.settings.name}, {self.folder.path}")
 
     # --- which stages run
 

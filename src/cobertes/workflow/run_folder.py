@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cobertes.atomic_io import read_json, write_json
+from cobertes.atomic_io import StrPath, read_json, write_json
 from cobertes.errors import InputFileError, SettingsError
 from cobertes.settings import TrainSettings
 from cobertes.workflow.project import Project, load_project
@@ -142,8 +142,9 @@ class RunFolder:
         return records
 
 
-def require_run(path: Path) -> RunFolder:
+def require_run(path: StrPath) -> RunFolder:
     """Run folder at ``path``. Raises InputFileError if there is none."""
+    path = Path(path)
     folder = RunFolder(path)
     if not folder.project.is_file():
         missing = f"it has no {folder.project.name}" if path.is_dir() else "there is no such folder"
@@ -151,7 +152,7 @@ def require_run(path: Path) -> RunFolder:
     return folder
 
 
-def open_run(path: Path) -> tuple[Project, RunFolder]:
+def open_run(path: StrPath) -> tuple[Project, RunFolder]:
     """Project of a run, as it was last run, and the run's folder. Raises InputFileError, SettingsError."""
     folder = require_run(path)
     head, _, rest = folder.project.read_text(encoding="utf-8").partition("\n")

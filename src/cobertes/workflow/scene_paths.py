@@ -19,9 +19,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from cobertes.atomic_io import StrPath
 from cobertes.errors import InputFileError, SettingsError, did_you_mean
+from cobertes.geo import scene as scenes
 from cobertes.geo.area import ONLY_SEASON
-from cobertes.geo.scene import Scene, open_scene
+from cobertes.geo.scene import Scene
 from cobertes.settings import AreaSettings
 
 log = logging.getLogger(__name__)
@@ -189,9 +191,23 @@ def open_scenes(
     bands, nodata   as for `open_scene`
     """
     return {
-        season: open_scene([file for spec in specs for file in scene_files(spec)], list(bands), nodata)
+        season: open_scene([file for spec in specs for file in scene_files(spec)], bands, nodata)
         for season, specs in season_specs(arguments).items()
     }
+
+
+def open_scene(
+    scene: StrPath | Sequence[StrPath], bands: Sequence[str] = (), nodata: float | None = None
+) -> Scene:
+    """Open a SCENE: a file, a VRT, a folder or glob of band files, or a list of them.
+
+    bands    names wanted, in order; by default all (`geo.scene.open_scene`)
+    nodata   value of empty pixels for files that do not declare one
+    Raises InputFileError, BandMismatchError, GridMismatchError.
+    """
+    one = isinstance(scene, str | os.PathLike)
+    files = scene_files(os.fspath(scene) if one else [os.fspath(file) for file in scene])  # type: ignore[arg-type, union-attr]
+    return scenes.open_scene(files, list(bands), nodata)
 
 
 def resolve(text: str, folder: Path) -> Path:

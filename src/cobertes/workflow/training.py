@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 def train(context: StageContext) -> str:
     """Train the model, or resume from the last checkpoint. Returns a summary in one line."""
     from cobertes.learn.distributed import leave_process_group, rank_zero_first
-    from cobertes.learn.train import train_model
+    from cobertes.learn.train import train
 
     setup = set_up_training(context)
     # rank zero has also moved an old model and its checkpoints aside
     with rank_zero_first(context.project.settings.train.device):
         setup = setup.with_store(open_store(setup, context))
-    header = train_model(setup, context.folder.path, progress=context.progress, on_epoch=context.on_epoch)
+    header = train(setup, context.folder.path, progress=context.progress, on_epoch=context.on_epoch)
     leave_process_group()
     facts = header.training
     miou = facts["validation_miou"]
