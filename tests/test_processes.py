@@ -52,7 +52,7 @@ def train(project, script, run, processes, gradients, selected="--only"):
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("together")
     write_ground(folder)
     project = write_project(folder, train='class-weights = "ins"')
@@ -62,34 +62,34 @@ def place(tmp_path_factory):
     return folder
 
 
-def test_two_processes_learn_what_one_learns(place):
-    project = place / "project.toml"
+def test_two_processes_learn_what_one_learns(folder):
+    project = folder / "project.toml"
     for number in (1, 2):
         for stage in ("labels", "tiles"):
-            assert call("run", project, "--run", place / str(number), "--only", stage).exit_code == 0
-        told = train(project, place / "train.py", place / str(number), number, place / f"{number}.pt")
+            assert call("run", project, "--run", folder / str(number), "--only", stage).exit_code == 0
+        told = train(project, folder / "train.py", folder / str(number), number, folder / f"{number}.pt")
         assert told.count("best of 2 epochs") == 1  # the second process is silent
-    one, two = (torch.load(place / f"{number}.pt") for number in (1, 2))
+    one, two = (torch.load(folder / f"{number}.pt") for number in (1, 2))
     for a, b in zip(one, two, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
-    first, second = (read_history(place / str(number) / "metrics.jsonl") for number in (1, 2))
+    first, second = (read_history(folder / str(number) / "metrics.jsonl") for number in (1, 2))
     assert first[0]["loss"] == pytest.approx(second[0]["loss"], rel=1e-4)
     assert first[0]["validation_loss"] == pytest.approx(second[0]["validation_loss"], rel=1e-3)
     assert len(first) == len(second) == 2
-    assert read_header(place / "2").training["finished"]
-    for value in load_model(place / "2")[0].state_dict().values():
+    assert read_header(folder / "2").training["finished"]
+    for value in load_model(folder / "2")[0].state_dict().values():
         assert np.isfinite(value.float().numpy()).all()
 
 
-def test_two_processes_train_anew_and_the_first_goes_on_alone(place, tmp_path):
-    project = place / "anew.toml"
-    text = (place / "project.toml").read_text().replace("epochs = 2", "epochs = 1")
+def test_two_processes_train_anew_and_the_first_goes_on_alone(folder, tmp_path):
+    project = folder / "anew.toml"
+    text = (folder / "project.toml").read_text().replace("epochs = 2", "epochs = 1")
     project.write_text(text.replace("size = 16\n", 'size = 16\nstore = "never"\n'))
     for stage in ("labels", "tiles", "train"):
         assert call("run", project, "--run", tmp_path, "--only", stage).exit_code == 0
     old = (tmp_path / "model.safetensors").read_bytes()
     (tmp_path / "checkpoints" / "last.ckpt").write_bytes(b"not to be gone on with")
-    told = train(project, place / "train.py", tmp_path, 2, tmp_path / "gradients.pt", "--from")
+    told = train(project, folder / "train.py", tmp_path, 2, tmp_path / "gradients.pt", "--from")
     assert "can't be read" not in told
     assert "going on" not in told
     (kept,) = tmp_path.glob("model.*.safetensors")
@@ -106,22 +106,22 @@ def test_two_processes_train_anew_and_the_first_goes_on_alone(place, tmp_path):
     assert done.stderr.count("up to date") == 6
 
 
-def test_a_new_training_of_two_processes_that_can_not_start_leaves_the_old_model(place, tmp_path):
-    project = place / "project.toml"
+def test_a_new_training_of_two_processes_that_can_not_start_leaves_the_old_model(folder, tmp_path):
+    project = folder / "project.toml"
     for stage in ("labels", "tiles", "train"):
         assert call("run", project, "--run", tmp_path, "--only", stage).exit_code == 0
     old = (tmp_path / "model.safetensors").read_bytes()
-    broken = place / "broken.toml"
+    broken = folder / "broken.toml"
     broken.write_text(project.read_text().replace('encoder = "scratch"', 'encoder = "resnt50"'))
     with pytest.raises(AssertionError, match="unknown encoder 'resnt50'"):
-        train(broken, place / "train.py", tmp_path, 2, tmp_path / "gradients.pt", "--from")
+        train(broken, folder / "train.py", tmp_path, 2, tmp_path / "gradients.pt", "--from")
     assert (tmp_path / "model.safetensors").read_bytes() == old
     assert not list(tmp_path.glob("model.*.safetensors"))
 
 
-def test_several_processes_do_no_stage_before(place, monkeypatch):
+def test_several_processes_do_no_stage_before(folder, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    done = call("run", place / "project.toml", "--run", place / "no")
+    done = call("run", folder / "project.toml", "--run", folder / "no")
     assert done.exit_code == 2
     assert "2 processes can train together, but not do the stages before" in done.stderr
-    assert not (place / "no").exists()
+    assert not (folder / "no").exists()
