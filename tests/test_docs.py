@@ -150,10 +150,7 @@ def test_the_example_of_the_readme_runs_all_stages(finished_demo):
         assert (run / name).exists()
 
 
-OTHER_PYTHON_PAGES = sorted({block.page for block in of("python")} - {ROOT / "README.md"})
-
-
-@pytest.mark.parametrize("page", OTHER_PYTHON_PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", sorted({block.page for block in of("python")}), ids=lambda page: page.name)
 def test_the_python_blocks_of_a_page_run_in_order(page, finished_demo, tmp_path, monkeypatch):
     shutil.copytree(finished_demo / "demo", tmp_path / "demo")
     run_python(page, tmp_path, monkeypatch)
@@ -192,6 +189,13 @@ def test_the_index_of_the_log_names_every_section():
     named = re.findall(r"\]\(#([^)]+)\)", index)
     assert len(sections) == len(set(sections))
     assert set(sections) == set(named)
+
+
+def test_targets_of_make_that_pages_name_exist():
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for page in set(PAGES) - {ROOT / "LOG.md"}:
+        named = set(re.findall(r"`make ([\w-]+)`", page.read_text(encoding="utf-8")))
+        assert named <= targets, page.name
 
 
 def test_files_that_pages_name_exist():
