@@ -7,6 +7,7 @@ import ast
 import inspect
 import re
 import textwrap
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -167,7 +168,8 @@ def _text(thing: Any, name: str) -> str:
         for field in getattr(node, "body", [])
         if isinstance(field, ast.AnnAssign | ast.Assign) and not ast.unparse(field).startswith("_")
     ]
-    return "\n".join([f"class {name}", *fields, "", textwrap.indent(doc, "    ")])
+    head = f"class {name}" if inspect.isclass(thing) else name
+    return "\n".join([head, *fields, "", textwrap.indent(doc, "    ")])
 
 
 def _node(thing: Any) -> ast.AST | None:
@@ -226,7 +228,8 @@ def _members(thing: type) -> list[str]:
             continue
         text = _text(inner, name)
         text = text.replace("\n\n", "\n", 1)
-        found.append(text if inspect.isroutine(member) else text.replace("()", "", 1))
+        is_value = isinstance(member, property | cached_property)
+        found.append(text.replace("()", "", 1) if is_value else text)
     return found
 
 
