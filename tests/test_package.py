@@ -21,6 +21,7 @@ SOURCE = ROOT / "src" / "cobertes"
 BASE = {
     "errors": set(),
     "extras": {"errors"},
+    "html_repr": set(),
     "numba_cache": set(),
     "progress": set(),
     "toml_io": set(),
