@@ -22,6 +22,16 @@ from qgis.core import QgsApplication, QgsRasterLayer, QgsVectorLayer
 app = QgsApplication([], False)
 app.initQgis()
 """
+LAYER_SCRIPT = """
+layer = QgsRasterLayer(sys.argv[1], "layer")
+renderer = layer.renderer()
+print(json.dumps({
+    "valid": layer.isValid(), "crs": layer.crs().authid(), "renderer": renderer.type(),
+    "bands": [layer.bandName(i + 1) for i in range(layer.bandCount())],
+    "nodata": layer.dataProvider().sourceNoDataValue(1),
+    "classes": [[c.value, c.label, c.color.name()] for c in renderer.classes()] if renderer.type() == "paletted" else [],
+}))
+"""
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -61,6 +71,12 @@ def qgis():
         return json.loads(done.stdout.splitlines()[-1])
 
     return run
+
+
+@pytest.fixture
+def in_qgis(qgis):
+    """Open a raster in QGIS, and say what it shows."""
+    return lambda path: qgis(LAYER_SCRIPT, path)
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,7 @@ from cobertes.labels.legend import IGNORE_INDEX, Legend, LegendClass
 from cobertes.settings import SplitSettings, TileSettings
 from cobertes.tiles.dataset import LabelledDataset
 from cobertes.tiles.index import build_index
-from rasters import grid_at, write_raster
+from helpers.rasters import grid_at, write_raster
 
 LEGEND = Legend("test", 0, tuple(LegendClass(c, f"c{c}", f"Class {c}", f"#{c:02x}80ff") for c in (10, 200, 30)))
 

@@ -9,7 +9,7 @@ from rasterio.warp import transform as transform_points
 from cobertes.geo.windows import Window
 from cobertes.labels.approx_transform import CELLS, ApproxTransform, gather, smooth_cells
 from cobertes.labels.reference_map import Alignment, ReferenceReader
-from rasters import grid_at, write_raster
+from helpers.rasters import grid_at, write_raster
 
 UTM = grid_at(64, 80)
 

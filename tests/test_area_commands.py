@@ -18,7 +18,7 @@ from cobertes.cli.main import app
 from cobertes.geo.cog_writer import Categories, RasterSpec, new_raster
 from cobertes.survey import stratified_sampling
 from cobertes.survey.stratified_sampling import _ranks, count_codes, draw_pixels, open_map, values_at
-from rasters import grid_at, write_raster
+from helpers.rasters import grid_at, write_raster
 
 NAMES = {3: "Forest", 5: "Bare & dry", 12: "Water"}
 COLOURS = {3: "#33cc33", 5: "#ff9632", 12: "#0000dc"}

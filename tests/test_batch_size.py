@@ -18,9 +18,7 @@ from cobertes.learn.train import train
 from cobertes.learn.training_cost import estimate_training
 from cobertes.learn.unet import UNetSettings
 from cobertes.settings import TrainSettings
-from test_train import StopError, plan_of, project, same_weights, stop_after
-
-__all__ = ["project"]
+from helpers.training import StopError, landscape, plan_of, same_weights, stop_after
 
 NETWORK = UNetSettings(4, 3, "scratch", 4, 2)
 AUTO = TrainSettings(batch_size="auto", precision="fp32", device="cpu")
@@ -87,6 +85,11 @@ def gpu(monkeypatch):
     monkeypatch.setattr(batch_size, "training_step", trial)
     monkeypatch.setattr(batch_size, "fits_in_memory", fits)
     return memory
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    return landscape(tmp_path_factory.mktemp("project"))
 
 
 def choose(train=AUTO, **options):

@@ -17,7 +17,7 @@ from cobertes.errors import InputFileError, OutputExistsError, StorageError
 from cobertes.geo.cog_writer import Categories, RasterSpec, check_writable, new_raster
 from cobertes.geo.grid import grid_of
 from cobertes.geo.mmap_tiff import release
-from rasters import coordinates, grid_at, read_raster
+from helpers.rasters import coordinates, grid_at, read_raster
 
 CATEGORIES = Categories(
     {1: "Water & <sea>", 12: "Sòl nu", 100: "Forest"}, {1: "#0000dc", 12: "#ff9632", 100: "#33cc33"}

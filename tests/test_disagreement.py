@@ -31,8 +31,8 @@ from cobertes.accuracy.disagreement import AuditedArea, audit_maps, describe_pat
 from cobertes.cli.main import app
 from cobertes.errors import GridMismatchError
 from cobertes.labels.legend import Legend, LegendClass
-from projects import write_ground, write_project
-from rasters import grid_at, write_raster
+from helpers.projects import write_ground, write_project
+from helpers.rasters import grid_at, write_raster
 
 LEGEND = Legend("test", 0, tuple(LegendClass(c, f"c{c}", f"Class & {c}", f"#{c:02x}80ff") for c in (10, 200, 30)))
 SHAPE = 60, 80

@@ -8,7 +8,7 @@ from cobertes.geo.scene import open_scene
 from cobertes.geo.windows import Window
 from cobertes.learn.encoding import CLIP, Inputs
 from cobertes.tiles.band_statistics import Statistics
-from rasters import coordinates, grid_at, write_raster
+from helpers.rasters import coordinates, grid_at, write_raster
 
 INPUTS = Inputs(
     ("april", "august"),

@@ -28,9 +28,9 @@ from cobertes.learn.model_file import ModelHeader, save_model
 from cobertes.learn.unet import UNet, UNetSettings
 from cobertes.predict.predict import predict_map
 from cobertes.settings import EngineName
-from engines import SCALE, TENS, code_at, engine_of, header_of, reads_coordinates
-from rasters import coordinates, grid_at, read_raster, write_raster
-from test_sampler import LEGEND, area_with_letters, coordinate_project
+from helpers.engines import SCALE, TENS, code_at, engine_of, header_of, reads_coordinates
+from helpers.rasters import coordinates, grid_at, read_raster, write_raster
+from helpers.samples import LEGEND, area_with_letters, coordinate_project
 
 EXTRAS = ("openvino", "nncf", "onnx", "onnxruntime")
 
@@ -72,7 +72,7 @@ def windows(count=3, size=32, channels=2):
 )  # fmt: skip
 def test_what_is_chosen_and_why(monkeypatch, installed, units, asked, expected):
     if torch.cuda.is_available() and asked[1] == "auto":
-        pytest.skip("there is a GPU, which goes first")
+        pytest.skip("needs a machine without a GPU, which would go first")
     monkeypatch.setattr(runtimes, "find_spec", lambda name: object() if installed else None)
     monkeypatch.setattr("cobertes.learn.devices._has_bf16_units", lambda: units)
     monkeypatch.setattr(runtimes, "require_extra", lambda module, extra: object())
@@ -208,14 +208,16 @@ def test_fp32_is_not_rounded_to_less_on_a_gpu(monkeypatch):
     assert torch.backends.cudnn.allow_tf32
 
 
-@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="only Linux tells a thread's processors")
+@pytest.mark.skipif(
+    not hasattr(os, "sched_getaffinity"), reason="needs Linux, which has the processors of a thread"
+)
 @pytest.mark.parametrize("engine", ["torch", "openvino", "onnx"])
 def test_no_thread_is_bound_to_one_processor(tmp_path, engine):
     """Else two processes on one machine, as workers of a cluster are, compute on the same one."""
     pytest.importorskip({"openvino": "openvino", "onnx": "onnxruntime"}.get(engine, "torch"))
     allowed = os.sched_getaffinity(0)
     if len(allowed) < 2:
-        pytest.skip("there is only one processor")
+        pytest.skip("needs two processors")
     engine = open_engine(model_in(tmp_path), device="cpu", precision="fp32", engine=engine, threads=1)
     x, found = windows(8, 256), set()
     engine.logits(x)

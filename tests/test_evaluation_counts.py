@@ -16,7 +16,7 @@ from cobertes.geo.windows import TiledWindow, Window, plan_strips
 from cobertes.labels.legend import IGNORE_INDEX, Legend, LegendClass
 from cobertes.tiles.dataset import LabelledDataset
 from cobertes.tiles.split import AreaSplit, Part, Split, block_edges
-from rasters import grid_at, write_raster
+from helpers.rasters import grid_at, write_raster
 
 LEGEND = Legend("test", 0, tuple(LegendClass(c, f"c{c}", f"Class {c}", f"#{c:02x}80ff") for c in (10, 200, 30)))
 SHAPE = 60, 80
@@ -165,8 +165,8 @@ def test_the_worst_tiles_are_those_with_most_errors(ground):
     assert worst[2]["accuracy"] == 1
 
 
+@pytest.mark.torch
 def test_a_model_judged_on_one_block_of_many_is_not_called_better(ground):
-    pytest.importorskip("torch")
     from cobertes.evaluation.evaluate import Evaluation
 
     rng = np.random.default_rng(0)
@@ -265,7 +265,8 @@ def two_seasons(tmp_path_factory):
 
 
 def engine_that_reads_classes(mode):
-    torch = pytest.importorskip("torch")
+    import torch
+
     from cobertes.engines.engine import Engine
     from cobertes.learn.encoding import Inputs
     from cobertes.learn.inference import each_season
@@ -309,6 +310,7 @@ def test_where_seasons_are_stacked_pixels_are_told_apart_by_what_was_observed(tw
     assert sum(m.pixels for m in counts.seasons.values()) == counts.matrices.total.pixels
 
 
+@pytest.mark.torch
 def test_windows_without_a_label_are_not_predicted_and_few_labels_make_a_sample(two_seasons, tmp_path):
     from dataclasses import replace
 

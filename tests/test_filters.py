@@ -19,7 +19,7 @@ from cobertes.synthetic.demo import REFLECTANCE
 from cobertes.tiles import tile_measurements
 from cobertes.tiles.clouds import CLEAR, CLOUD, SNOW, SpectralTests, classify_codes
 from cobertes.tiles.index import build_index
-from rasters import DATA, grid_at, needs, write_raster
+from helpers.rasters import DATA, grid_at, needs, write_raster
 
 LEGEND = Legend("test", 0, tuple(LegendClass(c, f"c{c}", f"Class {c}", "#00ff00") for c in (10, 20, 30)))
 SHAPE = (120, 120)

@@ -25,8 +25,8 @@ from cobertes.predict.predict import predict_map
 from cobertes.settings import Augmentation, AugmentationSettings, SplitSettings, TileSettings, TrainSettings
 from cobertes.tiles.dataset import LabelledDataset
 from cobertes.tiles.index import build_index
-from engines import TENS, header_of, plan_as_mapped
-from rasters import UTM, read_raster, write_raster
+from helpers.engines import TENS, header_of, plan_as_mapped
+from helpers.rasters import UTM, read_raster, write_raster
 
 SHAPE = (150, 170)
 GRIDS = {

@@ -30,7 +30,7 @@ from cobertes.geo.grid import (
 from cobertes.geo.io import open_raster
 from cobertes.geo.scene import open_scene
 from cobertes.geo.windows import Window
-from rasters import DATA, ORIGIN, UTM, grid_at, needs, write_raster
+from helpers.rasters import DATA, ORIGIN, UTM, grid_at, needs, write_raster
 
 US_FEET = "EPSG:2232"
 

@@ -15,8 +15,8 @@ from cobertes.learn.model_file import ModelHeader
 from cobertes.learn.unet import UNetSettings
 from cobertes.predict.predict import predict_map
 from cobertes.tiles.split import Part
-from rasters import read_raster
-from test_sampler import EXACT, LEGEND, area_with_letters, coordinate_project
+from helpers.rasters import read_raster
+from helpers.samples import EXACT, LEGEND, area_with_letters, coordinate_project
 
 K = len(LEGEND)
 SIZE = 32

@@ -19,7 +19,7 @@ from cobertes.tiles.band_statistics import Moments, Statistics
 from cobertes.tiles.dataset import LabelledDataset
 from cobertes.tiles.index import build_index, load_index, save_index
 from cobertes.tiles.label_io import read_labels
-from rasters import UTM, grid_at, write_raster
+from helpers.rasters import UTM, grid_at, write_raster
 
 # not contiguous, not in order
 CODES = [10, 200, 30]

@@ -1,7 +1,7 @@
 """Running a model over planned windows: each held-out pixel once, and the same result as the map's."""
 
 import threading
-import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -10,11 +10,12 @@ import torch
 from cobertes.errors import InputFileError
 from cobertes.geo.windows import Window, plan_strips
 from cobertes.labels.legend import IGNORE_INDEX
+from cobertes.learn import inference
 from cobertes.learn.inference import batched, evaluate_windows, plan_blocks, prefetch
 from cobertes.learn.unet import UNet, UNetSettings
-from engines import plan_as_mapped
-from rasters import coordinates, stitch
-from test_sampler import EXACT, LEGEND, SCALE, area_with_letters, code_at, coordinate_project, project_of
+from helpers.engines import plan_as_mapped
+from helpers.rasters import coordinates, stitch
+from helpers.samples import EXACT, LEGEND, SCALE, area_with_letters, code_at, coordinate_project, project_of
 
 PLANS = [plan_blocks, plan_as_mapped]
 K = len(LEGEND)
@@ -141,22 +142,35 @@ def test_progress_counts_the_windows(project):
 
 
 def test_items_come_in_order_whatever_is_read_first():
+    is_read, order = [threading.Event() for _ in range(23)], []
+
     def read(item):
-        time.sleep(0.01 * (item % 3 == 0))
+        if item % 2 == 0 and item < 22:  # the next one is ready first
+            assert is_read[item + 1].wait(60)
+        order.append(item)
+        is_read[item].set()
         return item * 10
 
-    found = list(prefetch(batched(range(23), 4), read))
+    found = list(prefetch(batched(range(23), 4), read, threads=2))
+    assert order[:4] != [0, 1, 2, 3]
     assert [len(batch) for batch in found] == [4, 4, 4, 4, 4, 3]
     assert [pair for batch in found for pair in batch] == [(i, i * 10) for i in range(23)]
     assert list(prefetch(batched([], 4), read)) == []
 
 
 def test_reading_goes_on_while_the_caller_computes_but_not_without_end():
-    done = []
-    feed = prefetch(batched(range(100), 2), done.append)
+    asked, read = [], threading.Semaphore(0)
+
+    def batches():
+        for batch in batched(range(100), 2):
+            asked.append(batch)
+            yield batch
+
+    feed = prefetch(batches(), lambda item: read.release(), ahead=4)
     next(feed)
-    time.sleep(0.1)
-    assert 2 < len(done) <= 2 * 4
+    for _ in range(2 * 4):
+        assert read.acquire(timeout=60)
+    assert len(asked) == 4
     feed.close()
 
 
@@ -189,16 +203,22 @@ def test_an_error_comes_out_in_its_turn_and_ends_the_threads():
     assert threading.active_count() == before
 
 
-def test_a_caller_who_stops_leaves_no_reading_behind():
-    done, before = [], threading.active_count()
+def test_a_caller_who_stops_leaves_no_reading_behind(monkeypatch):
+    done, stopped, before = [], threading.Event(), threading.active_count()
+
+    class Pool(ThreadPoolExecutor):
+        def shutdown(self, wait=True, *, cancel_futures=False):
+            super().shutdown(wait=False, cancel_futures=cancel_futures)
+            stopped.set()
+            super().shutdown(wait=wait)
 
     def read(item):
-        time.sleep(0.02)
+        assert item < 8 or stopped.wait(60)
         done.append(item)
 
-    feed = prefetch(batched(range(1000), 8), read)
+    monkeypatch.setattr(inference, "ThreadPoolExecutor", Pool)
+    feed = prefetch(batched(range(1000), 8), read, threads=3)
     next(feed)
     feed.close()
-    count = len(done)
     assert threading.active_count() == before
-    assert count < 8 * 3
+    assert len(done) <= 8 + 3

@@ -14,7 +14,7 @@ from cobertes.workflow import init_project
 from cobertes.workflow.init_project import propose_legend, scan_codes, write_project
 from cobertes.workflow.project import load_project
 from cobertes.workflow.scene_paths import open_scenes
-from rasters import grid_at, write_raster
+from helpers.rasters import grid_at, write_raster
 
 BANDS = ("B02", "B03", "B04", "B08")
 

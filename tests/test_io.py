@@ -18,7 +18,7 @@ from cobertes.geo.windows import Window
 from cobertes.labels.legend import Legend, LegendClass
 from cobertes.report import thumbnails, worst_tiles
 from cobertes.survey.stratified_sampling import count_codes, open_map, values_at
-from rasters import coordinates, grid_at, write_raster
+from helpers.rasters import coordinates, grid_at, write_raster
 
 LEGEND = Legend("two", 0, (LegendClass(1, "a", "A", "#102030"), LegendClass(2, "b", "B", "#a0b0c0")))
 DAMAGED = r"can't read rows \d+ to \d+, columns \d+ to \d+ of .*damaged\.tif: .*may be truncated: fetch it again"

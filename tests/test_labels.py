@@ -651,7 +651,7 @@ def test_windows_of_a_tiled_map_end_where_its_blocks_end(block, steps):
 def real(*parts: str) -> Path:
     path = DATA.joinpath(*parts)
     if not path.exists():
-        pytest.skip(f"no {path}: set COBERTES_DATA to the folder of the real data")
+        pytest.skip(f"needs {path}: set COBERTES_DATA to the folder of the real data")
     return path
 
 

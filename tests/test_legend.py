@@ -20,7 +20,7 @@ from cobertes.labels.legend import (
     load_legend,
     recode_table,
 )
-from rasters import DATA
+from helpers.rasters import DATA
 
 FACTS = DATA.parent / "facts"
 
@@ -32,7 +32,7 @@ def legend_of(codes, nodata=0):
 def facts(name):
     path = FACTS / name
     if not path.is_file():
-        pytest.skip(f"no {path}")
+        pytest.skip(f"needs {path}: set COBERTES_DATA to the folder of the real data")
     with path.open(encoding="utf-8") as file:
         return list(csv.DictReader(file))
 

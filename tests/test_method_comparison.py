@@ -16,7 +16,7 @@ from cobertes.labels.legend import Legend, LegendClass, recode_table
 from cobertes.labels.method_comparison import compare_labels
 from cobertes.labels.vote_weights import VoteWeights
 from cobertes.report.label_comparison import comparison_table, write_comparison_picture
-from rasters import DATA, grid_at, needs, read_raster, write_raster
+from helpers.rasters import DATA, grid_at, needs, read_raster, write_raster
 
 LEGEND = Legend(
     "test", 0,

@@ -56,11 +56,13 @@ def test_scores_equal_those_of_scikit_learn(pair):
     assert matrix.frequency_weighted_iou == pytest.approx((weights * jaccard).sum())
 
 
+@pytest.mark.torch
 @settings(deadline=None, max_examples=30)
 @given(maps())
 def test_scores_equal_those_of_torchmetrics(pair):
-    torch = pytest.importorskip("torch")
-    tm = pytest.importorskip("torchmetrics.functional.classification")
+    import torch
+    import torchmetrics.functional.classification as tm
+
     reference, predicted, classes = pair
     matrix = ConfusionMatrix.of(reference, predicted, classes)
     given_ = torch.from_numpy(predicted).long()[None], torch.from_numpy(reference).long()[None]

@@ -13,7 +13,7 @@ from cobertes.geo.mmap_tiff import mmap_geotiff
 from cobertes.geo.nodata import valid_mask_chw, valid_mask_hwc
 from cobertes.geo.scene import open_scene
 from cobertes.geo.windows import Window
-from rasters import grid_at, write_raster
+from helpers.rasters import grid_at, write_raster
 
 SHAPE = (150, 170)
 LAYOUTS = {

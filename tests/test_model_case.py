@@ -14,7 +14,7 @@ from cobertes.atomic_io import read_json
 from cobertes.synthetic.demo import write_demo
 from cobertes.tiles.index import load_index
 from cobertes.workflow.run_folder import open_run
-from rasters import read_raster
+from helpers.rasters import read_raster
 
 SIDE = 3000
 LAYOUTS = {"strips": "data/reference-1m.tif", "blocks": "data/blocks-1m.tif"}

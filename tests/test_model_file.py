@@ -17,7 +17,7 @@ from cobertes.learn import model_file
 from cobertes.learn.encoding import Inputs
 from cobertes.learn.model_file import ModelHeader, load_model, model_path, read_header, save_model
 from cobertes.learn.unet import UNet, UNetSettings
-from rasters import coordinates, grid_at, write_raster
+from helpers.rasters import coordinates, grid_at, write_raster
 
 LEGEND = Legend(
     "proves", 0, (LegendClass(10, "water", "Aigües", "#0000dc"), LegendClass(100, "snow", "Neu", "#ffffff"))

@@ -11,7 +11,7 @@ from cobertes.engines import openvino_cache, runtimes
 from cobertes.engines.engine import open_engine
 from cobertes.learn.model_file import save_model
 from cobertes.learn.unet import UNet
-from engines import header_of
+from helpers.engines import header_of
 
 pytest.importorskip("openvino")
 

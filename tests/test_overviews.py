@@ -11,7 +11,7 @@ from cobertes.errors import StorageError
 from cobertes.geo import overviews
 from cobertes.geo.cog_writer import Categories, RasterSpec, new_raster
 from cobertes.geo.overviews import level_shapes, write_levels
-from rasters import grid_at
+from helpers.rasters import grid_at
 
 
 def brute(below, nodata, codes):

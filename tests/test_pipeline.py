@@ -33,16 +33,13 @@ from cobertes.geo import ledger
 from cobertes.geo.clip import open_clip
 from cobertes.geo.scene import Scene, open_scene
 from cobertes.geo.windows import Window
-from cobertes.learn.unet import UNet
 from cobertes.predict import predict, prediction_job
 from cobertes.predict.pipeline import batches, in_background, map_blocks
 from cobertes.predict.predict import predict_map
-from engines import TENS, engine_of, header_of, reads_coordinates
-from interruptions import StoppedAfter, contents, interrupt, run_until_killed
-from rasters import ORIGIN, coordinates, grid_at, read_raster, write_raster
-
-SHAPE = (100, 130)
-
+from helpers.engines import TENS, engine_of, reads_coordinates
+from helpers.interruptions import StoppedAfter, contents, interrupt, run_until_killed
+from helpers.map_runs import ENGINE, SHAPE, everything, network, run, scene_in
+from helpers.rasters import ORIGIN, coordinates, grid_at, read_raster, write_raster
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -53,49 +50,12 @@ def _every_block_is_noted():
         yield
 
 
-def network(seed=0):
-    """A network with random weights, whose answer depends on the window in which it sees a pixel."""
-    torch.manual_seed(seed)
-    model = UNet(header_of().network)
-    for _ in range(20):
-        model(torch.rand(4, 2, 32, 32))
-    model = model.eval()
-
-    def logits(x):
-        with torch.inference_mode():
-            return 20 * model(x)
-
-    return Engine(header_of(), logits, "torch by hand", "one")
-
-
-ENGINE = network()
-
-
-def scene_in(folder, shape=SHAPE, **profile):
-    """Random pixels, with a corner and a hole that are empty."""
-    values = np.random.default_rng(0).integers(1, 3000, (2, *shape)).astype(np.int32)
-    values[:, :40, :50] = 0
-    values[:, 60:63, 70:80] = 0
-    folder.mkdir(exist_ok=True)
-    return {"scene": open_scene([str(write_raster(folder / "scene.tif", values, grid_at(*shape), **profile))])}
+# --- the same result always --------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def scene(tmp_path):
     return scene_in(tmp_path)
-
-
-def everything(folder):
-    folder.mkdir(exist_ok=True)
-    return {name: folder / f"{name}.tif" for name in ("confidence", "probabilities", "entropy", "second")}
-
-
-def run(scene, folder, engine=ENGINE, **options):
-    options = {"blend": "cosine", "batch_size": 4, **everything(folder), **options}
-    return predict_map(engine, scene, folder / "map.tif", **options)
-
-
-# --- the same result always --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("blend", ["interior", "cosine", "gaussian"])
@@ -169,13 +129,13 @@ def test_a_killed_process_leaves_what_another_can_go_on_with(tmp_path):
         from pathlib import Path
         from cobertes.geo import ledger
         from cobertes.geo.scene import open_scene
-        import test_pipeline
-        from interruptions import StoppedAfter, kill
+        from helpers.map_runs import run
+        from helpers.interruptions import StoppedAfter, kill
         ledger.SECONDS = 0
         folder = Path({str(tmp_path)!r})
         scene = {{"scene": open_scene([str(folder / "scene.tif")])}}
         progress = StoppedAfter(int(sys.argv[1]), kill)
-        test_pipeline.run(scene, folder / "twice", progress=progress, resume="if-same")
+        run(scene, folder / "twice", progress=progress, resume="if-same")
     """
     for blocks in (6, 8):  # killed twice
         run_until_killed(script, blocks)
@@ -553,7 +513,7 @@ def test_one_strip_does_not_wait_for_the_next():
 
 def test_sigterm_ends_a_command_as_an_interrupt_does(tmp_path):
     code = f"""
-import os, signal, sys, threading, time
+import os, signal, sys, threading
 sys.path[:0] = {sys.path!r}
 from cobertes.cli.app import app
 from cobertes.cli.options import command
@@ -561,8 +521,8 @@ import cobertes.cli.main
 @command(app, "wait", "x")
 def wait(console):
     "x"
-    threading.Timer(0.2, lambda: os.kill(os.getpid(), signal.SIGTERM)).start()
-    time.sleep(20)
+    os.kill(os.getpid(), signal.SIGTERM)
+    threading.Event().wait(60)
 app(["wait"])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path)

@@ -1,10 +1,8 @@
 """Full-scene prediction: every pixel is what the model says of it, and no file is ever half-written."""
 
 import os
-import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,8 +27,9 @@ from cobertes.learn.model_file import load_model, save_model
 from cobertes.learn.unet import UNet
 from cobertes.predict.map_layers import NO_CONFIDENCE
 from cobertes.predict.predict import name_seasons, predict_map
-from engines import SCALE, TENS, code_at, engine_of, header_of, percent_at, reads_coordinates
-from rasters import ORIGIN, coordinates, grid_at, read_raster, write_raster
+from helpers.engines import SCALE, TENS, code_at, engine_of, header_of, percent_at, reads_coordinates
+from helpers.interruptions import run_until_killed
+from helpers.rasters import ORIGIN, coordinates, grid_at, read_raster, write_raster
 
 TESTS = Path(__file__).parent
 
@@ -373,32 +372,23 @@ def test_a_model_that_fails_half_way_leaves_the_old_map(tmp_path, error):
     assert files(tmp_path) == ["map.tif", "scene.tif"]
 
 
-SLOW = """
-import sys, time
-from pathlib import Path
-sys.path.insert(0, {tests!r})
-from engines import engine_of, reads_coordinates
-from cobertes.predict.predict import predict_map
-from cobertes.geo.scene import open_scene
-folder = Path({folder!r})
-def logits(x):
-    (folder / "started").touch()
-    time.sleep(0.05)
-    return reads_coordinates(x)
-predict_map(engine_of(logits), {{"scene": open_scene([str(folder / "scene.tif")])}}, folder / "out" / "map.tif", batch_size=1)
-"""
-
-
 def test_a_killed_prediction_leaves_no_map_and_the_next_one_cleans_up(tmp_path):
     scene = scene_of(tmp_path, (200, 200))
-    process = subprocess.Popen([sys.executable, "-c", SLOW.format(tests=str(TESTS), folder=str(tmp_path))])
-    deadline = time.monotonic() + 60
-    while not (tmp_path / "started").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    time.sleep(0.3)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    assert (tmp_path / "started").exists()
+    script = f"""
+        from itertools import count
+        from pathlib import Path
+        from cobertes.geo.scene import open_scene
+        from cobertes.predict.predict import predict_map
+        from helpers.engines import engine_of, reads_coordinates
+        from helpers.interruptions import kill
+        folder, batches = Path({str(tmp_path)!r}), count()
+        def logits(x):
+            return kill() if next(batches) == 20 else reads_coordinates(x)
+        scene = {{"scene": open_scene([str(folder / "scene.tif")])}}
+        predict_map(engine_of(logits), scene, folder / "out" / "map.tif", batch_size=1)
+    """
+    run_until_killed(script)
+    assert (tmp_path / "out").exists()
     assert not (tmp_path / "out" / "map.tif").exists()
     predict_map(engine_of(), scene, tmp_path / "out" / "map.tif")
     np.testing.assert_array_equal(read_raster(tmp_path / "out" / "map.tif"), code_at(*coordinates((200, 200))))
@@ -414,7 +404,7 @@ def small_disk(tmp_path):
         ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)], capture_output=True, check=False
     )
     if mounted.returncode:
-        pytest.skip("a small disk can't be mounted here")
+        pytest.skip("needs the right to mount a small disk")
     yield folder
     # lazily: GDAL may keep the damaged file open for a while
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
@@ -465,7 +455,7 @@ import resource, sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 import torch
-from engines import engine_of
+from helpers.engines import engine_of
 from cobertes.predict.predict import predict_map
 from cobertes.geo import cog_writer
 from cobertes.geo.scene import open_scene

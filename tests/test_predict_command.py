@@ -14,9 +14,8 @@ from cobertes.cli.main import app
 from cobertes.labels.legend import load_legend
 from cobertes.learn.model_file import save_model
 from cobertes.learn.unet import UNet
-from engines import header_of
-from rasters import ORIGIN, grid_at, read_raster, write_raster
-from test_qgis import in_qgis  # noqa: F401  (a fixture)
+from helpers.engines import header_of
+from helpers.rasters import ORIGIN, grid_at, read_raster, write_raster
 
 LEGEND = load_legend("catalonia-12")
 
@@ -71,7 +70,7 @@ def test_the_terminal_shows_areas(folder, tmp_path):
     assert "engine: torch on cpu in" in done.stderr
 
 
-def test_gdal_and_qgis_show_the_legend(folder, tmp_path, in_qgis):  # noqa: F811
+def test_gdal_and_qgis_show_the_legend(folder, tmp_path, in_qgis):
     assert predict(folder, tmp_path / "map.tif", "--second", tmp_path / "second.tif")[0] == 0
     for name in ("map.tif", "second.tif"):
         shown = in_qgis(tmp_path / name)
@@ -84,7 +83,7 @@ def test_gdal_and_qgis_show_the_legend(folder, tmp_path, in_qgis):  # noqa: F811
         assert shown["classes"] == [[c.code, c.name, c.colour] for c in LEGEND.classes]
 
 
-@pytest.mark.skipif(shutil.which("gdalinfo") is None, reason="no gdalinfo on this machine")
+@pytest.mark.skipif(shutil.which("gdalinfo") is None, reason="needs Debian's gdal-bin")
 def test_gdalinfo_finds_names_colours_and_areas(folder, tmp_path):
     assert predict(folder, tmp_path / "map.tif")[0] == 0
     done = subprocess.run(

@@ -10,8 +10,8 @@ import torch
 
 from cobertes.learn.metrics_log import read_history
 from cobertes.learn.model_file import load_model, read_header
-from projects import write_ground, write_project
-from test_cli import call
+from helpers.command_line import call
+from helpers.projects import write_ground, write_project
 
 TRAINING = """
 import sys

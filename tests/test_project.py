@@ -18,8 +18,8 @@ from cobertes.geo.bands import default_rgb
 from cobertes.workflow.project import load_project
 from cobertes.workflow.run_folder import RunFolder
 from cobertes.workflow.scene_paths import file_name, open_scenes, scene_files
-from projects import BANDS, write_ground, write_project
-from rasters import DATA, grid_at, needs, write_raster
+from helpers.projects import BANDS, write_ground, write_project
+from helpers.rasters import DATA, grid_at, needs, write_raster
 
 
 @pytest.fixture(scope="module")

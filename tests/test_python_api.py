@@ -10,6 +10,9 @@ import numpy as np
 import pytest
 import rasterio
 import torch
+from engines import engine_of
+from projects import BANDS, write_ground, write_project
+from rasters import coordinates, grid_at, read_raster, write_raster
 
 import cobertes
 from cobertes import (
@@ -30,9 +33,6 @@ from cobertes import (
     predict_array,
     predict_map,
 )
-from engines import engine_of
-from projects import BANDS, write_ground, write_project
-from rasters import coordinates, grid_at, read_raster, write_raster
 
 
 @pytest.fixture(scope="module")

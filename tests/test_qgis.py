@@ -6,24 +6,7 @@ import pytest
 from cobertes.geo.cog_writer import RasterSpec, new_raster
 from cobertes.geo.qgis_style import style_path
 from cobertes.labels.legend import load_legend
-from rasters import grid_at
-
-SCRIPT = """
-layer = QgsRasterLayer(sys.argv[1], "layer")
-renderer = layer.renderer()
-print(json.dumps({
-    "valid": layer.isValid(), "crs": layer.crs().authid(), "renderer": renderer.type(),
-    "bands": [layer.bandName(i + 1) for i in range(layer.bandCount())],
-    "nodata": layer.dataProvider().sourceNoDataValue(1),
-    "classes": [[c.value, c.label, c.color.name()] for c in renderer.classes()] if renderer.type() == "paletted" else [],
-}))
-"""
-
-
-@pytest.fixture
-def in_qgis(qgis):
-    """Open a raster in QGIS, and say what it shows."""
-    return lambda path: qgis(SCRIPT, path)
+from helpers.rasters import grid_at
 
 
 @pytest.mark.parametrize("name", ["catalonia-12", "worldcover", "icgc-41"])

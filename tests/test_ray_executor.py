@@ -32,8 +32,8 @@ from cobertes.scale import ray_executor as ray_module
 from cobertes.scale.ray_executor import divide, ray_executor
 from cobertes.workflow.project import load_project
 from cobertes.workflow.run import Run
-from engines import TENS, engine_of, header_of
-from rasters import ORIGIN, grid_at, write_raster
+from helpers.engines import TENS, engine_of, header_of
+from helpers.rasters import ORIGIN, grid_at, write_raster
 
 SHAPE = 200, 260
 MEMORY = 1500
@@ -417,7 +417,7 @@ def test_when_one_of_many_maps_fails_all_stop_and_keep_what_is_finished(tmp_path
         scene = next(iter(shared.job.scenes.values()))
         if end is InputFileError and Path(scene.files[0]).name == "1.tif" and piece[0] > 3:
             raise InputFileError("can't read it")
-        time.sleep(0.3)
+        time.sleep(0.3)  # of work: other maps are not finished when one fails
         return plain(shared, piece)
 
     def executor(stop):

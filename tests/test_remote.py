@@ -14,8 +14,8 @@ from cobertes.cli.main import app
 from cobertes.workflow.project import load_project
 from cobertes.workflow.run import Run
 from cobertes.workflow.scene_paths import resolve, scene_files
-from projects import write_ground, write_project
-from rasters import read_raster
+from helpers.projects import write_ground, write_project
+from helpers.rasters import read_raster
 
 
 class Ranges(SimpleHTTPRequestHandler):

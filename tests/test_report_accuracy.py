@@ -14,7 +14,12 @@ from matplotlib.colors import to_rgb
 from cobertes.labels.legend import legend_names, load_legend
 from cobertes.report.colour_blind_palette import SIGHTS, _rgb, _seen, safe_colours
 from cobertes.report.worst_tiles import _mistake
-from test_report import LEGEND, an_assessment, place, report, scores  # noqa: F401 (a fixture)
+from helpers.reports import LEGEND, an_assessment, files_of, report, scores
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return files_of(tmp_path_factory.mktemp("place"))
 
 
 def brief(pixels, accuracy, miou=0.5):
@@ -57,7 +62,7 @@ def a_full_assessment(**changed):
     ) | changed  # fmt: skip
 
 
-def test_a_class_of_few_pixels_is_an_interval_and_not_a_number(place, tmp_path):  # noqa: F811
+def test_a_class_of_few_pixels_is_an_interval_and_not_a_number(place, tmp_path):
     page, _ = report(tmp_path, place, assessment=a_full_assessment())
     row = page.row("5", "Rare")
     assert row[2] == "0.010 to 0.310"
@@ -89,13 +94,13 @@ def test_a_class_of_few_pixels_is_an_interval_and_not_a_number(place, tmp_path):
         ),
     ],
 )
-def test_the_summary_says_better_only_where_blocks_can_tell(place, tmp_path, difference, words):  # noqa: F811
+def test_the_summary_says_better_only_where_blocks_can_tell(place, tmp_path, difference, words):
     assessment = a_full_assessment(differences={"random_forest": {"miou": difference}})
     page, _ = report(tmp_path, place, assessment=assessment)
     assert words in " ".join(page.text.split())
 
 
-def test_the_summary_has_intervals_and_what_the_blocks_were_used_for(place, tmp_path):  # noqa: F811
+def test_the_summary_has_intervals_and_what_the_blocks_were_used_for(place, tmp_path):
     page, _ = report(tmp_path, place, assessment=a_full_assessment())
     text = " ".join(page.text.split())
     assert "95\u00a0%: 0.640 to 0.770" in page.text.replace("&nbsp;", "\u00a0")
@@ -104,7 +109,7 @@ def test_the_summary_has_intervals_and_what_the_blocks_were_used_for(place, tmp_
     assert "weakest at Water bodies" in text
 
 
-def test_intervals_of_single_tiles_are_said_to_be_too_narrow(place, tmp_path):  # noqa: F811
+def test_intervals_of_single_tiles_are_said_to_be_too_narrow(place, tmp_path):
     assessment = a_full_assessment()
     assessment["intervals"]["independent"] = False
     page, _ = report(tmp_path, place, assessment=assessment)
@@ -112,7 +117,7 @@ def test_intervals_of_single_tiles_are_said_to_be_too_narrow(place, tmp_path):  
     assert "independent pieces of ground" not in page.text
 
 
-def test_very_many_blocks_of_a_split_are_joined(place, tmp_path, monkeypatch):  # noqa: F811
+def test_very_many_blocks_of_a_split_are_joined(place, tmp_path, monkeypatch):
     monkeypatch.setattr("cobertes.report.report.MOST_BLOCKS", 11)
     split = {"block": 4, "guard": 0, "areas": {"here <i>": ["ttvv"] * 3}}
     _, text = report(tmp_path, place, assessment=a_full_assessment(), split=split)
@@ -121,7 +126,7 @@ def test_very_many_blocks_of_a_split_are_joined(place, tmp_path, monkeypatch):  
     assert [(kind, x, y) for kind, x, y, *_ in rectangles] == [("t", "0", "0"), ("v", "8", "0")]
 
 
-def test_parts_of_the_ground_have_their_own_scores(place, tmp_path):  # noqa: F811
+def test_parts_of_the_ground_have_their_own_scores(place, tmp_path):
     page, _ = report(tmp_path, place, assessment=a_full_assessment())
     assert page.row("pure") == ["pure", "95.0\u00a0%".replace("\u00a0", " "), "0.500", "5,000"]
     assert page.row("all mixed pixels")[3] == "2,900"
@@ -133,7 +138,7 @@ def test_parts_of_the_ground_have_their_own_scores(place, tmp_path):  # noqa: F8
     assert names[:2] == ["there", "here <i>"]  # the worst first, none for an area without pixels
 
 
-def test_where_no_class_has_many_pixels_nothing_is_said_of_a_thousand(place, tmp_path):  # noqa: F811
+def test_where_no_class_has_many_pixels_nothing_is_said_of_a_thousand(place, tmp_path):
     few = a_full_assessment(miou_classes=["forest", "rare", "water"])
     for one in few["model"]["classes"].values():
         one["support"] = min(one["support"], 900)
@@ -143,7 +148,7 @@ def test_where_no_class_has_many_pixels_nothing_is_said_of_a_thousand(place, tmp
     assert "at least 1,000 reference pixels" in report(tmp_path, place, assessment=a_full_assessment())[0].text
 
 
-def test_without_scripts_nothing_is_offered_that_needs_them(place, tmp_path):  # noqa: F811
+def test_without_scripts_nothing_is_offered_that_needs_them(place, tmp_path):
     page, _ = report(tmp_path, place, assessment=a_full_assessment())
     groups = [one for tag, one in page.tags if tag == "div" and one.get("class", "").startswith("choice")]
     assert len(groups) == 2
@@ -159,7 +164,7 @@ def luminance(colour):
     return np.dot(linear, [0.2126, 0.7152, 0.0722])
 
 
-def test_cells_of_the_matrix_are_legible_at_every_share(place, tmp_path):  # noqa: F811
+def test_cells_of_the_matrix_are_legible_at_every_share(place, tmp_path):
     _, text = report(tmp_path, place, assessment=a_full_assessment())
     (switch,) = {*re.findall(r'toggle\("strong", share > ([\d.]+)\)', text)}
     weak = re.findall(r"--cell-ink: (#\w+);", text) or re.findall(r"--ink: (#\w+);", text)
@@ -179,7 +184,7 @@ def rgb(text):
     return 255 * np.array(to_rgb(text))
 
 
-def test_the_mistake_of_a_worst_tile_is_that_of_judged_ground(place, tmp_path):  # noqa: F811
+def test_the_mistake_of_a_worst_tile_is_that_of_judged_ground(place, tmp_path):
     labels, predicted = np.full((4, 8), 3, np.uint8), np.full((4, 8), 3, np.uint8)
     predicted[:, :6] = 12  # on training ground
     predicted[0, 6] = 5
@@ -197,7 +202,7 @@ def test_the_mistake_of_a_worst_tile_is_that_of_judged_ground(place, tmp_path): 
     assert none.text.count(wrong) < whole.text.count(wrong)
 
 
-def test_blocks_are_a_map_from_the_worst_to_the_best(place, tmp_path):  # noqa: F811
+def test_blocks_are_a_map_from_the_worst_to_the_best(place, tmp_path):
     _, text = report(tmp_path, place, assessment=a_full_assessment())
     chart = re.search(
         r'<svg class="blocks"[^>]*aria-label="Accuracy of the 2 judged.*?</svg>', text, re.DOTALL
@@ -207,7 +212,7 @@ def test_blocks_are_a_map_from_the_worst_to_the_best(place, tmp_path):  # noqa: 
     assert re.findall(r">(\d+)</text>", chart) == ["50", "90"]
 
 
-def test_the_worst_tiles_are_shown_pixel_by_pixel(place, tmp_path):  # noqa: F811
+def test_the_worst_tiles_are_shown_pixel_by_pixel(place, tmp_path):
     page, _ = report(tmp_path, place, assessment=a_full_assessment())
     shown = [alt for alt in page.images if "of a tile of here" in alt]
     assert [alt.split()[0] for alt in shown] == ["April", "August", "Labels", "Predicted", "Confidence"]
@@ -220,19 +225,19 @@ def test_the_worst_tiles_are_shown_pixel_by_pixel(place, tmp_path):  # noqa: F81
     assert "gone" not in page.text
 
 
-def test_an_older_assessment_still_gives_a_report(place, tmp_path):  # noqa: F811
+def test_an_older_assessment_still_gives_a_report(place, tmp_path):
     page, _ = report(tmp_path, place)
     assert "Where it is right" not in page.text
     assert "0.701" not in page.text
 
 
-def test_the_files_that_went_in_are_listed(place, tmp_path):  # noqa: F811
+def test_the_files_that_went_in_are_listed(place, tmp_path):
     page, _ = report(tmp_path, place)
     row = page.row("here <i>", "april", "april.tif")
     assert int(row[3].replace(",", "")) > 100
 
 
-def test_calibration_is_drawn_and_said(place, tmp_path):  # noqa: F811
+def test_calibration_is_drawn_and_said(place, tmp_path):
     def table(shift):
         return [
             {"from": i / 20, "to": (i + 1) / 20, "pixels": 30 if i == 10 else 200, "confidence": i / 20 + 0.025,
@@ -314,7 +319,7 @@ PROBE = """<script>addEventListener("load", async () => {
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Debian's chromium")
 @pytest.mark.parametrize("width", [400, 1280])
-def test_in_a_browser_colours_change_and_back_and_all_tables_sort(place, tmp_path, width):  # noqa: F811
+def test_in_a_browser_colours_change_and_back_and_all_tables_sort(place, tmp_path, width):
     _, text = report(tmp_path, place, assessment=a_full_assessment())
     (tmp_path / "probe.html").write_text(text.replace("</body>", PROBE), encoding="utf-8")
     # a browser's window has at least 500 px, a frame in it may be narrower

@@ -11,15 +11,10 @@ from cobertes.errors import InputFileError, OutputExistsError, SettingsError, St
 from cobertes.geo import cog_writer, ledger
 from cobertes.geo.cog_writer import partial_folder
 from cobertes.labels import memory_plan
-from cobertes.labels.aggregate import make_labels
-from cobertes.labels.legend import Legend, LegendClass, recode_table
 from cobertes.labels.vote_weights import VoteWeights
-from interruptions import StoppedAfter, contents, run_until_killed
-from rasters import grid_at, write_raster
-
-LEGEND = Legend("test", 0, tuple(LegendClass(c, f"class-{c}", f"Class {c}", f"#{c:02x}80ff") for c in (1, 2, 3)))
-TABLE = recode_table(LEGEND)
-GRID = grid_at(24, 20)
+from helpers.interruptions import StoppedAfter, contents, run_until_killed
+from helpers.label_runs import GRID, TABLE, label
+from helpers.rasters import grid_at, write_raster
 
 
 @pytest.fixture(autouse=True)
@@ -36,13 +31,6 @@ def small_windows_entered_at_once():
 def reference(tmp_path):
     codes = np.random.default_rng(5).integers(0, 4, (240, 200)).astype(np.uint8)
     return write_raster(tmp_path / "map.tif", codes, grid_at(240, 200, 1.0), nodata=0)
-
-
-def label(reference, folder, **options):
-    folder.mkdir(exist_ok=True)
-    outputs = {name: folder / f"{name}.tif" for name in ("purity", "fractions")}
-    options = {"legend": LEGEND, "table": TABLE, "also": {"nearest": folder / "nearest.tif"}, **outputs, **options}
-    return make_labels(reference, GRID, folder / "labels.tif", **options)
 
 
 @pytest.mark.parametrize("windows", [0, 1, 7, 23])
@@ -66,11 +54,11 @@ def test_a_killed_process_leaves_what_another_can_go_on_with(tmp_path, reference
         from pathlib import Path
         from cobertes.geo import ledger
         from cobertes.labels import memory_plan
-        import test_resume
-        from interruptions import StoppedAfter, kill
+        from helpers.label_runs import label
+        from helpers.interruptions import StoppedAfter, kill
         memory_plan._processors, memory_plan.WINDOW_PIXELS, ledger.SECONDS = lambda: 1, 500, 0
         reference, folder = Path({str(reference)!r}), Path({str(tmp_path / "twice")!r})
-        test_resume.label(reference, folder, progress=StoppedAfter(9, kill))
+        label(reference, folder, progress=StoppedAfter(9, kill))
     """
     run_until_killed(script)
     assert (partial_folder(tmp_path / "twice" / "labels.tif") / "ledger.json").exists()

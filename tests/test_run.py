@@ -33,9 +33,9 @@ from cobertes.workflow.project import load_project
 from cobertes.workflow.run import Run
 from cobertes.workflow.run_folder import RunFolder, open_run
 from cobertes.workflow.stages import STAGES as RECORDS
-from interruptions import StoppedAfter
-from projects import BANDS, PROJECT, write_ground, write_project
-from rasters import grid_at, read_raster, write_raster
+from helpers.interruptions import StoppedAfter
+from helpers.projects import BANDS, PROJECT, write_ground, write_project
+from helpers.rasters import grid_at, read_raster, write_raster
 
 STAGES = [stage.name for stage in RECORDS]
 

@@ -4,7 +4,6 @@ import csv
 import json
 import re
 import threading
-import time
 import tomllib
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +24,8 @@ from cobertes.toml_io import toml_text
 from cobertes.workflow.project import load_project
 from cobertes.workflow.run import Run
 from cobertes.workflow.run_folder import open_run
-from projects import write_ground, write_project
+from helpers.interruptions import wait_until
+from helpers.projects import write_ground, write_project
 
 SEARCH = """
 [tune]
@@ -195,8 +195,7 @@ def kill_a_node(cluster, search, killed):
     """Once a trial is at work on it and has trained some epochs."""
     from ray._private.state import available_resources_per_node
 
-    until = time.monotonic() + 120
-    while time.monotonic() < until:
+    def node_at_work():
         going = [
             path for path in search.glob("trials/*/metrics.jsonl") if 1 <= len(path.read_text().splitlines()) < 8
         ]
@@ -205,23 +204,19 @@ def kill_a_node(cluster, search, killed):
             for node in cluster.worker_nodes
             if available_resources_per_node().get(node.node_id, {"CPU": 1.0}).get("CPU", 0.0) == 0.0
         ]
-        if going and busy:
-            cluster.remove_node(busy[0], allow_graceful=False)
-            killed.append(busy[0].node_id)
-            return
-        time.sleep(1)
+        return busy[0] if going and busy else None
+
+    node = wait_until(node_at_work, 120, every=0.5)
+    cluster.remove_node(node, allow_graceful=False)
+    killed.append(node.node_id)
 
 
-def at_rest(seconds=20):
+def at_rest():
     """Whether all processors become free, and nobody asks for a placement group."""
     import ray
 
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        if ray.available_resources().get("CPU") == ray.cluster_resources()["CPU"]:
-            return not ray.util.placement_group_table()
-        time.sleep(1)
-    return False
+    wait_until(lambda: ray.available_resources().get("CPU") == ray.cluster_resources()["CPU"], 20, every=0.5)
+    return not ray.util.placement_group_table()
 
 
 @pytest.mark.slow  # minutes: Ray takes its time to notice that a node is gone

@@ -19,7 +19,7 @@ from cobertes.geo import scene as scene_module
 from cobertes.geo.nodata import valid_mask_chw
 from cobertes.geo.scene import Scene, open_scene
 from cobertes.geo.windows import Window
-from rasters import DATA, coordinates, grid_at, needs, write_raster
+from helpers.rasters import DATA, coordinates, grid_at, needs, write_raster
 
 SHAPE = 120, 180
 EVERYTHING = Window(0, 0, *SHAPE)

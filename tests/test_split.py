@@ -28,7 +28,7 @@ from cobertes.tiles.split import (
     require_known_groups,
 )
 from cobertes.tiles.variogram import RangeEstimator
-from rasters import DATA, ORIGIN, grid_at, needs
+from helpers.rasters import DATA, ORIGIN, grid_at, needs
 
 CLASSES = ["a", "b", "c"]
 HELD = (Part.VALIDATION, Part.TEST)

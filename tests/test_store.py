@@ -14,9 +14,9 @@ from cobertes.labels.legend import IGNORE_INDEX
 from cobertes.learn.loader import read_sample
 from cobertes.tiles import store as store_module
 from cobertes.tiles.store import make_store
-from interruptions import run_until_killed
-from rasters import coordinates, grid_at, write_raster
-from test_sampler import EXACT, EXACTLY, code_at, project_of
+from helpers.interruptions import run_until_killed
+from helpers.rasters import coordinates, grid_at, write_raster
+from helpers.samples import EXACT, EXACTLY, code_at, project_of
 
 SHAPE = (150, 170)
 
@@ -179,7 +179,7 @@ def test_a_killed_copy_goes_on_with_the_same_bytes(project, tmp_path):
         from cobertes.geo.area import Area
         from cobertes.geo.windows import Window
         from cobertes.tiles import store
-        from interruptions import kill
+        from helpers.interruptions import kill
         ledger.SECONDS = 0.0
         store.CHUNK, store.RUN, store.COPY_THREADS = 32, 2, 1
         original, calls = Scene.read_hwc, []

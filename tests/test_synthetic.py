@@ -15,7 +15,7 @@ from cobertes.synthetic import demo as synthetic
 from cobertes.synthetic.demo import BANDS, REFLECTANCE, SEASONS, write_demo
 from cobertes.synthetic.landscape import build_landscape
 from cobertes.synthetic.nature import MATERIALS
-from rasters import read_raster
+from helpers.rasters import read_raster
 
 SIZE = 192
 APRIL, AUGUST, REFERENCE = "data/april.tif", "data/august.tif", "data/reference-1m.tif"

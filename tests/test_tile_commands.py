@@ -20,8 +20,8 @@ from cobertes.workflow.context import open_dataset
 from cobertes.workflow.project import load_project
 from cobertes.workflow.run import Run
 from cobertes.workflow.run_folder import open_run
-from projects import BANDS, write_ground, write_project
-from rasters import read_raster
+from helpers.projects import BANDS, write_ground, write_project
+from helpers.rasters import read_raster
 
 
 def call(*arguments):

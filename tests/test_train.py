@@ -17,6 +17,7 @@ import torch
 from rich.console import Console as RichConsole
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer import event_file_writer
 
 from cobertes.cli.console import _Bars
 from cobertes.errors import SettingsError, StorageError, TrainingError
@@ -31,15 +32,13 @@ from cobertes.learn.lr_schedule import rate_share
 from cobertes.learn.metrics_log import best_epoch, next_is_last, read_history, should_stop_early, time_is_up
 from cobertes.learn.model_file import load_model, read_header, save_model
 from cobertes.learn.train import train
-from cobertes.learn.training_setup import prepare_training
 from cobertes.learn.unet import UNet, UNetSettings
-from cobertes.settings import Augmentation, AugmentationSettings, ModelSettings, TrainSettings
-from rasters import read_raster, write_raster
-from test_sampler import LEGEND, PLAIN, project_of
+from cobertes.settings import TrainSettings
+from helpers.rasters import read_raster, write_raster
+from helpers.samples import LEGEND, PLAIN
+from helpers.training import StopError, landscape, plan_of, same_weights, stop_after
 
 TIMES = {"seconds", "elapsed", "tiles_per_second", "waiting_share"}
-JITTERED = AugmentationSettings(jitter=Augmentation(strength=0.05))
-SCRATCH = {"encoder": "scratch", "width": 4, "depth": 2}
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -47,48 +46,11 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
-    """A landscape of patches, each class with a colour of its own in two bands, under noise."""
-    rng = np.random.default_rng(0)
-    index = np.kron(rng.choice(len(LEGEND), (16, 16), p=[0.5, 0.2, 0.15, 0.1, 0.05]), np.ones((8, 8), int))
-    colours = np.array([[600, 900], [1500, 700], [900, 2500], [2200, 2100], [300, 3000]])
-    values = np.moveaxis(colours[index], -1, 0) + rng.normal(0, 250, (2, *index.shape))
-    labels = LEGEND.codes[index]
-    labels[rng.random(labels.shape) < 0.05] = 0
-    folder = tmp_path_factory.mktemp("project")
-    return project_of(folder, {"here": {"scene": values.clip(1).astype(np.uint16)}}, {"here": labels}, guard=4)
-
-
-def plan_of(project, *, model=SCRATCH, fingerprint="same", **options):
-    options = {
-        "epochs": 3, "samples": 24, "batch_size": 6, "learning_rate": 0.001, "schedule": "plateau",
-        "precision": "fp32", "device": "cpu",
-    } | options  # fmt: skip
-    return prepare_training(
-        project.index.table, project.ground, project.index.statistics,
-        model=ModelSettings(**model), augmentation=options.pop("augmentation", JITTERED),
-        train=TrainSettings(**options), tile_size=16, fingerprint=fingerprint,
-    )  # fmt: skip
+    return landscape(tmp_path_factory.mktemp("project"))
 
 
 def without_times(history):
     return [{name: value for name, value in record.items() if name not in TIMES} for record in history]
-
-
-class StopError(Exception):
-    """Somebody pulls the plug."""
-
-
-def stop_after(epoch):
-    def report(record):
-        if record["epoch"] == epoch:
-            raise StopError
-
-    return report
-
-
-def same_weights(a, b):
-    first, second = load_model(a)[0].state_dict(), load_model(b)[0].state_dict()
-    return all(torch.equal(first[name], second[name]) for name in first)
 
 
 def most_frequent(project):
@@ -525,7 +487,7 @@ class _Interrupted:
         yield advance
 
 
-def test_an_interrupt_in_an_epoch_leaves_the_last_whole_one(project, tmp_path):
+def test_an_interrupt_in_an_epoch_leaves_the_last_whole_one(project, tmp_path, monkeypatch):
     plan = plan_of(project)
     with pytest.raises(KeyboardInterrupt):
         train(plan, tmp_path, progress=_Interrupted())
@@ -534,7 +496,8 @@ def test_an_interrupt_in_an_epoch_leaves_the_last_whole_one(project, tmp_path):
     assert found - events == {"metrics.jsonl", "checkpoints/last.ckpt", "checkpoints/best.safetensors"}
     assert [r["epoch"] for r in read_history(tmp_path / "metrics.jsonl")] == [1]
     assert not read_header(tmp_path / "checkpoints" / "best.safetensors").training["finished"]
-    time.sleep(1.1)  # TensorBoard names its files by the second and reads them in the order of their names
+    # TensorBoard names its files by the second and reads them in the order of their names
+    monkeypatch.setattr(event_file_writer, "time", SimpleNamespace(time=lambda: time.time() + 1))
     train(plan, tmp_path)
     assert [r["epoch"] for r in read_history(tmp_path / "metrics.jsonl")] == [1, 2, 3]
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()

@@ -14,7 +14,7 @@ from cobertes.labels.vote_weights import (
     integer_weights,
     parse_weights,
 )
-from rasters import grid_at, read_raster, write_raster
+from helpers.rasters import grid_at, read_raster, write_raster
 
 LEGEND = Legend(
     "test",

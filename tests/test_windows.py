@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from cobertes.errors import SettingsError
 from cobertes.geo.windows import Window, interiors, plan_strips, tile_windows, window_starts
-from rasters import stitch
+from helpers.rasters import stitch
 
 
 @st.composite

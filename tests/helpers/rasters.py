@@ -9,14 +9,17 @@ import rasterio
 from affine import Affine
 from odc.geo.geobox import GeoBox
 
-DATA = Path(os.environ.get("COBERTES_DATA", Path(__file__).parents[2] / "shared" / "data"))
+DATA = Path(os.environ.get("COBERTES_DATA", Path(__file__).parents[3] / "shared" / "data"))
 UTM = "EPSG:32631"
 ORIGIN = (240_000.0, 4_780_000.0)
 
 
 def needs(folder: str):
     """Skip a test where a folder of real data is absent."""
-    return pytest.mark.skipif(not (DATA / folder).is_dir(), reason=f"no folder {folder} in {DATA}")
+    return pytest.mark.skipif(
+        not (DATA / folder).is_dir(),
+        reason=f"needs {DATA / folder}: set COBERTES_DATA to the folder of the real data",
+    )
 
 
 def grid_at(height, width, pixel=10.0, crs=UTM, origin=ORIGIN):

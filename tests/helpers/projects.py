@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rasters import grid_at, write_raster
+from helpers.rasters import grid_at, write_raster
 
 BANDS = ("B02", "B03", "B04", "B08", "B11", "B12")
 SPECTRA = {

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from contextlib import contextmanager
 
 
@@ -49,3 +50,12 @@ def run_until_killed(script, *arguments):
     command = [sys.executable, "-c", head + textwrap.dedent(script), *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr
+
+
+def wait_until(condition, seconds=60, every=0.02):
+    """The first true answer of a condition that another process brings about; fails if none comes in time."""
+    end = time.monotonic() + seconds
+    while not (answer := condition()):
+        assert time.monotonic() < end, f"waited {seconds} s in vain"
+        time.sleep(every)
+    return answer
