@@ -10,9 +10,6 @@ import numpy as np
 import pytest
 import rasterio
 import torch
-from engines import engine_of
-from projects import BANDS, write_ground, write_project
-from rasters import coordinates, grid_at, read_raster, write_raster
 
 import cobertes
 from cobertes import (
@@ -33,6 +30,9 @@ from cobertes import (
     predict_array,
     predict_map,
 )
+from helpers.engines import engine_of
+from helpers.projects import BANDS, write_ground, write_project
+from helpers.rasters import coordinates, grid_at, read_raster, write_raster
 
 
 @pytest.fixture(scope="module")
