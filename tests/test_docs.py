@@ -12,7 +12,8 @@ import pytest
 import typer.main
 
 from cobertes.cli.main import app
-from cobertes.labels.legend import Legend, load_crosswalk
+from cobertes.labels.crosswalk import load_crosswalk
+from cobertes.labels.legend import Legend
 from cobertes.settings import Settings
 from cobertes.synthetic.demo import write_demo
 

@@ -15,7 +15,7 @@ from cobertes.geo.area import Area
 from cobertes.geo.scene import open_scene
 from cobertes.geo.windows import Window
 from cobertes.labels.aggregate import make_labels
-from cobertes.labels.legend import recode_table
+from cobertes.labels.recode import recode_table
 from cobertes.learn.encoding import Inputs
 from cobertes.learn.inference import evaluate_windows, plan_blocks
 from cobertes.learn.loader import batches

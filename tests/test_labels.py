@@ -32,9 +32,10 @@ from cobertes.errors import (
 from cobertes.geo.grid import grid_of
 from cobertes.labels import kernels, memory_plan
 from cobertes.labels.aggregate import make_labels
+from cobertes.labels.crosswalk import Crosswalk
 from cobertes.labels.label_job import METHODS, SHARES
-from cobertes.labels.legend import Crosswalk, Legend, LegendClass, load_legend, recode_table
-from cobertes.labels.reference_map import reference_nodata
+from cobertes.labels.legend import Legend, LegendClass, load_legend
+from cobertes.labels.recode import recode_map, recode_table
 from cobertes.labels.vote_weights import VoteWeights, integer_weights
 
 DATA = Path(os.environ.get("COBERTES_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -105,7 +106,7 @@ def under(codes, grid, factor, row, col, fill_code=0):
 
 def votes_of(blocks, table, legend):
     """(K, H, W) votes of (H, W, n) source codes."""
-    codes = table[blocks]
+    codes = table.table[blocks]
     return np.stack([(codes == code).sum(-1) for code in legend.codes])
 
 
@@ -147,7 +148,7 @@ def smooth_scores(codes, table, legend, grid, factor, row, col, sigma):
     """(K, H, W) votes that fade with a Gaussian of the distance to the pixel's centre, neighbours included."""
     reach = int(np.ceil(3 * sigma - 0.5))
     pad = (grid.height + grid.width + reach) * factor + max(abs(row), abs(col))
-    wide = table[np.pad(codes, pad)]
+    wide = table.table[np.pad(codes, pad)]
     places = (np.arange((2 * reach + 1) * factor) + 0.5) / factor - reach - 0.5
     line = np.maximum(1, np.rint(1024 * np.exp(-0.5 * (places / sigma) ** 2)))
     scores = np.zeros((len(legend), grid.height, grid.width))
@@ -219,7 +220,7 @@ def test_all_products_of_one_pass_equal_brute_force(data):
     expected, _, fractions, _ = brute(blocks, table, LEGEND, min_valid)
     votes = votes_of(blocks, table, LEGEND)
     np.testing.assert_array_equal(found["majority"], expected)
-    middle = table[blocks[:, :, factor // 2 * factor + factor // 2]]
+    middle = table.table[blocks[:, :, factor // 2 * factor + factor // 2]]
     np.testing.assert_array_equal(found["nearest"], middle)
     weights = integer_weights(np.array([given_weights[code] for code in LEGEND.codes.tolist()], float))[
         :, None, None
@@ -455,20 +456,23 @@ def test_wider_integers_are_read_where_their_codes_fit(tmp_path):
     codes = patches(np.random.default_rng(8), (50, 50), [1, 2, 3]).astype(np.int16)
     codes[:, :12] = -9999
     path = write_map(tmp_path / "map.tif", codes, fine_transform(grid, 10), nodata=-9999)
-    assert reference_nodata(path) == -9999
     make_labels(path, grid, tmp_path / "l.tif", legend=LEGEND, table=TABLE)
     expected = brute(under(np.maximum(codes, 0).astype(np.uint8), grid, 10, 0, 0), TABLE, LEGEND)[0]
     np.testing.assert_array_equal(read(tmp_path / "l.tif"), expected)
 
 
 @pytest.mark.parametrize(
-    ("dtype", "value", "message"),
-    [("int16", 300, "holds 300 in rows .* from 0 to 255"), ("float32", 1, "holds float32, but class codes")],
+    ("dtype", "value", "error", "message"),
+    [
+        ("int16", 300, UnknownCodesError, r"do not know: 300 \(2,500 px, 100 %\)"),
+        ("float32", 1.5, InputFileError, "holds 1.5 in rows .* whole numbers"),
+        ("complex64", 1, InputFileError, "holds complex64, which can't be class codes"),
+    ],
 )
-def test_a_map_without_class_codes_is_refused(tmp_path, dtype, value, message):
+def test_a_map_without_class_codes_is_refused(tmp_path, dtype, value, error, message):
     grid = scene(5, 5)
     path = write_map(tmp_path / "map.tif", np.full((50, 50), value, dtype), fine_transform(grid, 10))
-    with unchanged(tmp_path), pytest.raises(InputFileError, match=message):
+    with unchanged(tmp_path), pytest.raises(error, match=message):
         make_labels(path, grid, tmp_path / "l.tif", legend=LEGEND, table=TABLE)
 
 
@@ -479,7 +483,9 @@ def test_a_picture_of_a_map_is_refused(tmp_path):
         transform=grid.affine,
     ) as file:  # fmt: skip
         file.write(np.ones((3, 5, 5), np.uint8))
-    with pytest.raises(InputFileError, match="3 bands, but a reference map has one"):
+    with pytest.raises(
+        UnknownCodesError, match=r"holds colours that legend 'test' does not have: #010101 \(25 px"
+    ):
         make_labels(tmp_path / "map.tif", grid, tmp_path / "l.tif", legend=LEGEND, table=TABLE)
 
 
@@ -512,7 +518,7 @@ def test_unknown_codes_are_listed_together_and_nothing_is_written(tmp_path):
     message = str(caught.value)
     assert "19 (1 px" in message
     assert "41 (10 px" in message
-    assert '`[labels] codes = { 19 = "class-7", 41 = "nodata" }`' in message
+    assert '`[labels] codes = { 19 = "CLASS", 41 = "CLASS" }` (CLASS: class-7, ' in message
     assert '`unknown = "nodata"`' in message
     assert [path.name for path in tmp_path.iterdir()] == ["map.tif"]
 
@@ -660,7 +666,7 @@ def test_zion_land_cover_comes_onto_the_landsat_grid(tmp_path):
         grid = grid_of(file)
     path = real("zion", "nlcd_8class.tif")
     legend = load_legend("nlcd-8")
-    table = recode_table(legend, source_nodata=reference_nodata(path))
+    table = recode_map(path, legend)
     report = make_labels(path, grid, tmp_path / "l.tif", legend=legend, table=table)
     assert report.how == (
         "nearest: the map is coarser than the scene (0.95 map pixels per scene pixel), map warped from EPSG:26912"

@@ -8,7 +8,8 @@ from rasterio.enums import Resampling
 from rasterio.warp import reproject
 
 from cobertes.labels.aggregate import make_labels
-from cobertes.labels.legend import Legend, LegendClass, recode_table
+from cobertes.labels.legend import Legend, LegendClass
+from cobertes.labels.recode import recode_table
 from helpers.rasters import grid_at, read_raster, write_raster
 
 LEGEND = Legend("test", 0, tuple(LegendClass(c, f"c{c}", f"C{c}", "#808080") for c in (1, 2, 3, 7)))

@@ -2,7 +2,6 @@
 
 import csv
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,16 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cobertes.errors import InputFileError, LegendError
-from cobertes.labels.legend import (
-    IGNORE_INDEX,
-    Crosswalk,
-    Legend,
-    LegendClass,
-    legend_names,
-    load_crosswalk,
-    load_legend,
-    recode_table,
-)
+from cobertes.labels.crosswalk import load_crosswalk
+from cobertes.labels.legend import IGNORE_INDEX, Legend, LegendClass, legend_names, load_legend
 from helpers.rasters import DATA
 
 FACTS = DATA.parent / "facts"
@@ -47,15 +38,10 @@ def legends(draw):
 # --- in the package ----------------------------------------------------------------------------------------
 
 
-def test_the_packaged_legends_are_these():
-    assert legend_names() == ["catalonia-12", "icgc-41", "nlcd", "nlcd-8", "worldcover"]
-
-
 @pytest.mark.parametrize("name", legend_names())
 def test_every_packaged_legend_loads_and_survives_json(name):
     legend = load_legend(name)
     assert legend.name == name
-    assert len(set(legend.colours)) == len(legend) == len({c.name for c in legend.classes})
     assert Legend.from_dict(json.loads(json.dumps(legend.to_dict()))) == legend
 
 
@@ -82,14 +68,6 @@ def test_worldcover_and_nlcd_have_their_own_codes():
     assert load_legend("worldcover").codes.tolist() == [10, 20, 30, 40, 50, 60, 70, 80, 90, 95, 100]
     assert load_legend("nlcd-8").codes.tolist() == list(range(1, 9))
     assert {11, 21, 31, 41, 52, 71, 81, 95} <= set(load_legend("nlcd").codes.tolist())
-
-
-def test_the_crosswalk_brings_all_41_classes_to_the_12():
-    table = recode_table(load_legend("catalonia-12"), crosswalk=load_crosswalk("icgc-41"))
-    assert (table[1:42] >= 1).all()
-    assert set(table[1:42].tolist()) == set(range(1, 13))
-    assert table[0] == 0
-    assert (table[42:] == -1).all()
 
 
 # --- codes and indices -------------------------------------------------------------------------------------
@@ -138,50 +116,6 @@ def test_categories_hold_names_and_colours_by_code():
     assert categories.colours == {10: "#0a80ff", 200: "#c880ff"}
 
 
-# --- translation -------------------------------------------------------------------------------------------
-
-
-def test_without_a_crosswalk_codes_are_the_legend_s_own():
-    table = recode_table(legend_of([7, 2, 250], nodata=9))
-    assert {i: int(code) for i, code in enumerate(table) if code >= 0} == {2: 2, 7: 7, 9: 9, 250: 250}
-
-
-def test_single_codes_go_to_a_class_by_any_name_or_to_nodata():
-    legend = load_legend("catalonia-12")
-    codes = {19: "bare-soil", 41: "nodata", 50: 12, 51: "Forest", 3: 4, 60: 0, 61: "2"}
-    table = recode_table(legend, codes=codes)
-    assert [table[c] for c in (19, 41, 50, 51, 3, 60, 61)] == [5, 0, 12, 3, 4, 0, 2]
-    with pytest.raises(LegendError, match="Did you mean 'bare-soil'"):
-        recode_table(legend, codes={19: "bare-sol"})
-    with pytest.raises(LegendError, match="code 300 is out of range"):
-        recode_table(legend, codes={300: "water"})
-
-
-def test_classes_not_to_be_learnt_become_nodata_wherever_they_come_from():
-    legend = load_legend("catalonia-12")
-    crosswalk = load_crosswalk("icgc-41")
-    table = recode_table(legend, crosswalk=crosswalk, codes={200: "water"}, as_nodata=["water", 5])
-    sources = [s for s, target in crosswalk.codes.items() if target in (12, 5)]
-    assert (table[[*sources, 200]] == 0).all()
-    assert table[1] == 1
-
-
-def test_the_map_s_own_nodata_is_known_unless_it_is_a_class():
-    legend = legend_of([1, 2])
-    assert recode_table(legend, source_nodata=255.0)[255] == 0
-    assert recode_table(legend, source_nodata=2.0)[2] == 2
-    for beyond in (-9999.0, 1e9, float("nan"), None):
-        np.testing.assert_array_equal(recode_table(legend, source_nodata=beyond), recode_table(legend))
-
-
-def test_single_codes_win_over_the_crosswalk_and_what_neither_lists_is_unknown():
-    crosswalk = Crosswalk("mine", {1: 2, 5: "key-1", 6: "nodata"})
-    table = recode_table(legend_of([1, 2]), crosswalk=crosswalk, codes={1: 1})
-    assert [int(table[code]) for code in (1, 2, 5, 6)] == [1, -1, 1, 0]
-    with pytest.raises(LegendError, match="unknown class '9'"):
-        recode_table(legend_of([1, 2]), crosswalk=Crosswalk("mine", {1: 9}))
-
-
 # --- files of one's own ------------------------------------------------------------------------------------
 
 TOML = """
@@ -216,8 +150,13 @@ def test_a_legend_of_one_s_own_is_found_beside_the_project(tmp_path):
         (("code = 10", "code = 0"), "has the code 0 more than once"),
         (('key = "sea"', 'key = "land"'), "has the key land more than once"),
         (('"#0000ff"', '"blue"'), "colour 'blue' of 'sea' is not #rrggbb"),
-        (("code = 10", "code = 255"), r"code 255 \('sea'\) must be 0 to 255, not nodata \(255\)"),
-        (("code = 10", "code = 256"), "code 256 .* must be 0 to 255"),
+        (("code = 10", "code = 255"), r"code 255 \('sea'\) is nodata too\. Give nodata a code that is no class"),
+        (("nodata = 255", "nodata = 255\nalso-nodata = [3, 10]"), r"code 10 \('sea'\) is nodata too"),
+        (("nodata = 255", 'nodata = 255\nalso-nodata = ["3"]'), "'3' is not a whole number"),
+        (
+            ("code = 10", "code = 256"),
+            r'code 256 .* must be 0 to 255\. Number the classes .* by a crosswalk: 256 = "sea"',
+        ),
         (("nodata = 255", "nodata = 256"), "nodata 256 must be a code from 0 to 255"),
         (("nodata = 255", "nodata = -1"), "nodata -1 must be a code"),
         (("code = 10", "code = 1.5"), r"1\.5 is not a whole number"),
@@ -242,38 +181,6 @@ def test_missing_legends_offer_the_near_miss(tmp_path):
         load_legend("mine.toml", tmp_path)
     with pytest.raises(LegendError, match="no legend 'sub/mine'"):
         load_legend("sub/mine", tmp_path)
-    with pytest.raises(LegendError, match=r"no crosswalk 'icgc-14'\. Did you mean 'icgc-41'"):
-        load_crosswalk("icgc-14")
     (tmp_path / "latin.toml").write_bytes('name = "català"'.encode("latin-1"))
     with pytest.raises(LegendError, match=r"latin\.toml is not valid TOML"):
         load_legend("latin.toml", tmp_path)
-
-
-def test_a_crosswalk_of_one_s_own_names_classes_as_one_likes(tmp_path):
-    (tmp_path / "walk.toml").write_text('name = "walk"\n[codes]\n1 = 2\n7 = "key-1"\n8 = "nodata"\n')
-    table = recode_table(legend_of([1, 2]), crosswalk=load_crosswalk("walk.toml", tmp_path))
-    assert [int(table[code]) for code in (1, 2, 7, 8)] == [2, -1, 1, 0]
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        'name = "a"',
-        "[codes]\n1 = 2",
-        'name = "a"\n[codes]\nx = 2',
-        'name = "a"\ncodes = 3',
-        'name = "a"\n[codes]\n1 = 2.5',
-    ],
-)
-def test_bad_crosswalks_are_told_what_is_wrong(tmp_path, text):
-    (tmp_path / "walk.toml").write_text(text)
-    with pytest.raises(LegendError, match=r"a crosswalk needs `name` and \[codes\]"):
-        load_crosswalk("walk.toml", tmp_path)
-
-
-def test_a_crosswalk_to_another_legend_is_refused():
-    crosswalk = load_crosswalk("icgc-41")
-    with pytest.raises(LegendError, match="'icgc-41' leads to legend 'catalonia-12', but the legend is 'icgc-41'"):
-        recode_table(load_legend("icgc-41"), crosswalk=crosswalk)
-    renamed = replace(load_legend("catalonia-12"), name="les meves")
-    assert recode_table(renamed, crosswalk=crosswalk)[41] == 12

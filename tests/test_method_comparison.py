@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from cobertes.errors import OutputExistsError, UnknownCodesError
 from cobertes.labels import method_comparison
 from cobertes.labels.label_job import METHODS
-from cobertes.labels.legend import Legend, LegendClass, recode_table
+from cobertes.labels.legend import Legend, LegendClass
+from cobertes.labels.map_values import MapValues
 from cobertes.labels.method_comparison import compare_labels
+from cobertes.labels.recode import recode_table
 from cobertes.labels.vote_weights import VoteWeights
 from cobertes.report.label_comparison import comparison_table, write_comparison_picture
 from helpers.rasters import DATA, grid_at, needs, read_raster, write_raster
@@ -138,7 +140,7 @@ def test_a_map_off_the_scene_s_grid_is_compared_too(tmp_path):
         grid = grid_of(file)
     found = compare_labels(
         DATA / "zion" / "nlcd_8class.tif", grid, tmp_path,
-        legend=legend, table=recode_table(legend, source_nodata=255),
+        legend=legend, table=recode_table(legend, source=MapValues(nodata=255)),
     )  # fmt: skip
     # the map is coarser than the scene: all methods are nearest
     assert found.factor == 1

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import rasterio
 
-from cobertes.labels.legend import legend_names, load_crosswalk, load_legend
-from rasters import DATA, needs
+from cobertes.labels.crosswalk import load_crosswalk
+from cobertes.labels.legend import legend_names, load_legend
+from helpers.rasters import DATA, needs
 
 FOLDER = Path(str(resources.files("cobertes.labels"))) / "legends"
 CROSSWALKS = sorted(file.stem for file in (FOLDER / "crosswalks").glob("*.toml"))

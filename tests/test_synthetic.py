@@ -9,7 +9,8 @@ import rasterio
 from scipy import ndimage
 
 from cobertes.errors import SettingsError, StorageError
-from cobertes.labels.legend import load_legend, recode_table
+from cobertes.labels.legend import load_legend
+from cobertes.labels.recode import recode_table
 from cobertes.settings import Settings
 from cobertes.synthetic import demo as synthetic
 from cobertes.synthetic.demo import BANDS, REFLECTANCE, SEASONS, write_demo
@@ -221,7 +222,7 @@ def test_project_file_is_valid_and_maps_the_stray_codes(size):
     assert list(settings.area[0].scenes) == ["april", "august"]
     assert settings.tiles.size % 32 == 0
     assert settings.tiles.size * 3 <= size
-    table = recode_table(load_legend(settings.legend), codes=settings.labels.codes)
+    table = recode_table(load_legend(settings.legend), codes=settings.labels.codes).table
     assert (table[19], table[41]) == (5, 12)
     assert {code for code, _, _ in MATERIALS.values()} <= set(np.flatnonzero(table >= 0))
 

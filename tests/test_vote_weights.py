@@ -5,7 +5,8 @@ import pytest
 
 from cobertes.errors import LegendError, SettingsError
 from cobertes.labels.aggregate import make_labels
-from cobertes.labels.legend import Legend, LegendClass, recode_table
+from cobertes.labels.legend import Legend, LegendClass
+from cobertes.labels.recode import recode_table
 from cobertes.labels.vote_weights import (
     VoteWeights,
     class_counts,

@@ -34,13 +34,15 @@ if TYPE_CHECKING:
     from cobertes.geo.scene import Scene as Scene
     from cobertes.geo.windows import Window as Window
     from cobertes.labels.aggregate import make_labels as make_labels
-    from cobertes.labels.legend import Crosswalk as Crosswalk
+    from cobertes.labels.crosswalk import Crosswalk as Crosswalk
+    from cobertes.labels.crosswalk import load_crosswalk as load_crosswalk
     from cobertes.labels.legend import Legend as Legend
     from cobertes.labels.legend import LegendClass as LegendClass
     from cobertes.labels.legend import legend_names as legend_names
-    from cobertes.labels.legend import load_crosswalk as load_crosswalk
     from cobertes.labels.legend import load_legend as load_legend
-    from cobertes.labels.legend import recode_table as recode_table
+    from cobertes.labels.recode import RecodeTable as RecodeTable
+    from cobertes.labels.recode import recode_map as recode_map
+    from cobertes.labels.recode import recode_table as recode_table
     from cobertes.labels.vote_weights import VoteWeights as VoteWeights
     from cobertes.learn.loader import batches as batches
     from cobertes.learn.model_file import ModelHeader as ModelHeader
@@ -84,7 +86,7 @@ _HOMES = {
     "ClusterError": "errors",
     "CobertesError": "errors",
     "ConfusionMatrix": "accuracy.confusion",
-    "Crosswalk": "labels.legend",
+    "Crosswalk": "labels.crosswalk",
     "DeviceMemoryError": "errors",
     "Engine": "engines.engine",
     "Evaluation": "evaluation.evaluate",
@@ -102,6 +104,7 @@ _HOMES = {
     "OutputExistsError": "errors",
     "PredictSettings": "settings",
     "Project": "workflow.project",
+    "RecodeTable": "labels.recode",
     "Run": "workflow.run",
     "RunFolder": "workflow.run_folder",
     "Scene": "geo.scene",
@@ -129,7 +132,7 @@ _HOMES = {
     "estimate_areas": "survey.area_estimation",
     "evaluate": "evaluation.evaluate",
     "legend_names": "labels.legend",
-    "load_crosswalk": "labels.legend",
+    "load_crosswalk": "labels.crosswalk",
     "load_legend": "labels.legend",
     "load_model": "learn.model_file",
     "load_project": "workflow.project",
@@ -141,7 +144,8 @@ _HOMES = {
     "predict_array": "predict.array",
     "predict_map": "predict.predict",
     "prepare_training": "learn.training_setup",
-    "recode_table": "labels.legend",
+    "recode_map": "labels.recode",
+    "recode_table": "labels.recode",
     "train": "learn.train",
     "write_demo": "synthetic.demo",
 }
@@ -171,6 +175,7 @@ __all__ = [
     "OutputExistsError",
     "PredictSettings",
     "Project",
+    "RecodeTable",
     "Run",
     "RunFolder",
     "Scene",
@@ -210,6 +215,7 @@ __all__ = [
     "predict_array",
     "predict_map",
     "prepare_training",
+    "recode_map",
     "recode_table",
     "train",
     "write_demo",

@@ -75,8 +75,9 @@ class LabelSettings(Section):
     smoothing: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Standard deviation, in scene pixels, of the Gaussian by which a vote of the weighted majority decreases with
     its distance from the pixel's centre; 0.5 smooths boundaries."""
-    codes: dict[int, int | str] = {}
-    """Mapping of single source codes that the legend lacks: ``{ 19 = "bare-soil", 41 = "nodata" }``."""
+    codes: dict[int | str, int | str] = {}
+    """Mapping of source codes that the legend lacks, ranges and a default too:
+    ``{ 19 = "bare-soil", "311-313" = "forest", default = "nodata" }``."""
     as_nodata: list[int | str] = []
     """Classes of the legend excluded from training and evaluation; their pixels count as nodata."""
     unknown: Literal["error", "nodata"] = "error"

@@ -1,7 +1,8 @@
 """A label pass of many small windows, with all of its outputs."""
 
 from cobertes.labels.aggregate import make_labels
-from cobertes.labels.legend import Legend, LegendClass, recode_table
+from cobertes.labels.legend import Legend, LegendClass
+from cobertes.labels.recode import recode_table
 from helpers.rasters import grid_at
 
 LEGEND = Legend("test", 0, tuple(LegendClass(c, f"class-{c}", f"Class {c}", f"#{c:02x}80ff") for c in (1, 2, 3)))

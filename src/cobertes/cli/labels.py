@@ -10,10 +10,8 @@ from cobertes.cli.console import Console, class_table
 from cobertes.cli.options import Memory, Overwrite, Resume, command
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from cobertes.labels.legend import Legend
+    from cobertes.labels.recode import RecodeTable
 
 LegendOption = Annotated[str, typer.Option(metavar="NAME|FILE", help="See `cobertes legends`.")]
 CrosswalkOption = Annotated[str | None, typer.Option(metavar="NAME|FILE", help="Source codes -> legend codes.")]
@@ -168,16 +166,12 @@ def compare_labels(
     console.answer(f"{comparison_table(found)}\n\npicture: {picture}", picture=str(picture), **as_dict(found))
 
 
-def _table_of(reference: Path, legend: "Legend", crosswalk: str | None) -> "NDArray[np.int16]":
-    """Recode table of a reference map, (256,) int16."""
-    from cobertes.labels.legend import load_crosswalk, recode_table
-    from cobertes.labels.reference_map import reference_nodata
+def _table_of(reference: Path, legend: "Legend", crosswalk: str | None) -> "RecodeTable":
+    """Recode table of a reference map."""
+    from cobertes.labels.crosswalk import load_crosswalk
+    from cobertes.labels.recode import recode_map
 
-    return recode_table(
-        legend,
-        crosswalk=load_crosswalk(crosswalk) if crosswalk else None,
-        source_nodata=reference_nodata(reference),
-    )
+    return recode_map(reference, legend, crosswalk=load_crosswalk(crosswalk) if crosswalk else None)
 
 
 def _assignments(texts: list[str], usage: str) -> dict[str, Path]:
@@ -196,15 +190,22 @@ def legends(
     *,
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="A legend to show.")] = None,
 ) -> None:
-    """List the packaged legends, or the classes of one.
+    """List the packaged legends and crosswalks, or the classes of a legend.
 
     cobertes legends catalonia-12
     """
+    from cobertes.labels.crosswalk import crosswalk_names
     from cobertes.labels.legend import legend_names, load_legend
 
     if name is None:
-        console.answer("\n".join(legend_names()), legends=legend_names())
+        walks = "\n".join(f"  {walk}" for walk in crosswalk_names())
+        console.answer(
+            "\n".join(legend_names()) + f"\n\ncrosswalks:\n{walks}",
+            legends=legend_names(),
+            crosswalks=crosswalk_names(),
+        )
         return
     legend = load_legend(name)
     rows = [f"{c.code:>4}  {c.colour}  {c.key:<24} {c.name}" for c in legend.classes]
-    console.answer(f"{legend.name}, nodata {legend.nodata}\n" + "\n".join(rows), **legend.to_dict())
+    nodata = ", ".join(map(str, (legend.nodata, *legend.also_nodata)))
+    console.answer(f"{legend.name}, nodata {nodata}\n" + "\n".join(rows), **legend.to_dict())

@@ -24,11 +24,13 @@ from cobertes.fingerprints import fingerprint_of, stamp
 from cobertes.geo.cog_writer import RasterSpec, new_raster, partial_folder
 from cobertes.geo.grid import crs_name, same_crs
 from cobertes.geo.ledger import LEDGER, Ledger, Resume, discard, resume_or_start
+from cobertes.labels.crosswalk import crosswalk_names, load_crosswalk
 from cobertes.labels.kernels import NO_SHARE
 from cobertes.labels.label_job import METHODS, NEAREST, WEIGHTED, AlignedMap, LabelJob
-from cobertes.labels.label_pass import count_codes, write_labels
+from cobertes.labels.label_pass import count_codes, count_unknown_codes, write_labels
 from cobertes.labels.legend import CODES, Legend
 from cobertes.labels.memory_plan import plan
+from cobertes.labels.recode import RecodeTable
 from cobertes.labels.vote_weights import (
     VoteWeights,
     class_counts,
@@ -71,7 +73,7 @@ def make_labels(
     out: Path,
     *,
     legend: Legend,
-    table: NDArray[np.int16],
+    table: RecodeTable,
     method: str = "majority",
     weighting: VoteWeights | None = None,
     min_valid: float = 0.5,
@@ -90,7 +92,7 @@ def make_labels(
 
     grid       the scene's; the map may have any CRS, resolution and origin, and may cover it partly
     out        file of the labels, uint8 legend codes
-    table      (256,) int16 from `recode_table`: legend code of each source code, -1 for unknown codes
+    table      from `recode_table`: legend code of each source code
     weighting  for the weighted majority; default: inverse square root of frequency, no smoothing
     min_valid  least valid share of a pixel, 0 to 1; below it the label is nodata (except for nearest, which reads
                one map pixel only)
@@ -118,9 +120,9 @@ def make_labels(
         raise SettingsError(f"the labels themselves are by {method}: name other methods beside it")
     weighting = weighting or VoteWeights()
     _check_settings([reference, *paths.values()], min_valid, unknown)
-    _check_table(legend, table)
     weighting.weights(legend)  # raises for unknown classes before anything is read
     job = LabelJob(AlignedMap.open(reference, grid), legend, table, method, min_valid)
+    _check_table(legend, job.by_slot.table)
     if WEIGHTED in paths and weighting.smoothing and job.alignment.factor > 1:
         job = replace(job, gaussian_kernel=gaussian_kernel(weighting.smoothing, job.alignment.factor))
     job = plan(job, memory, paths)
@@ -130,7 +132,9 @@ def make_labels(
     )  # fmt: skip
     missing = resume_or_start(ledger, paths, resume, overwrite=overwrite)
     try:
-        _write(job, weighting, {name: paths[name] for name in missing}, ledger, overwrite, unknown, progress)
+        unknown_counts = _write(
+            job, weighting, {name: paths[name] for name in missing}, ledger, overwrite, unknown, progress
+        )
     except BaseException:
         if not ledger.path.exists():
             discard(paths)
@@ -141,10 +145,12 @@ def make_labels(
             )
         raise
     seen, written = ledger.sums["seen"], ledger.sums["written"]
+    source_counts = job.by_slot.source_counts(seen)
+    _warn_of_nodata(job, source_counts)
     return LabelReport(
         counts={int(code): int(written[code]) for code in sorted({legend.nodata, *legend.codes.tolist()})},
-        source_counts={int(code): int(seen[code]) for code in np.flatnonzero(seen)},
-        unknown=_unknown_codes(job, ledger),
+        source_counts=source_counts,
+        unknown=unknown_counts,
         factor=job.alignment.ratio,
         how=_how(job, weighting),
         weights=ledger.notes.get("weights", {}),
@@ -155,7 +161,7 @@ def _fingerprint(job: LabelJob, weighting: VoteWeights, paths: Mapping[str, Path
     grid = job.grid
     return fingerprint_of(
         str(job.source.path.resolve()), stamp(job.source.path), list(grid.shape), list(grid.affine), str(grid.crs),
-        job.legend.to_dict(), job.table.tolist(), str(weighting), job.min_valid,
+        job.legend.to_dict(), job.by_slot.fingerprint(), str(weighting), job.min_valid,
         {name: str(path.resolve()) for name, path in paths.items()}, len(job.windows), job.windows[0].shape,
     )  # fmt: skip
 
@@ -168,8 +174,9 @@ def _write(
     overwrite: bool,
     unknown: str,
     progress: Progress,
-) -> None:
-    """Write the outputs; raise UnknownCodesError before any of them gets its final name."""
+) -> dict[int, int]:
+    """Write the outputs, and count the source codes without a class; raise UnknownCodesError for these before any
+    output gets its final name."""
     with ExitStack() as files:
         files.enter_context(rasterio.Env(GDAL_CACHEMAX=job.cache))  # in bytes
         if WEIGHTED in paths:
@@ -181,16 +188,31 @@ def _write(
             for name, path in paths.items()
         }
         write_labels(job, outputs, ledger, progress)
-        counts = _unknown_codes(job, ledger)
+        counts = _unknown_codes(job, ledger, progress)
         if counts and unknown == "error":
-            total = int(ledger.sums["seen"].sum())
-            raise UnknownCodesError(_unknown_message(job.source.path, counts, total, job.legend))
+            raise UnknownCodesError(_unknown_message(job, counts, int(ledger.sums["seen"].sum())))
+    return counts
 
 
-def _unknown_codes(job: LabelJob, ledger: Ledger) -> dict[int, int]:
+def _unknown_codes(job: LabelJob, ledger: Ledger, progress: Progress) -> dict[int, int]:
     """Fine pixels of each source code outside the table."""
-    seen = ledger.sums["seen"]
-    return {int(code): int(seen[code]) for code in np.flatnonzero((job.table < 0) & (seen > 0))}
+    seen, by_slot = ledger.sums["seen"], job.by_slot
+    unknown = (by_slot.table < 0) & (seen > 0)
+    if by_slot.slots is not None and unknown.any():
+        return count_unknown_codes(job, progress)
+    return {int(code): int(seen[code]) for code in np.flatnonzero(unknown)}
+
+
+def _warn_of_nodata(job: LabelJob, source_counts: Mapping[int, int]) -> None:
+    """Warn of pixels that are the legend's nodata in a map that declares another value for it."""
+    values, nodata = job.source.values, job.legend.nodata
+    pixels = source_counts.get(nodata, 0) if job.alignment.origin is not None else 0  # else filled, too
+    if pixels and values.nodata is not None and values.nodata != nodata and not values.are_colours:
+        log.warning(
+            "%s declares %g as its nodata, but legend '%s' has %d for it too: %s px of %d are left out. If %d is "
+            "a class of the map, give the legend another nodata.",
+            *(values.name, values.nodata, job.legend.name, nodata, f"{pixels:,}", nodata, nodata),
+        )
 
 
 def _weights(job: LabelJob, weighting: VoteWeights, ledger: Ledger, progress: Progress) -> NDArray[np.int64]:
@@ -199,7 +221,7 @@ def _weights(job: LabelJob, weighting: VoteWeights, ledger: Ledger, progress: Pr
     if "weights" not in ledger.notes:
         counts = None
         if weighting.by_frequency:
-            counts = class_counts(legend, job.table, count_codes(job, progress))
+            counts = class_counts(legend, job.by_slot, count_codes(job, progress))
         weights = weighting.weights(legend, counts)
         log.info("class weights: %s", describe_weights(legend, weights))
         ledger.notes["weights"] = dict(zip(legend.keys, weights.tolist(), strict=True))
@@ -268,14 +290,25 @@ def _how(job: LabelJob, weighting: VoteWeights) -> str:
     return f"majority of {factor} x {factor} px, {ending}"
 
 
-def _unknown_message(reference: Path, counts: dict[int, int], total: int, legend: Legend) -> str:
-    rows = [f"{code} ({count:,} px, {100 * count / total:.2g} %)" for code, count in counts.items()]
+def _unknown_message(job: LabelJob, counts: dict[int, int], total: int) -> str:
+    reference, legend, values = job.source.path, job.legend, job.source.values
+    rows = [f"{values.text(code)} ({count:,} px, {100 * count / total:.3g} %)" for code, count in counts.items()]
     listed = ", ".join(rows[:12]) + (f" and {len(rows) - 12} more" if len(rows) > 12 else "")
-    example = ", ".join(
-        f'{code} = "{what}"' for code, what in zip(counts, (legend.classes[0].key, "nodata"), strict=False)
-    )
+    if values.are_colours:
+        return (
+            f"{reference} holds colours that legend '{legend.name}' does not have: {listed}. Give the classes the "
+            f"map's colours, in a legend of your own; or use the map of class codes that the colours were made of."
+        )
+    head = f"{reference} holds codes that legend '{legend.name}' and the crosswalk do not know: {listed}. "
+    walks = [name for name in crosswalk_names(legend) if set(counts) <= set(load_crosswalk(name).codes)]
+    if walks:
+        return (
+            f"{head}They are those of the packaged crosswalk {' or '.join(walks)}: `--crosswalk {walks[0]}`, or "
+            f'in the project `crosswalk = "{walks[0]}"`.'
+        )
+    example = ", ".join(f'{code} = "CLASS"' for code in [*counts][:2])
+    keys = ", ".join(legend.keys[:6]) + (" ..." if len(legend) > 6 else "")
     return (
-        f"{reference} holds codes that legend '{legend.name}' and the crosswalk do not know: {listed}. "
-        f"Say what they are in the project, for example `[labels] codes = {{ {example} }}`, or in a crosswalk; "
-        f'or let all of them count as nodata: `unknown = "nodata"`.'
+        f"{head}Say what each is in the project, `[labels] codes = {{ {example} }}` (CLASS: {keys} or nodata), or "
+        f'in a crosswalk; or let all of them count as nodata: `unknown = "nodata"`.'
     )

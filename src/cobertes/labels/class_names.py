@@ -23,7 +23,7 @@ from rasterio._err import CPLE_BaseError
 from rasterio.errors import RasterioError
 
 from cobertes.errors import InputFileError
-from cobertes.geo.grid import open_raster
+from cobertes.geo.io import open_raster
 from cobertes.labels.legend_tables import READERS, CodeTable, clean_name, from_columns, read_code_table
 
 log = logging.getLogger(__name__)

@@ -311,3 +311,80 @@ def measure_entropy(votes: NDArray[np.int32], logs: NDArray[np.float64], entropy
                 entropy[row, col] = int(100 * share + 0.5)
             else:
                 entropy[row, col] = NO_SHARE
+
+
+@compiled
+def _slot_of(
+    value: np.int64, first: NDArray[np.int64], last: NDArray[np.int64], slot: NDArray[np.uint8], other: int
+) -> np.int64:
+    low, high = 0, first.size
+    while low < high:
+        middle = (low + high) // 2
+        if first[middle] <= value:
+            low = middle + 1
+        else:
+            high = middle
+    if low > 0 and value <= last[low - 1]:
+        return np.int64(slot[low - 1])
+    return np.int64(other)
+
+
+@compiled
+def find_slots(
+    values: NDArray[np.integer],
+    first: NDArray[np.int64],
+    last: NDArray[np.int64],
+    slot: NDArray[np.uint8],
+    other: int,
+    out: NDArray[np.uint8],
+) -> None:
+    """Slot of each value by binary search among intervals of codes.
+
+    values       (height, width) of any integer type
+    first, last  (n,) int64: intervals, ascending and apart; ``slot`` (n,) uint8 of each
+    other        slot of values in no interval
+    out          (height, width) uint8, written
+    """
+    height, width = values.shape
+    for row in range(height):
+        before = np.int64(values[row, 0])
+        found = _slot_of(before, first, last, slot, other)
+        for col in range(width):
+            value = np.int64(values[row, col])
+            if value != before:  # maps have long runs of one code
+                before = value
+                found = _slot_of(value, first, last, slot, other)
+            out[row, col] = found
+
+
+@compiled
+def find_slots_of_floats(
+    values: NDArray[np.floating],
+    nodata: float,
+    empty: int,
+    first: NDArray[np.int64],
+    last: NDArray[np.int64],
+    slot: NDArray[np.uint8],
+    other: int,
+    out: NDArray[np.uint8],
+) -> int:
+    """`find_slots` of whole numbers kept as floats; NaN and ``nodata`` get the slot ``empty``.
+
+    returns  position (row x width + col) of the first value that is no whole number, -1 if all are
+    """
+    height, width = values.shape
+    for row in range(height):
+        before = np.nan
+        found = np.int64(empty)
+        for col in range(width):
+            value = np.float64(values[row, col])
+            if value != before:
+                before = value
+                if np.isnan(value) or value == nodata:
+                    found = np.int64(empty)
+                elif value != np.floor(value) or abs(value) > 2.0**53:
+                    return row * width + col
+                else:
+                    found = _slot_of(np.int64(value), first, last, slot, other)
+            out[row, col] = found
+    return -1

@@ -14,6 +14,8 @@ from cobertes.geo.grid import grid_of, same_crs
 from cobertes.geo.io import open_raster
 from cobertes.geo.windows import Window
 from cobertes.labels.legend import Legend
+from cobertes.labels.map_values import MapValues, map_values
+from cobertes.labels.recode import RecodeTable
 from cobertes.labels.reference_map import Alignment, ReferenceReader, align
 
 NEAREST, MAJORITY, WEIGHTED = METHODS = ("nearest", "majority", "weighted-majority")
@@ -36,9 +38,9 @@ class Layout:
     in_strips: bool
 
     @classmethod
-    def of(cls, dataset: rasterio.DatasetReader, alignment: Alignment, grid: GeoBox) -> "Layout":
+    def of(cls, dataset: rasterio.DatasetReader, itemsize: int, alignment: Alignment, grid: GeoBox) -> "Layout":
         """Layout of an open map for a scene's grid."""
-        block, itemsize = dataset.block_shapes[0], np.dtype(dataset.dtypes[0]).itemsize
+        block = dataset.block_shapes[0]
         in_strips = block[1] >= dataset.width
         if alignment.origin is not None:
             return cls(block, itemsize, dataset.width, in_strips)
@@ -55,13 +57,16 @@ class AlignedMap:
     grid: GeoBox
     alignment: Alignment
     layout: Layout
+    values: MapValues
 
     @classmethod
     def open(cls, path: Path, grid: GeoBox) -> Self:
         """Align a file with a grid. Raises as `align` does."""
         with open_raster(path) as dataset:
             alignment = align(path, dataset, grid)
-            return cls(path, grid_of(dataset), grid, alignment, Layout.of(dataset, alignment, grid))
+            values = map_values(path, dataset)
+            layout = Layout.of(dataset, values.pixel_bytes, alignment, grid)
+            return cls(path, grid_of(dataset), grid, alignment, layout, values)
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,7 @@ class LabelJob:
     """Everything that a label pass needs but its outputs.
 
     source     the map on the scene's grid
-    table      (256,) int16 from `recode_table`: legend code of each source code, -1 for unknown ones
+    table      from `recode_table`: legend code of each source code
     method     method of the main labels, which purity describes
     weights    (K,) int64 for the weighted majority
     gaussian_kernel  ((2 radius + 1) * factor,) int64 from `vote_weights`, empty without smoothing
@@ -78,7 +83,7 @@ class LabelJob:
 
     source: AlignedMap
     legend: Legend
-    table: NDArray[np.int16]
+    table: RecodeTable
     method: str
     min_valid: float = 0.0
     weights: NDArray[np.int64] = field(default_factory=lambda: np.ones(0, np.int64))
@@ -99,12 +104,20 @@ class LabelJob:
 
     def open_reader(self) -> ReferenceReader:
         """Reader of the map for one thread."""
-        return ReferenceReader(self.source.path, self.grid, self.alignment, fill_code=self.fill_code)
+        return ReferenceReader(
+            self.source.path, self.grid, self.alignment, fill_code=self.fill_code, slots=self.by_slot.slots
+        )
+
+    @cached_property
+    def by_slot(self) -> RecodeTable:
+        """The table for the map's type of values: by source code if these are bytes, else by slot."""
+        return self.table.for_map(self.source.values, self.legend.nodata)
 
     @cached_property
     def recode(self) -> NDArray[np.uint8]:
-        """(256,) legend code of each source code; unknown ones are nodata."""
-        return np.where(self.table >= 0, self.table, self.legend.nodata).astype(np.uint8)
+        """(256,) legend code of each source code or slot; unknown ones are nodata."""
+        table = self.by_slot.table
+        return np.where(table >= 0, table, self.legend.nodata).astype(np.uint8)
 
     @cached_property
     def class_index(self) -> NDArray[np.uint8]:
@@ -128,5 +141,8 @@ class LabelJob:
 
     @property
     def fill_code(self) -> int:
-        """Source code for pixels outside of the map: one that means nodata."""
-        return int(np.flatnonzero(self.table == self.legend.nodata)[0])
+        """Source code or slot for pixels outside of the map: one that means nodata."""
+        by_slot = self.by_slot
+        return (
+            by_slot.slots.empty if by_slot.slots else int(np.flatnonzero(by_slot.table == self.legend.nodata)[0])
+        )

@@ -9,6 +9,7 @@ on windows, threads or memory.
 """
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from math import ceil
@@ -25,6 +26,22 @@ from cobertes.labels.label_job import MAJORITY, METHODS, NEAREST, SHARES, WEIGHT
 from cobertes.labels.legend import CODES
 from cobertes.labels.reference_map import ReferenceReader
 from cobertes.progress import SILENT, Advance, Progress
+
+
+def count_unknown_codes(job: LabelJob, progress: Progress = SILENT) -> dict[int, int]:
+    """Count the map pixels of each code without a class, of a map that is not of bytes: it is read once more."""
+    total: Counter[int] = Counter()
+    lock = threading.Lock()
+
+    def count(number: int, reader: ReferenceReader) -> int:
+        window = job.windows[number]
+        counts = reader.unknown_codes(window)
+        with lock:
+            total.update(counts)
+        return window.height * window.width * job.pixels
+
+    _run_workers(_WindowQueue(job, range(len(job.windows)), 0), count, progress, "unknown codes")
+    return dict(sorted(total.items()))
 
 
 def count_codes(job: LabelJob, progress: Progress = SILENT) -> NDArray[np.int64]:

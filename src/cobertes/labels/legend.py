@@ -1,6 +1,6 @@
-"""Legends: the classes of a map with codes, keys, names and colours; crosswalks from one legend to another.
+"""Legends: the classes of a map with codes, keys, names and colours.
 
-Both are TOML, in the package (`legend_names`) or the user's own. A class *code* is the value in a raster;
+They are TOML, in the package (`legend_names`) or the user's own. A class *code* is the value in a raster;
 a class *index* (0 .. K-1) exists inside a model only; 255 is the index of everything that is not to be
 learnt or scored.
 """
@@ -47,11 +47,15 @@ class LegendClass:
 
 @dataclass(frozen=True)
 class Legend:
-    """Classes of a map in the order of their class index, and the nodata code."""
+    """Classes of a map in the order of their class index, and the nodata code.
+
+    also_nodata   further codes of reference maps without a class: cloud, outside of the mapped area ...
+    """
 
     name: str
     nodata: int
     classes: tuple[LegendClass, ...]
+    also_nodata: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.classes:
@@ -64,9 +68,15 @@ class Legend:
             if twice:
                 raise LegendError(f"legend '{self.name}' has the {what} {', '.join(twice)} more than once")
         for c in self.classes:
-            if not 0 <= c.code < CODES or c.code == self.nodata:
+            if c.code in (self.nodata, *self.also_nodata):
                 raise LegendError(
-                    f"legend '{self.name}': code {c.code} ('{c.key}') must be 0 to 255, not nodata ({self.nodata})"
+                    f"legend '{self.name}': code {c.code} ('{c.key}') is nodata too. Give nodata "
+                    f"a code that is no class."
+                )
+            if not 0 <= c.code < CODES:
+                raise LegendError(
+                    f"legend '{self.name}': code {c.code} ('{c.key}') must be 0 to 255. Number the classes from "
+                    f'1, and lead the map\'s codes to them by a crosswalk: {c.code} = "{c.key}".'
                 )
             if not re.fullmatch(r"#[0-9a-fA-F]{6}", c.colour):
                 raise LegendError(f"legend '{self.name}': colour '{c.colour}' of '{c.key}' is not #rrggbb")
@@ -129,7 +139,8 @@ class Legend:
     def to_dict(self) -> dict[str, Any]:
         """Dictionary as in the TOML file, for JSON headers."""
         classes = [{"code": c.code, "key": c.key, "name": c.name, "colour": c.colour} for c in self.classes]
-        return {"name": self.name, "nodata": self.nodata, "class": classes}
+        more = {"also-nodata": list(self.also_nodata)} if self.also_nodata else {}
+        return {"name": self.name, "nodata": self.nodata, **more, "class": classes}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], where: str = "legend") -> "Legend":
@@ -141,7 +152,8 @@ class Legend:
                 )
                 for c in data["class"]
             )
-            return cls(str(data["name"]), _whole(data.get("nodata", 0)), classes)
+            also_nodata = tuple(_whole(code) for code in data.get("also-nodata", ()))
+            return cls(str(data["name"]), _whole(data.get("nodata", 0)), classes, also_nodata)
         except (KeyError, TypeError, ValueError) as error:
             if isinstance(error, LegendError):
                 raise
@@ -150,57 +162,33 @@ class Legend:
             ) from error
 
 
-@dataclass(frozen=True)
-class Crosswalk:
-    """Mapping of source codes to classes of a legend (code, key or name) or ``"nodata"``; others are unknown.
-
-    ``target`` name of that legend, None if the file does not give it (``to``).
-    """
-
-    name: str
-    codes: Mapping[int, int | str]
-    target: str | None = None
-
-
 def legend_names() -> list[str]:
     """Names of the legends in the package."""
-    return _names(_folder())
+    return toml_names("legend")
 
 
 def load_legend(name: StrPath, folder: Path = Path()) -> Legend:
     """Load a legend by name, or from a TOML file (relative to ``folder``)."""
-    name = str(name)
-    return Legend.from_dict(_load(name, folder, "legend"), name)
+    return Legend.from_dict(load_toml(str(name), folder, "legend"), str(name))
 
 
-def load_crosswalk(name: StrPath, folder: Path = Path()) -> Crosswalk:
-    """Load a crosswalk by name, or from a TOML file with ``source = target`` in ``[codes]``."""
-    name = str(name)
-    data = _load(name, folder, "crosswalk")
-    try:
-        codes = {int(source): t if isinstance(t, str) else _whole(t) for source, t in data["codes"].items()}
-        return Crosswalk(str(data["name"]), codes, data.get("to"))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise LegendError(
-            f"{name}: a crosswalk needs `name` and [codes] with source = target ({error!r})"
-        ) from error
+def toml_names(what: str) -> list[str]:
+    """Names of the packaged files of a kind: "legend" or "crosswalk"."""
+    return sorted(f.name.removesuffix(".toml") for f in _folder(what).iterdir() if f.name.endswith(".toml"))
 
 
-def _folder() -> Any:
-    return resources.files("cobertes.labels") / "legends"
+def _folder(what: str) -> Any:
+    legends = resources.files("cobertes.labels") / "legends"
+    return legends / "crosswalks" if what == "crosswalk" else legends
 
 
-def _names(folder: Any) -> list[str]:
-    return sorted(f.name.removesuffix(".toml") for f in folder.iterdir() if f.name.endswith(".toml"))
-
-
-def _load(name: str, folder: Path, what: str) -> dict[str, Any]:
-    packages = _folder() / "crosswalks" if what == "crosswalk" else _folder()
+def load_toml(name: str, folder: Path, what: str) -> dict[str, Any]:
+    """A packaged "legend" or "crosswalk" by name, or a TOML file. Raises LegendError, InputFileError."""
     path = folder / name
     if path.is_file():
         source: Any = path
-    elif name in (known := _names(packages)):
-        source = packages / f"{name}.toml"
+    elif name in (known := toml_names(what)):
+        source = _folder(what) / f"{name}.toml"
     elif name.endswith(".toml"):
         raise InputFileError(f"no {what} file at {path}")
     else:
@@ -217,54 +205,3 @@ def _whole(value: Any) -> int:
     if not isinstance(value, int):
         raise TypeError(f"{value!r} is not a whole number")
     return value
-
-
-def recode_table(
-    legend: Legend,
-    *,
-    crosswalk: Crosswalk | None = None,
-    codes: Mapping[int, int | str] | None = None,
-    as_nodata: Iterable[int | str] = (),
-    source_nodata: float | None = None,
-) -> NDArray[np.int16]:
-    """Table of the legend code of each source code, which the label kernels look up.
-
-    legend         the whole legend of the map, classes in ``as_nodata`` included
-    codes          further source codes -> class (code, key or name) or ``"nodata"``
-    source_nodata  the reference map file's own nodata value
-    returns        (256,) int16: legend code, nodata for unused classes, -1 for unknown codes
-    Raises LegendError for classes and codes that do not exist.
-    """
-    table = np.full(CODES, -1, np.int16)
-    table[legend.nodata] = legend.nodata
-    if crosswalk is None:
-        table[legend.codes] = legend.codes
-    else:
-        _require_target(crosswalk, legend)
-    for source, what in [*(crosswalk.codes if crosswalk else {}).items(), *(codes or {}).items()]:
-        table[_code(source)] = legend.nodata if what in ("nodata", legend.nodata) else legend.find(what).code
-    if source_nodata is not None and 0 <= source_nodata < CODES and table[int(source_nodata)] < 0:
-        table[int(source_nodata)] = legend.nodata
-    for what in as_nodata:
-        table[table == legend.find(what).code] = legend.nodata
-    return table
-
-
-def _require_target(crosswalk: Crosswalk, legend: Legend) -> None:
-    """Raise LegendError if a crosswalk's targets are codes of another legend.
-
-    A user's own legend may have another name, so a packaged target is compared by its codes.
-    """
-    if crosswalk.target in (None, legend.name) or crosswalk.target not in legend_names():
-        return
-    if set(load_legend(str(crosswalk.target)).codes.tolist()) != set(legend.codes.tolist()):
-        raise LegendError(
-            f"crosswalk '{crosswalk.name}' leads to legend '{crosswalk.target}', but the legend is "
-            f"'{legend.name}'. Use legend '{crosswalk.target}', or leave the crosswalk out."
-        )
-
-
-def _code(code: int) -> int:
-    if not 0 <= code < CODES:
-        raise LegendError(f"code {code} is out of range: reference maps hold codes from 0 to 255")
-    return code

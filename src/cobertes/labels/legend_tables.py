@@ -168,7 +168,7 @@ def _channels(values: Sequence[float]) -> str | None:
     return "#" + "".join(f"{round(value):02x}" for value in values)
 
 
-def _read_text(path: Path) -> str:
+def read_text(path: Path) -> str:
     """Text of a file in UTF-8, else in the encoding of older Windows programs."""
     data = path.read_bytes()
     try:
@@ -178,7 +178,7 @@ def _read_text(path: Path) -> str:
 
 
 def _from_csv(path: Path, codes: Collection[int]) -> CodeTable:
-    lines = [line for line in _read_text(path).splitlines() if line.strip()]
+    lines = [line for line in read_text(path).splitlines() if line.strip()]
     if not lines:
         return CodeTable()
     delimiter = max(",;\t|", key=lines[0].count)
@@ -227,7 +227,7 @@ def _ramp_colour(entry: ElementTree.Element) -> str | None:
 def _from_colour_map(path: Path, codes: Collection[int]) -> CodeTable:
     """Of ArcGIS (.clr), GDAL and QGIS (.txt): a line has a code, red, green, blue, perhaps alpha, and a name."""
     names, colours = {}, {}
-    for line in _read_text(path).splitlines():
+    for line in read_text(path).splitlines():
         text = line.strip()
         if not text or text.startswith(("#", "INTERPOLATION")):
             continue

@@ -30,6 +30,7 @@ from cobertes.labels.kernels import histogram
 from cobertes.labels.label_job import METHODS, AlignedMap, LabelJob
 from cobertes.labels.legend import CODES, Legend
 from cobertes.labels.memory_plan import strip_cache
+from cobertes.labels.recode import RecodeTable
 from cobertes.labels.vote_weights import VoteWeights
 from cobertes.numba_cache import compiled
 from cobertes.progress import SILENT, Progress
@@ -97,7 +98,7 @@ def compare_labels(
     folder: Path,
     *,
     legend: Legend,
-    table: NDArray[np.int16],
+    table: RecodeTable,
     weighting: VoteWeights | None = None,
     min_valid: float = 0.5,
     unknown: Literal["error", "nodata"] = "error",

@@ -29,10 +29,11 @@ from cobertes.geo.grid import ALIGNMENT, describe, footprint, grid_of, same_crs
 from cobertes.geo.io import open_raster, read_window
 from cobertes.geo.windows import Window
 from cobertes.labels.approx_transform import ApproxTransform, gather, smooth_cells
+from cobertes.labels.kernels import find_slots, find_slots_of_floats
+from cobertes.labels.map_values import map_values, read_values
+from cobertes.labels.recode import CodeSlots
 
 log = logging.getLogger(__name__)
-
-CODES = 256
 
 LARGEST_FACTOR = 64
 """Most fine pixels along a scene pixel of a warped map: 4096 samples suffice for a majority."""
@@ -56,19 +57,13 @@ class Alignment:
     covered: float
 
 
-def reference_nodata(path: Path) -> float | None:
-    """Nodata value declared by a reference map's file, for `recode_table`; None without."""
-    with open_raster(path) as dataset:
-        return None if dataset.nodata is None else float(dataset.nodata)
-
-
 def align(reference: Path, dataset: rasterio.DatasetReader, grid: GeoBox) -> Alignment:
     """Position of an open reference map on a scene's grid; reads no pixel.
 
     Raises GridMismatchError if the two do not overlap, or lack the coordinates to decide it; InputFileError if
     the file can't have class codes.
     """
-    _require_codes(reference, dataset)
+    map_values(reference, dataset)
     map_grid = grid_of(dataset)
     alignment = _nested(map_grid, grid)
     if alignment is None and (map_grid.crs is None) != (grid.crs is None):
@@ -90,20 +85,6 @@ def align(reference: Path, dataset: rasterio.DatasetReader, grid: GeoBox) -> Ali
         share = min(max(100 * alignment.covered, 0.1), 99.9)
         log.info("%s covers %.1f %% of the scene; the rest is nodata", reference, share)
     return alignment
-
-
-def _require_codes(reference: Path, dataset: rasterio.DatasetReader) -> None:
-    dtype = dataset.dtypes[0]
-    if dataset.count != 1:
-        raise InputFileError(
-            f"{reference} has {dataset.count} bands, but a reference map has one band of class codes. "
-            f"Extract it: gdal_translate -b 1 {reference.name} codes.tif"
-        )
-    if not np.issubdtype(np.dtype(dtype), np.integer):
-        raise InputFileError(
-            f"{reference} holds {dtype}, but class codes are whole numbers from 0 to 255. "
-            f"Convert it: gdal_translate -ot Byte {reference.name} codes.tif"
-        )
 
 
 def _nested(map_grid: GeoBox, grid: GeoBox) -> Alignment | None:
@@ -177,13 +158,20 @@ class ReferenceReader:
     fill_code  source code for pixels outside of the map; it must mean nodata
     """
 
-    def __init__(self, reference: Path, grid: GeoBox, alignment: Alignment, *, fill_code: int) -> None:
-        self.path, self.alignment, self.fill_code = reference, alignment, fill_code
+    def __init__(
+        self,
+        reference: Path,
+        grid: GeoBox,
+        alignment: Alignment,
+        *,
+        fill_code: int,
+        slots: CodeSlots | None = None,
+    ) -> None:
+        self.path, self.alignment, self.fill_code, self.slots = reference, alignment, fill_code, slots
         self.files = ExitStack()
         source = self.files.enter_context(open_raster(reference))
-        self.is_bytes = source.dtypes[0] == "uint8"
-        declared = source.nodata
-        self.empty = fill_code if declared is None or 0 <= declared < CODES else int(declared)
+        self.values = map_values(reference, source)
+        self.is_plain = self.values.are_bytes and not self.values.masked
         self.dataset = source
         # None if the fine pixels are the map's own
         self.transform = None if alignment.origin else ApproxTransform(grid_of(source), grid, alignment.factor)
@@ -263,17 +251,45 @@ class ReferenceReader:
         return codes
 
     def _codes(self, fine: Window) -> NDArray[np.uint8]:
-        values = read_window(self.dataset, fine, 1)
-        if self.is_bytes:
-            return values
-        values = np.where(values == self.empty, self.fill_code, values)
-        if values.min() < 0 or values.max() >= CODES:
-            strange = values[(values < 0) | (values >= CODES)][0]
-            raise InputFileError(
-                f"{self.path} holds {strange} in {_rows(fine)}, but class codes are from 0 to 255. "
-                f"If it means nodata, declare it: gdal_edit.py -a_nodata {strange} {self.path.name}"
-            )
-        return values.astype(np.uint8)
+        """Codes of a map of bytes, slots of every other one, in a window of its own pixels."""
+        if self.is_plain:
+            return read_window(self.dataset, fine, 1)
+        values, known = read_values(self.dataset, self.values, fine)
+        if self.slots is None:
+            return values if known is None else np.where(known, values, np.uint8(self.fill_code))
+        slots = np.empty(fine.shape, np.uint8)
+        places = (self.slots.first, self.slots.last, self.slots.slot, self.slots.other, slots)
+        if np.issubdtype(values.dtype, np.integer):
+            find_slots(values, *places)
+        else:
+            nodata = np.nan if self.values.nodata is None else self.values.nodata
+            odd = find_slots_of_floats(values, values.dtype.type(nodata), self.slots.empty, *places)
+            if odd >= 0:
+                raise InputFileError(
+                    f"{self.path} holds {values.flat[odd]:g} in {_rows(fine)}, but class codes are whole numbers. "
+                    f"Choose the map of classes: this one holds a quantity, or was resampled by a mean."
+                )
+        if known is not None:
+            slots[~known] = self.slots.empty
+        return slots
+
+    def unknown_codes(self, window: Window) -> dict[int, int]:
+        """Pixels of each code without a slot of its own, under a window of the scene.
+
+        Of a warped map, all pixels that are read for the window count.
+        """
+        if self.slots is None:
+            return {}
+        fine = self._fine(window)
+        if self.transform:
+            near = _bounds(*self.transform.nodes(window)[:2])
+            fine = _around([near] if near else [])
+        inside = fine.clip(self.dataset.shape)
+        if 0 in inside.shape:
+            return {}
+        values, _ = read_values(self.dataset, self.values, inside)
+        codes, counts = np.unique(values[self._codes(inside) == self.slots.other], return_counts=True)
+        return {int(code): int(count) for code, count in zip(codes, counts, strict=True)}
 
 
 def _rows(fine: Window) -> str:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from cobertes.errors import SettingsError, did_you_mean
 from cobertes.labels.legend import Legend
+from cobertes.labels.recode import RecodeTable
 
 BY_FREQUENCY = {"equal": 0.0, "inverse-sqrt": 0.5, "inverse": 1.0}
 """Weights by name: 1 / frequency to this power."""
@@ -105,9 +106,9 @@ def describe_weights(legend: Legend, weights: NDArray[np.float64]) -> str:
     return ",".join(f"{key}={weight:.4g}" for key, weight in zip(legend.keys, weights, strict=True))
 
 
-def class_counts(legend: Legend, table: NDArray[np.int16], seen: NDArray[np.int64]) -> NDArray[np.int64]:
-    """(K,) int64: pixels of each class from (256,) pixels of each source code, by the table of `recode_table`."""
+def class_counts(legend: Legend, table: RecodeTable, seen: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(K,) int64: pixels of each class from (256,) pixels of each source code or slot."""
     counts = np.zeros(len(legend), np.int64)
     for k, code in enumerate(legend.codes):
-        counts[k] = seen[table == code].sum()
+        counts[k] = seen[table.table == code].sum()
     return counts

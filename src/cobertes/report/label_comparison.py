@@ -16,6 +16,7 @@ from cobertes.geo.windows import Window, tile_windows
 from cobertes.labels.label_job import METHODS, AlignedMap, LabelJob
 from cobertes.labels.legend import Legend
 from cobertes.labels.method_comparison import Comparison
+from cobertes.labels.recode import RecodeTable
 
 SHOWN = 48
 """Side of the window shown, in scene pixels."""
@@ -61,11 +62,11 @@ def comparison_table(comparison: Comparison) -> str:
 
 
 def write_comparison_picture(
-    comparison: Comparison, reference: Path, grid: GeoBox, folder: Path, table: NDArray[np.int16], out: Path
+    comparison: Comparison, reference: Path, grid: GeoBox, folder: Path, table: RecodeTable, out: Path
 ) -> None:
     """Draw the window with most class changes by every method, and the bias of every class, as a PNG.
 
-    folder  where `compare_labels` wrote METHOD.tif;  table  (256,) int16 from `recode_table`
+    folder  where `compare_labels` wrote METHOD.tif;  table  from `recode_table`
     """
     window = _most_varied(folder / f"{METHODS[1]}.tif", grid)
     figure = Figure(figsize=(14, 4.2 + 0.34 * len(comparison.legend)), dpi=110, layout="constrained")
@@ -84,9 +85,7 @@ def write_comparison_picture(
         figure.savefig(temporary, format="png")
 
 
-def _fine(
-    reference: Path, grid: GeoBox, legend: Legend, table: NDArray[np.int16], window: Window
-) -> NDArray[np.uint8]:
+def _fine(reference: Path, grid: GeoBox, legend: Legend, table: RecodeTable, window: Window) -> NDArray[np.uint8]:
     """Legend codes of the fine map under a window of the scene."""
     job = LabelJob(AlignedMap.open(reference, grid), legend, table, METHODS[0])
     with job.open_reader() as reader:

@@ -13,8 +13,6 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 
 from cobertes.errors import BandMismatchError, InputFileError, SettingsError, did_you_mean
@@ -22,8 +20,9 @@ from cobertes.geo.area import Area
 from cobertes.geo.bands import default_rgb
 from cobertes.geo.grid import warn_without_crs
 from cobertes.geo.scene import Scene, open_scene
-from cobertes.labels.legend import Legend, load_crosswalk, load_legend, recode_table
-from cobertes.labels.reference_map import reference_nodata
+from cobertes.labels.crosswalk import load_crosswalk
+from cobertes.labels.legend import Legend, load_legend
+from cobertes.labels.recode import RecodeTable, recode_map
 from cobertes.settings import SCRATCH, WEIGHTS, AreaSettings, Settings, with_defaults
 from cobertes.tiles.split import read_groups, require_known_groups
 from cobertes.workflow.scene_paths import file_name, find_areas, resolve
@@ -91,18 +90,18 @@ class Project:
         """Bands shown as red, green and blue."""
         return self.settings.rgb or default_rgb(self.bands)
 
-    def table(self, area: Area) -> NDArray[np.int16]:
-        """Recode table (256,) int16 of the area's reference map, from `recode_table`."""
+    def table(self, area: Area) -> RecodeTable:
+        """Recode table of the area's reference map."""
         if self.source_legend is None or area.reference is None:
             raise SettingsError(f"area '{area.name}' has no reference map")
         labels = self.settings.labels
         crosswalk = load_crosswalk(area.crosswalk, self.folder) if area.crosswalk else None
-        return recode_table(
+        return recode_map(
+            area.reference,
             self.source_legend,
             crosswalk=crosswalk,
             codes=labels.codes,
             as_nodata=labels.as_nodata,
-            source_nodata=reference_nodata(area.reference),
         )
 
 

@@ -67,7 +67,7 @@ def prediction_settings(project: Project) -> dict[str, Any]:
 def labels_fingerprint(context: StageContext) -> str:
     """Fingerprint of reference maps, grids, legend and label settings."""
     project, learning = context.project, learning_settings(context.project)
-    tables = [project.table(area).tolist() for area in project.areas]
+    tables = [project.table(area).fingerprint() for area in project.areas]
     maps = [raster_stamps(str(area.reference)) for area in project.areas]
     return fingerprint_of(
         _grids(project), maps, project.legend.to_dict(), tables, learning["labels"], learning["train"]["targets"]
