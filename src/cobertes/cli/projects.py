@@ -166,6 +166,13 @@ def init(
     out: Annotated[Path, typer.Option("-o", metavar="FILE", help="The project file to write.")] = Path(
         "project.toml"
     ),
+    names: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Names of the map's codes: CSV, Excel, DBF, .qml, .sld, .clr. Default: the map's own.",
+        ),
+    ] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Inspect scenes and a reference map, and write a commented project file for them.
@@ -177,7 +184,7 @@ def init(
     from cobertes.workflow.init_project import write_project
     from cobertes.workflow.scene_paths import resolve
 
-    found = write_project(scenes, resolve(reference, Path()), out, overwrite=overwrite)
+    found = write_project(scenes, resolve(reference, Path()), out, names_table=names, overwrite=overwrite)
     console.answer(f"{found}\nwrote {out}. Look it over, then: cobertes run {out}", project=str(out), found=found)
 
 

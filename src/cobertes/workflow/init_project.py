@@ -3,141 +3,77 @@
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-from rasterio.errors import RasterioError
-
 from cobertes.atomic_io import write_text
-from cobertes.errors import InputFileError
 from cobertes.geo.area import ONLY_SEASON
 from cobertes.geo.bands import default_rgb
 from cobertes.geo.cog_writer import check_not_input, check_writable
 from cobertes.geo.grid import describe, grid_of, require_same_grid
 from cobertes.geo.io import open_raster
 from cobertes.geo.scene import Scene
-from cobertes.labels.legend import CODES, Legend, legend_names, load_legend
+from cobertes.labels.class_names import read_class_names
+from cobertes.labels.code_scan import CodeScan, scan_codes
 from cobertes.labels.reference_map import align
 from cobertes.settings import SplitSettings
 from cobertes.tiles.block_split import choose_block
 from cobertes.toml_io import toml_value
+from cobertes.workflow.legend_proposal import Proposal, propose_legend
 from cobertes.workflow.scene_paths import open_scenes
 
-SAMPLE_BLOCKS, SAMPLE_PIXELS = 400, 100_000_000
-"""Storage blocks sampled from a larger map, or as many more as hold these pixels."""
 TILE_SIZES, SMALL_TILES = (512, 256, 128, 64), (64, 32, 16)
 ENOUGH_TILES = 80
 """Tiles that a scene must hold for a size to be proposed; in a small scene, the largest that fits a block is."""
-GOOD_FIT, COUNTED_FIT, MOST_UNKNOWN = 0.4, 0.75, 0.05
-"""Share of a packaged legend's classes that must occur for it to be proposed (higher if its codes just count from
-1, as any map's may), and largest share of pixels outside it."""
 LISTED_CODES = 20
 
 
-@dataclass(frozen=True)
-class CodeScan:
-    """Codes of a map: ``counts`` (256,) of the scanned pixels, and whether these are ``all``.
-
-    ``nodata`` is the value that the file declares, which need not be a code; pixels with a nodata value outside
-    0 to 255 are not counted.
-    """
-
-    counts: NDArray[np.int64]
-    nodata: float | None
-    all: bool
-
-    @property
-    def found(self) -> list[int]:
-        """Codes that occur, without nodata."""
-        return [int(code) for code in np.flatnonzero(self.counts) if code != self.nodata]
-
-    @property
-    def legend_nodata(self) -> int:
-        """Nodata code for a legend of these codes: as declared, else 0, else a free one."""
-        if self.nodata is not None and self.nodata in range(CODES):
-            return int(self.nodata)
-        declared_elsewhere = self.nodata is not None and self.counts[0] > 0
-        return int(np.flatnonzero(self.counts == 0)[-1]) if declared_elsewhere else 0
-
-
-def write_project(scenes: Sequence[str], reference: Path, out: Path, *, overwrite: bool = False) -> str:
+def write_project(
+    scenes: Sequence[str],
+    reference: Path,
+    out: Path,
+    *,
+    names_table: Path | None = None,
+    overwrite: bool = False,
+) -> str:
     """Write a commented project for scenes (``SCENE`` or ``season=SCENE``) and a map. Returns the findings.
 
-    If no packaged legend fits the codes, a legend to fill in is written beside the project.
+    names_table  file with the names (and colours) of the map's codes; default: what comes with the map
+    If no packaged legend has the map's codes and names, a legend is written beside the project, and a crosswalk to
+    it if the map's codes are none that a legend can have.
     Raises InputFileError, BandMismatchError, GridMismatchError, SettingsError, OutputExistsError, StorageError.
     """
     check_writable(out, overwrite=overwrite)
     opened = open_scenes(scenes)
     inputs: list[Path | str] = [reference, *(file for scene in opened.values() for file in scene.files)]
-    check_not_input((out, _legend_file(out)), inputs)
+    check_not_input((out, _legend_file(out), _crosswalk_file(out)), inputs)
     grids = [(scene.files[0], scene.grid) for scene in opened.values()]
     require_same_grid(grids)
     with open_raster(reference) as dataset:
         align(reference, dataset, grids[0][1])
-    codes = scan_codes(reference)
-    if not set(codes.found) - {codes.legend_nodata}:
-        raise InputFileError(f"{reference} holds no class codes: every pixel looked at is nodata")
-    legend = propose_legend(codes)
-    if legend is None:
-        legend_file = _legend_file(out)
-        check_writable(legend_file, overwrite=overwrite)
-        write_text(legend_file, _own_legend(reference, codes))
-    write_text(out, _project_text(opened, reference, out, codes, legend))
-    return _facts(opened, reference, out, codes, legend)
+    scan = scan_codes(reference)
+    names = read_class_names(reference, table=names_table, codes=scan.found)
+    proposal = propose_legend(scan, names)
+    files = _own_files(reference, out, proposal)
+    for file in files:
+        check_writable(file, overwrite=overwrite)
+    for file, text in files.items():
+        write_text(file, text)
+    write_text(out, _project_text(opened, reference, out, scan, proposal))
+    return _facts(opened, reference, out, scan, proposal)
 
 
-def scan_codes(reference: Path) -> CodeScan:
-    """Count the codes of a map: all pixels of a small map, else storage blocks drawn over all of it."""
-    counts = np.zeros(CODES, np.int64)
-    with open_raster(reference) as dataset:
-        declared = dataset.nodata
-        blocks = [window for _, window in dataset.block_windows(1)]
-        pixels = dataset.width * dataset.height
-        take = max(SAMPLE_BLOCKS, SAMPLE_PIXELS * len(blocks) // pixels)
-        everything = pixels <= SAMPLE_PIXELS or take >= len(blocks)
-        chosen = np.arange(len(blocks))
-        if not everything:  # drawn, not every n-th: that might be one column of blocks
-            chosen = np.sort(np.random.default_rng(0).choice(len(blocks), take, replace=False))
-        for i in chosen:
-            try:
-                part = dataset.read(1, window=blocks[i])
-            except RasterioError as error:
-                raise InputFileError(
-                    f"can't read {reference}, rows from {blocks[i].row_off} on: {error.__cause__ or error}. The "
-                    f"file may be truncated: fetch it again."
-                ) from error
-            counts += _count(part, declared, reference)
-    return CodeScan(counts, declared, everything)
-
-
-def _count(part: NDArray[np.integer], declared: float | None, reference: Path) -> NDArray[np.int64]:
-    strange = part[(part < 0) | (part >= CODES)] if part.dtype != np.uint8 else part[:0]
-    strange = strange if declared is None else strange[strange != declared]
-    if strange.size:
-        raise InputFileError(
-            f"{reference} holds {strange[0]}, but class codes are from 0 to 255. If it means nodata, declare it: "
-            f"gdal_edit.py -a_nodata {strange[0]} {reference.name}"
-        )
-    codes = part[(part >= 0) & (part < CODES)] if part.dtype != np.uint8 else part.ravel()
-    return np.bincount(codes, minlength=CODES)
-
-
-def propose_legend(codes: CodeScan) -> Legend | None:
-    """Packaged legend whose classes fit the codes best; None if none fits."""
-    found = set(codes.found)
-    total = sum(int(codes.counts[code]) for code in found)
-
-    def fit(legend: Legend) -> float:
-        known = {c.code for c in legend.classes}
-        share = len(found & known) / len(known)
-        unknown = sum(int(codes.counts[code]) for code in found - known - {legend.nodata})
-        needed = COUNTED_FIT if known == set(range(1, len(known) + 1)) else GOOD_FIT
-        return -1.0 if unknown > MOST_UNKNOWN * total or share < needed else share - unknown / total
-
-    best = max((load_legend(name) for name in legend_names()), key=fit)
-    return best if fit(best) > 0 else None
+def _own_files(reference: Path, out: Path, proposal: Proposal) -> dict[Path, str]:
+    """Text of the files beside the project: a legend of the map's own, and a crosswalk to it if it needs one."""
+    if proposal.packaged:
+        return {}
+    name = " ".join(reference.name.split())
+    files = {_legend_file(out): _legend_text(name, proposal)}
+    if proposal.recode:
+        names = {c.code: c.name for c in proposal.legend.classes}
+        rows = [f"{code} = {to}    # {names.get(to, 'nodata')}" for code, to in proposal.recode.items()]
+        head = f"# From the codes of {name} to those of the legend beside it."
+        files[_crosswalk_file(out)] = "\n".join([head, 'name = "own"', "", "[codes]", *rows, ""])
+    return files
 
 
 def _tile_size(scene: Scene) -> int:
@@ -157,27 +93,33 @@ def _legend_file(out: Path) -> Path:
     return out.with_name(f"{out.stem}-legend.toml")
 
 
+def _crosswalk_file(out: Path) -> Path:
+    return out.with_name(f"{out.stem}-crosswalk.toml")
+
+
 def _relative(file: str | Path, out: Path) -> str:
     text = str(file)
     return text if "://" in text or text.startswith("/vsi") else os.path.relpath(text, out.parent)
 
 
 def _project_text(
-    scenes: Mapping[str, Scene], reference: Path, out: Path, codes: CodeScan, legend: Legend | None
+    scenes: Mapping[str, Scene], reference: Path, out: Path, scan: CodeScan, proposal: Proposal
 ) -> str:
     scene = next(iter(scenes.values()))
     size, block = _tiling(scene)
-    named = legend.name if legend else _legend_file(out).name
-    doubt = (
-        "its codes fit: check that its classes are the map's"
-        if legend
-        else "written from the codes: name the classes"
-    )
+    named = proposal.legend.name if proposal.packaged else _legend_file(out).name
+    crosswalk = _crosswalk_file(out).name if proposal.recode else proposal.crosswalk
+    walk = f"crosswalk = {toml_value(crosswalk)}\n" if crosswalk else ""
+    why = "its codes fit: check that its classes are the map's"
+    if not proposal.packaged:
+        why = proposal.evidence or "written from the codes: name the classes"
+    elif proposal.classes and "names agree" in proposal.evidence:
+        why = "its codes and names are the map's"
     return f"""\
 # Written by `cobertes init`. Every key and its default: docs/project.md.
 # Paths are relative to this file.
 name = {toml_value(_project_name(out))}
-legend = {toml_value(named)}    # {doubt}
+legend = {toml_value(named)}    # {why}
 bands = {toml_value(scene.band_names)}
 rgb = {toml_value(default_rgb(scene.band_names))}    # shown as red, green, blue
 
@@ -185,11 +127,11 @@ rgb = {toml_value(default_rgb(scene.band_names))}    # shown as red, green, blue
 [[area]]
 name = {toml_value(_area_name(scenes, out))}
 scenes = {_scenes_text(scenes, out)}
-reference = {toml_value(_relative(reference, out))}    # codes {_listed(codes.found)}
-
+reference = {toml_value(_relative(reference, out))}    # codes {_listed(scan)}
+{walk}
 [labels]
 method = "majority"    # or "weighted-majority", "nearest"; see cobertes compare-labels
-{_codes_text(codes, legend)}
+{_codes_text(scan, proposal)}
 
 [tiles]
 size = {size}    # px
@@ -242,45 +184,38 @@ def _key(season: str) -> str:
     return season if re.fullmatch(r"[A-Za-z0-9_-]+", season) else toml_value(season)
 
 
-def _listed(codes: Sequence[int]) -> str:
+def _listed(scan: CodeScan) -> str:
+    codes = scan.found
     more = len(codes) - LISTED_CODES
-    return ", ".join(map(str, codes[:LISTED_CODES])) + (f" and {more} more" if more > 0 else "")
+    return ", ".join(map(scan.values.text, codes[:LISTED_CODES])) + (f" and {more} more" if more > 0 else "")
 
 
-def _codes_text(codes: CodeScan, legend: Legend | None) -> str:
-    unknown = _unknown(codes, legend)
-    if not unknown:
+def _codes_text(scan: CodeScan, proposal: Proposal) -> str:
+    unknown = proposal.unknown(scan)
+    if not unknown or scan.values.are_colours:
         return '# codes = { 19 = "bare-soil", 41 = "nodata" }    # single codes that the legend lacks'
     stray = ", ".join(f'{code} = "nodata"' for code in unknown)
     return f"# Codes outside the legend: say which classes they are, and take the # away.\n# codes = {{ {stray} }}"
 
 
-def _unknown(codes: CodeScan, legend: Legend | None) -> list[int]:
-    return [] if legend is None else [c for c in codes.found if c not in (legend.nodata, *legend.codes.tolist())]
+def _legend_text(name: str, proposal: Proposal) -> str:
+    """Legend of the map's own codes as TOML."""
+    legend = proposal.legend
+    named = f"Class names: {proposal.evidence}." if proposal.evidence else "Give the classes keys and names."
+    lines = [f"# The codes found in {name}. {named}", f'name = "{legend.name}"', f"nodata = {legend.nodata}"]
+    if legend.also_nodata:
+        lines.append(f"also-nodata = {list(legend.also_nodata)}")
+    for c in legend.classes:
+        lines += ["", "[[class]]", f"code = {c.code}", f'key = "{c.key}"', f"name = {toml_value(c.name)}"]
+        lines.append(f'colour = "{c.colour}"')
+    return "\n".join([*lines, ""])
 
 
-def _own_legend(reference: Path, codes: CodeScan) -> str:
-    """Legend with a class per code, in the colours of the map's palette if it has one."""
-    with open_raster(reference) as dataset:
-        palette = dataset.colormap(1) if dataset.colorinterp[0].name == "palette" else {}
-    nodata = codes.legend_nodata
-    head = f"# The codes found in {' '.join(reference.name.split())}: give the classes keys and names."
-    lines = [f'{head}\nname = "own"\nnodata = {nodata}\n']
-    for number, code in enumerate(code for code in codes.found if code != nodata):
-        hue = palette.get(code, (97 * number % 200 + 40, 57 * number % 200 + 40, 151 * number % 200 + 40))
-        colour = "#" + "".join(f"{part:02x}" for part in hue[:3])
-        lines.append(
-            f'[[class]]\ncode = {code}\nkey = "class-{code}"\nname = "Class {code}"\ncolour = "{colour}"\n'
-        )
-    return "\n".join(lines)
-
-
-def _facts(scenes: Mapping[str, Scene], reference: Path, out: Path, codes: CodeScan, legend: Legend | None) -> str:
+def _facts(scenes: Mapping[str, Scene], reference: Path, out: Path, scan: CodeScan, proposal: Proposal) -> str:
     scene = next(iter(scenes.values()))
     with open_raster(reference) as dataset:
         map_grid = describe(grid_of(dataset))
-    total = int(codes.counts.sum())
-    seen = "all pixels" if codes.all else f"{total:,} pixels looked at"
+    seen = "all pixels" if scan.all else f"{scan.pixels:,} pixels looked at"
     seasons = "" if ONLY_SEASON in scenes else f", seasons {', '.join(scenes)}"
     size, block = _tiling(scene)
     return "\n".join(
@@ -288,21 +223,29 @@ def _facts(scenes: Mapping[str, Scene], reference: Path, out: Path, codes: CodeS
             f"scene:  {describe(scene.grid)}, {len(scene.bands)} bands ({', '.join(scene.band_names)}){seasons}",
             f"map:    {map_grid}",
             f"codes in {seen}:",
-            *_code_rows(codes, legend, total),
-            f"legend: {legend.name} ({len(legend)} classes): the codes fit, check that they mean the same"
-            if legend
-            else f"legend: none of the packaged ones fits; name the classes in {_legend_file(out)}",
+            *_code_rows(scan, proposal),
+            f"legend: {_legend_line(out, proposal)}",
+            *(f"check:  {doubt}" for doubt in proposal.doubts),
             f"tiles:  {size} px, in blocks of {block} px",
         ]
     )
 
 
-def _code_rows(codes: CodeScan, legend: Legend | None, total: int) -> list[str]:
-    names = {c.code: c.name for c in legend.classes} if legend else {}
-    unknown = _unknown(codes, legend)
+def _legend_line(out: Path, proposal: Proposal) -> str:
+    if proposal.packaged:
+        return f"{proposal.legend.name} ({len(proposal.legend)} classes): {proposal.evidence}"
+    if proposal.evidence:
+        return f"{_legend_file(out)} ({len(proposal.legend)} classes): {proposal.evidence}"
+    return f"none of the packaged ones fits; name the classes in {_legend_file(out)}"
+
+
+def _code_rows(scan: CodeScan, proposal: Proposal) -> list[str]:
+    unknown = set(proposal.unknown(scan))
     rows = []
-    for code in map(int, np.flatnonzero(codes.counts)):
-        is_nodata = code == codes.nodata or (legend is not None and code == legend.nodata)
-        name = "nodata" if is_nodata else "outside the legend" if code in unknown else names.get(code, "")
-        rows.append(f"  {code:>3}  {100 * codes.counts[code] / total:6.2f} %  {name}".rstrip())
+    for code, count in scan.counts.items():
+        land = proposal.classes.get(code)
+        name = land.name if land else "outside the legend" if code in unknown else "nodata"
+        if land and not proposal.packaged and not proposal.evidence:
+            name = ""
+        rows.append(f"  {scan.values.text(code):>3}  {100 * count / scan.pixels:6.2f} %  {name}".rstrip())
     return rows
