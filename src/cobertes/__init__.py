@@ -40,8 +40,6 @@ if TYPE_CHECKING:
     from cobertes.labels.legend import LegendClass as LegendClass
     from cobertes.labels.legend import legend_names as legend_names
     from cobertes.labels.legend import load_legend as load_legend
-    from cobertes.labels.recode import RecodeTable as RecodeTable
-    from cobertes.labels.recode import recode_map as recode_map
     from cobertes.labels.recode import recode_table as recode_table
     from cobertes.labels.vote_weights import VoteWeights as VoteWeights
     from cobertes.learn.loader import batches as batches
@@ -104,7 +102,6 @@ _HOMES = {
     "OutputExistsError": "errors",
     "PredictSettings": "settings",
     "Project": "workflow.project",
-    "RecodeTable": "labels.recode",
     "Run": "workflow.run",
     "RunFolder": "workflow.run_folder",
     "Scene": "geo.scene",
@@ -144,7 +141,6 @@ _HOMES = {
     "predict_array": "predict.array",
     "predict_map": "predict.predict",
     "prepare_training": "learn.training_setup",
-    "recode_map": "labels.recode",
     "recode_table": "labels.recode",
     "train": "learn.train",
     "write_demo": "synthetic.demo",
@@ -175,7 +171,6 @@ __all__ = [
     "OutputExistsError",
     "PredictSettings",
     "Project",
-    "RecodeTable",
     "Run",
     "RunFolder",
     "Scene",
@@ -215,7 +210,6 @@ __all__ = [
     "predict_array",
     "predict_map",
     "prepare_training",
-    "recode_map",
     "recode_table",
     "train",
     "write_demo",
