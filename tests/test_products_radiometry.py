@@ -17,7 +17,7 @@ from cobertes.geo.radiometry import (
     first_told,
 )
 
-PLAIN = RadiometricConvention(1e-4, 0.0, "reflectance")
+PLAIN = RadiometricConvention(1e-4, 0.0, "reflectance", "project")
 SHIFTED = RadiometricConvention(1e-4, -0.1, "reflectance", "product metadata")
 LANDSAT = RadiometricConvention(2.75e-5, -0.2, "reflectance", "file tags")
 UNIT = RadiometricConvention(1.0, 0.0, "reflectance", "values")
@@ -48,7 +48,8 @@ def test_reflectance_is_not_made_from_decibels_or_unknown_units():
     with pytest.raises(
         BandMismatchError, match=r"One can't be made from the other: say what the stored values mean"
     ):
-        convert_stored(RadiometricConvention(), PLAIN, "x")
+        convert_stored(RadiometricConvention(0.1, 0.0, "digital-number", "file tags"), SHIFTED, "x")
+    assert convert_stored(RadiometricConvention(), SHIFTED, "x") == (1.0, 0.0)  # nobody says that they differ
     assert convert_stored(DECIBEL, RadiometricConvention(1.0, 0.0, "decibel"), "vv") == (0.01, 0.0)
 
 
@@ -79,7 +80,7 @@ def test_scale_offset_and_unit_of_a_file_say_what_it_holds(tags, expected):
 
 
 def test_the_last_resort_is_reflectance_times_10000_and_nothing_for_bytes():
-    assert default_convention(np.dtype("uint16")) == PLAIN
+    assert default_convention(np.dtype("uint16")) == RadiometricConvention(1e-4, 0.0, "reflectance")
     assert default_convention(np.dtype("uint8")) == RadiometricConvention()
     assert default_convention(np.dtype("uint16")).assumed
 
@@ -104,10 +105,10 @@ def test_who_overrules_whom():
     project = RadiometricConvention(0.5, 0.0, "reflectance", "project")
     for told, expected in (
         ([LANDSAT, SHIFTED], SHIFTED),
-        ([PLAIN, LANDSAT, None], LANDSAT),
+        ([default_convention(np.dtype("u2")), LANDSAT, None], LANDSAT),
         ([SHIFTED, project], project),
         ([project, user, SHIFTED], user),
-        ([UNIT, PLAIN], UNIT),
+        ([UNIT, default_convention(np.dtype("u2"))], UNIT),
     ):
         assert first_told(told).origin == expected.origin
     assert first_told([None]) is None
@@ -120,7 +121,7 @@ def test_a_person_says_scale_and_offset_for_all_bands_or_one():
     assert {one.origin for one in both} == {"command line"}
     one = conventions_by_user((PLAIN, LANDSAT), bands, None, {"B08": 0.0}, "project")
     assert one == (PLAIN, RadiometricConvention(2.75e-5, 0.0, "reflectance"))
-    assert [c.origin for c in one] == ["default", "project"]
+    assert [c.origin for c in one] == ["project", "project"]
     with pytest.raises(SettingsError, match="scale or offset of a band 'B99', but the bands are B04, B08"):
         conventions_by_user((PLAIN, PLAIN), bands, {"B99": 1.0}, None, "project")
     with pytest.raises(SettingsError, match=r"scale 0 and offset 0 \(project\) give no values"):
@@ -131,9 +132,9 @@ def test_a_convention_in_words_and_in_json():
     assert str(SHIFTED) == "reflectance = 0.0001 x stored - 0.1 (product metadata)"
     assert str(UNIT) == "reflectance = stored (values)"
     assert str(RadiometricConvention()) == "value = stored (default)"
-    assert describe_conventions((PLAIN, PLAIN), ("a", "b")) == "reflectance = 0.0001 x stored (default)"
+    assert describe_conventions((PLAIN, PLAIN), ("a", "b")) == "reflectance = 0.0001 x stored (project)"
     assert describe_conventions((PLAIN, UNIT), ("a", "b")).startswith(
-        "a: reflectance = 0.0001 x stored (default); b:"
+        "a: reflectance = 0.0001 x stored (project); b:"
     )
     assert RadiometricConvention.from_dict(LANDSAT.to_dict()) == LANDSAT
     assert RadiometricConvention.from_dict(LANDSAT.to_dict()).origin == "file tags"

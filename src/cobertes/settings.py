@@ -53,14 +53,21 @@ class AreaSettings(Section):
     name: str | None = None
     """Name of the area's outputs; by default the stem of the scene's file."""
     scenes: str | list[str] | dict[str, str | list[str]]
-    """SCENE, or a table season = SCENE. A SCENE is a file, a VRT, a folder, glob or list of band files."""
+    """SCENE, or a table season = SCENE. A SCENE is a file, a VRT, a folder, glob or list of band files, a product
+    as downloaded (folder, zip or tar: docs/scenes.md), or a list of products, read as a mosaic."""
     reference: str | None = None
     """Reference map: a raster of class codes in any CRS, resolution and origin."""
     crosswalk: str | None = None
     """Name or file of the crosswalk from the reference map's codes to the legend."""
     masks: str | dict[str, str] = {}
     """Rasters of cloud and snow codes by season (Sentinel-2's SCL), on any grid; one path if there is one season.
-    For seasons without one, clouds and snow are estimated from the bands."""
+    For seasons without one, the product's own masks (SCL, QA_PIXEL, Fmask ...) are used, or clouds and snow are
+    estimated from the bands."""
+    scale: float | dict[str, float] | None = None
+    """Scale of stored values: physical value = scale x stored value + offset, reflectances from 0 to 1. Overrules
+    product metadata and tags of files. One number, or a table by season or by band: ``{ august = 0.0001 }``."""
+    offset: float | dict[str, float] | None = None
+    """Offset of stored values, see ``scale``; -0.1 for Sentinel-2 from baseline 04.00 on."""
 
 
 class LabelSettings(Section):
@@ -116,7 +123,8 @@ class TileSettings(Section):
     snow_codes: list[Code] = [11]
     """Codes of an area's ``masks`` that mean snow."""
     reflectance_scale: Annotated[float, Field(gt=0)] = 10_000.0
-    """Scale of reflectance, (value + offset) / scale, from which clouds and snow are estimated."""
+    """Scale of reflectance, (value + offset) / scale, from which clouds and snow are estimated if nothing else
+    says what the values mean."""
     reflectance_offset: float = 0.0
     """Offset of reflectance: -1000 for Sentinel-2 products from processing baseline 04.00 on (25 January 2022), if
     not yet applied."""

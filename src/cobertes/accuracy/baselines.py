@@ -16,7 +16,7 @@ from sklearn.ensemble import RandomForestClassifier
 from cobertes.accuracy.block_confusion import BlockMatrices, held_out_blocks
 from cobertes.accuracy.confusion import ConfusionMatrix
 from cobertes.geo.bands import colour_positions
-from cobertes.geo.scene import Observation
+from cobertes.geo.observation import Observation
 from cobertes.geo.windows import Window, plan_strips
 from cobertes.labels.legend import IGNORE_INDEX
 from cobertes.progress import SILENT, Progress
@@ -39,11 +39,12 @@ DIFFERENCES = (("nir", "red"), ("green", "nir"), ("swir1", "nir"))
 def pixel_features(observed: Mapping[str, Observation], bands: Sequence[str]) -> NDArray[np.float32]:
     """Compute features (F, height, width) float32: bands, differences, and the 5 x 5 means of both, per season."""
     layers: list[NDArray[np.float32]] = []
-    for values, valid in observed.values():
-        exact = np.where(valid, values, 0).astype(np.float32)
-        season = [*exact, *(_difference(exact[i], exact[j]) for i, j in _pairs(bands))]
+    for season in observed.values():
+        valid = season[1]
+        exact = np.where(valid, season.converted(0), 0).astype(np.float32)
+        shown = [*exact, *(_difference(exact[i], exact[j]) for i, j in _pairs(bands))]
         share = uniform_filter(valid.astype(np.float32), NEIGHBOURHOOD, mode="nearest")
-        layers += season + [_mean_of_observed(layer, share) for layer in season]
+        layers += shown + [_mean_of_observed(layer, share) for layer in shown]
     return np.stack(layers)
 
 

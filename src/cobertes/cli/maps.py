@@ -65,6 +65,15 @@ def predict(
         Path | None,
         typer.Option(metavar="FILE", help="Map only inside these polygons, or the valid pixels of this raster."),
     ] = None,
+    scale: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NUMBER", help="Reflectance = scale x stored + offset; or NAME=NUMBER by season or band."
+        ),
+    ] = None,
+    offset: Annotated[
+        str | None, typer.Option(metavar="NUMBER", help="See --scale: -0.1 for Sentinel-2 from baseline 04.00 on.")
+    ] = None,
     engine: Annotated[
         str, typer.Option(metavar="|".join(get_args(EngineName)), help="Inference engine.")
     ] = "auto",
@@ -95,6 +104,7 @@ def predict(
     from cobertes.predict.prediction_job import run_locally
     from cobertes.workflow.mapping import quantize_model_of_run
     from cobertes.workflow.scene_paths import open_scenes
+    from cobertes.workflow.scene_values import parse_told, tell_values
 
     models = [model, *(also or [])]
     check_not_input((out, confidence, probabilities, entropy, second, stac), map(model_path, models))
@@ -115,7 +125,12 @@ def predict(
     with open_executor(ray, threads) as executor:
         made = predict_map(
             running,
-            open_scenes(scenes, running.header.inputs.bands),
+            tell_values(
+                open_scenes(scenes, running.header.inputs.labels),
+                parse_told(scale, "--scale"),
+                parse_told(offset, "--offset"),
+                "command line",
+            ),
             out,
             confidence=confidence,
             probabilities=probabilities,

@@ -18,8 +18,10 @@ from cobertes.atomic_io import StrPath
 from cobertes.engines.runtimes import RUNTIMES, choose_runtime, open_runtime, quantized_path
 from cobertes.errors import ModelFileError, SettingsError, did_you_mean
 from cobertes.fingerprints import fingerprint_of, stamp
+from cobertes.geo.radiometry import describe_conventions
 from cobertes.geo.scene import Scene
 from cobertes.geo.windows import Window
+from cobertes.learn.encoding import Inputs
 from cobertes.learn.inference import Forward, each_season
 from cobertes.learn.model_file import ModelHeader, model_path, read_header
 
@@ -170,6 +172,7 @@ def ensemble(engines: Sequence[Engine]) -> Engine:
             if mine != theirs:
                 raise ModelFileError(f"models of an ensemble must agree, but one has {what} {mine}, one {theirs}")
     inputs = [engine.header.inputs for engine in engines]
+    _require_one_convention(inputs)
     width = len(inputs[0].seasons) * len(inputs[0].bands)
 
     def read(scenes: Mapping[str, Scene], window: Window) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
@@ -192,3 +195,12 @@ def ensemble(engines: Sequence[Engine]) -> Engine:
         members=tuple(engine.header for engine in engines),
         specs=tuple(spec for engine in engines for spec in engine.specs),
     )  # fmt: skip
+
+
+def _require_one_convention(inputs: Sequence[Inputs]) -> None:
+    """Raise ModelFileError where models of an ensemble take the same numbers for other reflectances."""
+    told = [one.conventions for one in inputs if one.conventions is not None]
+    for other in told:
+        if other != told[0]:
+            mine, theirs = (describe_conventions(one, inputs[0].bands) for one in (told[0], other))
+            raise ModelFileError(f"models of an ensemble must agree, but one takes {mine}, one {theirs}")

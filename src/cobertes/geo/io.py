@@ -3,6 +3,7 @@
 Pixels are read through `read_window` everywhere, so no command ends with GDAL's own words and a traceback.
 """
 
+import re
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
@@ -23,6 +24,12 @@ from cobertes.geo.windows import Window
 
 VIRTUAL, HEAD_BYTES = b"<VRTDataset", 512
 """Mark of a virtual raster, and in how many of its first bytes it is looked for."""
+
+CONTAINER = re.compile(
+    r'^/vsi(?:zip|tar)/(.+?\.(?:zip|tar|tar\.gz|tgz))/|^(?:vrt://)?(?:netcdf|zarr|hdf5):("[^"]+"|[^:]+):',
+    re.IGNORECASE,
+)
+VARIABLE = re.compile(r"^(netcdf|zarr|hdf5):.+:", re.IGNORECASE)
 
 
 class _WarningFilter:
@@ -69,12 +76,18 @@ def without_georeference_warning() -> Iterator[None]:
         _filter.leave()
 
 
+def is_dataset_name(text: str) -> bool:
+    """True for GDAL's names of a variable: ``netcdf:FILE:VARIABLE``, ``ZARR:"FOLDER":/ARRAY``."""
+    return bool(VARIABLE.match(text))
+
+
 def open_raster(path: str | PathLike[str], **options: Any) -> rasterio.DatasetReader:
     """Open a raster for reading; ``options`` are open options of its driver.
 
     Raises InputFileError with GDAL's reason.
     """
-    if "://" not in str(path) and not str(path).startswith("/vsi") and not Path(path).exists():
+    local = "://" not in str(path) and not str(path).startswith("/vsi") and not is_dataset_name(str(path))
+    if local and not Path(path).exists():
         raise InputFileError(f"no file at {path}. Check the path; paths in a project are relative to its file.")
     try:
         with without_georeference_warning():
@@ -125,9 +138,21 @@ def _name(source: rasterio.DatasetReader) -> str:
     return fspath(source.src_dataset.name if isinstance(source, WarpedVRT) else source.name)
 
 
+def container_file(path: str) -> str:
+    """The file on disk that holds what GDAL opens by another name; the path itself for plain files.
+
+    ``/vsizip/X.zip/a.jp2`` -> ``X.zip``; ``ZARR:"X.zarr":/b02`` -> ``X.zarr``
+    """
+    found = CONTAINER.match(path)
+    return next((part.strip('"') for part in found.groups() if part), path) if found else path
+
+
 def source_files(path: str) -> list[str]:
-    """Files that a raster consists of: itself, and those that a VRT refers to, through VRTs of VRTs too."""
-    found, waiting = [], [path]
+    """Files that a raster consists of: itself, and those that a VRT refers to, through VRTs of VRTs too.
+
+    Of a file in an archive, and of a variable of a cube, it is the archive or cube.
+    """
+    found, waiting = [], [container_file(path)]
     while waiting:
         file = waiting.pop(0)
         if file not in found:

@@ -87,6 +87,10 @@ class Conversion:
     gain: tuple[float, ...]
     bias: tuple[float, ...]
 
+    def select(self, positions: Sequence[int]) -> "Conversion":
+        """The conversion of some of the bands."""
+        return Conversion(tuple(self.gain[i] for i in positions), tuple(self.bias[i] for i in positions))
+
     def apply(self, values: NDArray[Any], axis: int) -> NDArray[np.float32]:
         """Stored values converted, float32; bands lie along ``axis``."""
         shape = [1] * values.ndim
@@ -98,19 +102,23 @@ class Conversion:
 def convert_stored(source: RadiometricConvention, target: RadiometricConvention, band: str) -> tuple[float, float]:
     """Gain and bias that turn values stored by ``source`` into values stored by ``target``; (1, 0) if they agree.
 
+    Where units differ, but one of them is only assumed, values stay as they are.
     Raises BandMismatchError where one is a reflectance and the other decibels, or one of no known unit.
     """
     if source == target:
         return 1.0, 0.0
+    if source.unit != target.unit and (source.assumed or target.assumed):
+        return 1.0, 0.0  # nobody says that they differ
     if source.unit != target.unit:
         raise BandMismatchError(
             f"band {band}: the scene holds {source}, needed {target}. One can't be made from the other: say what "
             f"the stored values mean with scale and offset ([[area]] in the project, --scale and --offset)."
         )
-    return _rounded(source.scale / target.scale), _rounded((source.offset - target.offset) / target.scale)
+    return rounded(source.scale / target.scale), rounded((source.offset - target.offset) / target.scale)
 
 
-def _rounded(value: float) -> float:
+def rounded(value: float) -> float:
+    """A quotient without the last digits, which are the computer's."""
     return float(f"{value:.{ROUND_DIGITS}g}")
 
 

@@ -8,8 +8,8 @@ import logging
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from typing import Any
 
@@ -22,7 +22,7 @@ from rasterio.enums import Resampling
 from rasterio.vrt import WarpedVRT
 
 from cobertes.errors import BandMismatchError, GridMismatchError, InputFileError
-from cobertes.geo.band_selection import BandSource, band_sources, choose_bands
+from cobertes.geo.band_selection import BandSource, SceneFiles, choose_bands, find_bands
 from cobertes.geo.grid import (
     bounds_window,
     crop,
@@ -33,9 +33,16 @@ from cobertes.geo.grid import (
     resolution,
     same_grid,
 )
-from cobertes.geo.io import open_raster, read_window
+from cobertes.geo.io import container_file, open_raster, read_window
 from cobertes.geo.mmap_tiff import MappedChunks, mmap_geotiff
+from cobertes.geo.mosaic import fill_gaps, mosaic_grid, place_parts
 from cobertes.geo.nodata import can_hold, valid_mask_chw, valid_mask_hwc
+from cobertes.geo.observation import Observation
+from cobertes.geo.products.band_vocabulary import BandLabel
+from cobertes.geo.products.record import QualityLayer
+from cobertes.geo.radiometry import Conversion, RadiometricConvention, conversion_between
+from cobertes.geo.raster_facts import inspect_raster
+from cobertes.geo.stored_values import told_conventions
 from cobertes.geo.windows import Window
 from cobertes.geo.xarray_io import to_data_array
 from cobertes.html_repr import html_table
@@ -50,9 +57,6 @@ TOLERANCE = 1e-6
 
 OPEN_FILES = 64
 """Files that a thread leaves open, of all scenes together: a system may allow a process 256."""
-
-Observation = tuple[NDArray[Any], NDArray[np.bool_]]
-"""Values (bands, height, width) or (height, width, bands) of a window, and their validity (height, width)."""
 
 
 class _Handles(threading.local):
@@ -80,11 +84,22 @@ class Scene:
     dtype: str
     nodata: float | None = None
     resampling: str = "bilinear"
+    conversion: Conversion | None = None
+    """Of stored values into the convention that is asked for (`in_conventions`); None if they are the same."""
+    target: tuple[RadiometricConvention, ...] = ()
+    """The conventions asked for; none: values are given as they are stored."""
+    quality: tuple[QualityLayer, ...] = ()
+    """Layers of clouds and snow that came with the bands."""
+    parts: tuple["Scene", ...] = ()
+    """Granules of a mosaic, the first valid one wins; the bands above are those of the first."""
+    source: str = ""
+    """The product it was opened from, "" for plain files."""
     _key: object = field(default_factory=object, init=False, repr=False, compare=False)
     """Identity of this scene among open files: a file may have been replaced since another scene opened it."""
 
     def __reduce__(self) -> tuple[type["Scene"], tuple[Any, ...]]:
-        return Scene, (self.bands, self.grid, self.dtype, self.nodata, self.resampling)
+        rest = self.conversion, self.target, self.quality, self.parts, self.source
+        return Scene, (self.bands, self.grid, self.dtype, self.nodata, self.resampling, *rest)
 
     @property
     def band_names(self) -> tuple[str, ...]:
@@ -94,7 +109,63 @@ class Scene:
     @property
     def files(self) -> tuple[str, ...]:
         """Files of the bands, without duplicates."""
-        return tuple(dict.fromkeys(band.path for band in self.bands))
+        bands = [band for scene in self.parts or (self,) for band in scene.bands]
+        return tuple(dict.fromkeys(band.path for band in bands))
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Products, archives and cubes it was opened from, and plain files, without duplicates."""
+        scenes = self.parts or (self,)
+        opened = [[scene.source] if scene.source else map(container_file, scene.files) for scene in scenes]
+        return tuple(dict.fromkeys(path for paths in opened for path in paths))
+
+    @property
+    def conventions(self) -> tuple[RadiometricConvention, ...]:
+        """What the stored values of each band mean."""
+        return tuple(band.convention or RadiometricConvention() for band in self.bands)
+
+    @property
+    def target_conventions(self) -> tuple[RadiometricConvention, ...]:
+        """What the values mean after the conversion on reading."""
+        return self.target or self.conventions
+
+    @property
+    def labels(self) -> tuple[BandLabel, ...]:
+        """Names with wavelengths, where these are known."""
+        return tuple(BandLabel(band.name, band.wavelength) for band in self.bands)
+
+    def with_conventions(self, told: Sequence[RadiometricConvention]) -> "Scene":
+        """The scene whose stored values mean what somebody says, one convention for each band."""
+        bands = tuple(replace(band, convention=one) for band, one in zip(self.bands, told, strict=True))
+        return replace(self, bands=bands, parts=tuple(part.with_conventions(told) for part in self.parts))
+
+    def in_conventions(self, wanted: Sequence[RadiometricConvention]) -> "Scene":
+        """The scene with its values converted on reading into these conventions, one for each band.
+
+        Raises BandMismatchError where one can't be made from the other.
+        """
+        target = tuple(wanted)
+        if not self.parts:
+            conversion = conversion_between(self.conventions, target, self.band_names)
+            return replace(self, conversion=conversion, target=target)
+        parts = tuple(part.in_conventions(wanted) for part in self.parts)
+        ways = {part.conversion for part in parts}
+        if len(ways) == 1:
+            return replace(self, parts=parts, conversion=ways.pop(), target=target)
+        bands = tuple(replace(band, convention=one) for band, one in zip(self.bands, target, strict=True))
+        return replace(self, bands=bands, parts=parts, conversion=None, target=target, dtype="float32")
+
+    def select(self, names: Sequence[str]) -> "Scene":
+        """The scene with some of its bands, in this order."""
+        at = [self.band_names.index(name) for name in names]
+        conversion = self.conversion.select(at) if self.conversion is not None else None
+        return replace(
+            self,
+            bands=tuple(self.bands[i] for i in at),
+            conversion=conversion,
+            target=tuple(self.target[i] for i in at) if self.target else (),
+            parts=tuple(part.select(names) for part in self.parts),
+        )
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -158,11 +229,13 @@ class Scene:
                  valid (height, width) bool, False outside the scene and for empty pixels (`valid_mask_chw`)
         Raises InputFileError naming file and window if a block can't be read.
         """
+        if self.parts:
+            return self._read_parts(window)
         values = np.zeros((len(self.bands), *window.shape), self.dtype)
         valid = np.zeros(window.shape, bool)
         inside = window.clip(self.shape)
         if 0 in inside.shape:
-            return values, valid
+            return Observation(values, valid, self.conversion)
         rows, cols = inside.slices_in(window)
         if (chunks := self.memory_map) is not None:
             values[:, rows, cols] = chunks.read(inside, self._channels).transpose(2, 0, 1)
@@ -172,30 +245,49 @@ class Scene:
                 indexes = [self.bands[i].index for i in positions]
                 values[positions, rows, cols] = read_window(self._dataset(path), inside, indexes)
         valid[rows, cols] = valid_mask_chw(values[:, rows, cols], self.nodata)
-        return values, valid
+        return Observation(values, valid, self.conversion)
+
+    def _read_parts(self, window: Window) -> Observation:
+        """The same of a mosaic; converted at once where its granules store their values differently."""
+        mixed = len({part.conversion for part in self.parts}) > 1
+        values = np.zeros((len(self.bands), *window.shape), self.dtype)
+        valid = np.zeros(window.shape, bool)
+        for part, (row, col) in zip(self.parts, self.placed, strict=True):
+            there = Window(window.row - row, window.col - col, window.height, window.width)
+            inside = there.clip(part.shape)
+            if 0 in inside.shape or valid[where := inside.slices_in(there)].all():
+                continue
+            seen = part.read_chw(inside)
+            fill_gaps(values[:, *where], valid[where], seen.converted(0) if mixed else seen[0], seen[1])
+        return Observation(values, valid, self.conversion)
+
+    @property
+    def placed(self) -> list[tuple[int, int]]:
+        """Row and column of the first pixel of each granule of a mosaic."""
+        return place_parts([part.grid for part in self.parts], self.grid)
 
     def read_hwc(self, window: Window) -> Observation:
         """Read as `read_chw` does, with the bands last: values (height, width, bands), valid (height, width)."""
         if (chunks := self.memory_map) is None:
-            values, valid = self.read_chw(window)
-            return np.ascontiguousarray(values.transpose(1, 2, 0)), valid
+            shown = self.read_chw(window)
+            return Observation(np.ascontiguousarray(shown[0].transpose(1, 2, 0)), shown[1], shown.conversion)
         inside = window.clip(self.shape)
         if inside == window:
             pixels = chunks.read(window, self._channels)
-            return pixels, valid_mask_hwc(pixels, self.nodata)
+            return Observation(pixels, valid_mask_hwc(pixels, self.nodata), self.conversion)
         pixels = np.zeros((*window.shape, len(self.bands)), self.dtype)
         valid = np.zeros(window.shape, bool)
         if 0 not in inside.shape:
             pixels[inside.slices_in(window)] = part = chunks.read(inside, self._channels)
             valid[inside.slices_in(window)] = valid_mask_hwc(part, self.nodata)
-        return pixels, valid
+        return Observation(pixels, valid, self.conversion)
 
     def may_have_data(self, window: Window) -> bool:
         """Check storage blocks of a window inside the scene: False only if it is certainly empty.
 
         A sparse GeoTIFF leaves out storage blocks without an observation; no pixel is read for this.
         """
-        if self.resampling != "bilinear":
+        if self.resampling != "bilinear" or self.parts:
             return True
         return any(self._file_stores(path, window) for path in self.files)
 
@@ -275,34 +367,47 @@ def open_mask(path: str, grid: GeoBox) -> Scene:
     return Scene((BandSource("mask", path, 1),), grid, dtype, None, "nearest")
 
 
-def open_scene(files: list[str], bands: list[str] | None = None, nodata: float | None = None) -> Scene:
-    """Open the files of a scene and choose its bands.
+def open_scene(
+    files: Sequence[str], bands: Sequence[str | BandLabel] | None = None, nodata: float | None = None
+) -> Scene:
+    """Inspect the files of a scene, or products as downloaded, and choose the bands.
 
-    bands    names wanted, in order; None or empty for all. Names are looked for in the band descriptions, then
-             in the words of the names of files with one band (``T31TDG_B02_10m.tif``). If neither has any of
-             them and the number of bands agrees, they name the bands in the order of the files.
-    nodata   value of empty pixels for files that declare none
+    files    band files of one scene, a product (folder, zip, tar ...), or several products: a mosaic, in which the
+             first that has a pixel wins
+    bands    names wanted, in order; None or empty takes all spectral ones. Bands are found by name and by what
+             names and wavelengths mean, then by the words of the names of files with one band
+             (``T31TDG_B02_10m.tif``); where no name means anything and the number of bands agrees, they name
+             the bands in the order of the files.
+    nodata   value of empty pixels for files that do not say
     Raises BandMismatchError, GridMismatchError, InputFileError.
     """
-    found: list[BandSource] = []
-    single: set[str] = set()
-    facts: dict[str, tuple[GeoBox, str, float | None]] = {}
-    for path in files:
-        with open_raster(path) as dataset:
-            if dataset.count == 0:
-                raise InputFileError(f"{path} holds no bands of its own. Name one of its subdatasets or files.")
-            facts[path] = grid_of(dataset), str(np.result_type(*dataset.dtypes)), dataset.nodata
-            if dataset.count == 1:
-                single.add(path)
-            found += band_sources(path, dataset, len(files), len(found))
-    chosen = choose_bands(found, bands or [], single)
-    used = {band.path: facts[band.path] for band in chosen}
-    grid = min((grid for grid, _, _ in used.values()), key=resolution)
-    for path, (other, _, _) in used.items():
-        _require_same_extent(path, other, grid)
-    dtype = str(np.result_type(*(dtype for _, dtype, _ in used.values())))
-    declared = _declared_nodata({path: value for path, (_, _, value) in used.items()})
-    return Scene(tuple(chosen), grid, dtype, nodata if declared is None else declared)
+    parts: list[Scene] = []
+    for found in find_bands(files):
+        # a mosaic has the bands of its first granule
+        wanted = bands or (parts[0].labels if parts else [])
+        parts.append(_open_files(found, wanted, nodata))
+    if len(parts) == 1:
+        return parts[0]
+    grid = mosaic_grid([part.grid for part in parts], [part.source or part.files[0] for part in parts])
+    dtype = str(np.result_type(*(part.dtype for part in parts)))
+    quality = tuple(layer for part in parts for layer in part.quality)
+    first = parts[0]
+    return replace(first, grid=grid, dtype=dtype, quality=quality, parts=tuple(parts))
+
+
+def _open_files(found: SceneFiles, bands: Sequence[str | BandLabel], nodata: float | None) -> Scene:
+    chosen = choose_bands(found, bands)
+    used = {band.path: found.facts.get(band.path) or inspect_raster(band.path) for band in chosen}
+    grid = min((facts.grid for facts in used.values()), key=resolution)
+    for path, facts in used.items():
+        _require_same_extent(path, facts.grid, grid)
+    dtype = str(np.result_type(*(facts.dtype for facts in used.values())))
+    declared = _declared_nodata({path: facts.nodata for path, facts in used.items()})
+    empty = next((value for value in (found.nodata, declared, nodata) if value is not None), None)
+    told = told_conventions(chosen, used)
+    sources = (replace(band, convention=one) for band, one in zip(chosen, told, strict=True))
+    source = found.product.path if found.product and not found.listed else ""
+    return Scene(tuple(sources), grid, dtype, empty, quality=found.quality, source=source)
 
 
 def _declared_nodata(values: Mapping[str, float | None]) -> float | None:

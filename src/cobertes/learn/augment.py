@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cobertes.geo.scene import Observation
+from cobertes.geo.observation import Observation
 from cobertes.numba_cache import compiled
 from cobertes.settings import Augmentation, AugmentationSettings
 
@@ -92,10 +92,11 @@ def rescale(
 ) -> tuple[dict[str, Observation], NDArray[np.uint8]]:
     """Rescale a window to ``size`` pixels a side: values bilinear among valid pixels, masks and labels nearest."""
     rescaled: dict[str, Observation] = {}
-    for season, (pixels, valid) in observed.items():
+    for season, shown in observed.items():
+        pixels, valid = shown
         out = np.empty((size, size, pixels.shape[2]), np.float32)
         _resample_bilinear(pixels, valid, out)
-        rescaled[season] = out, resample_nearest(valid, size)
+        rescaled[season] = Observation(out, resample_nearest(valid, size), shown.conversion)
     return rescaled, resample_nearest(labels, size)
 
 

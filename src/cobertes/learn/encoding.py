@@ -9,14 +9,17 @@ pixels without observation become 0, the mean.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cobertes.errors import BandMismatchError, SettingsError, did_you_mean
-from cobertes.geo.scene import Observation, Scene, valid_in_any
+from cobertes.geo.observation import Observation
+from cobertes.geo.products.band_vocabulary import BandLabel
+from cobertes.geo.radiometry import RadiometricConvention
+from cobertes.geo.scene import Scene, valid_in_any
 from cobertes.geo.windows import Window
 from cobertes.numba_cache import compiled
 from cobertes.tiles.band_statistics import Statistics
@@ -113,11 +116,25 @@ class Inputs:
     mean: NDArray[np.float64]
     std: NDArray[np.float64]
     mode: SeasonMode = "stack"
+    conventions: tuple[RadiometricConvention, ...] | None = None
+    """Meaning of the values of each band; None in models that do not say."""
+    wavelengths: tuple[float | None, ...] | None = None
+    """Centre of each band in nm, as far as it is known."""
 
     @classmethod
-    def of(cls, statistics: Statistics, mode: SeasonMode = "stack") -> "Inputs":
-        """Build it from the statistics of the training tiles."""
-        return cls(statistics.seasons, statistics.bands, statistics.mean, statistics.std, mode)
+    def of(cls, statistics: Statistics, mode: SeasonMode = "stack", scene: Scene | None = None) -> "Inputs":
+        """Build it from the statistics of the training tiles, and a training scene that describes its bands."""
+        inputs = cls(statistics.seasons, statistics.bands, statistics.mean, statistics.std, mode)
+        if scene is None:
+            return inputs
+        wavelengths = tuple(label.wavelength for label in scene.labels)
+        return replace(inputs, conventions=scene.target_conventions, wavelengths=wavelengths)
+
+    @property
+    def labels(self) -> tuple[BandLabel, ...]:
+        """Bands as a scene is asked for them: names with wavelengths."""
+        known = self.wavelengths or [None] * len(self.bands)
+        return tuple(BandLabel(name, wavelength) for name, wavelength in zip(self.bands, known, strict=True))
 
     @property
     def channels(self) -> int:
@@ -144,7 +161,7 @@ class Inputs:
         x: NDArray[np.float32],
         season: int,
         first: int,
-        observed: Observation,
+        observed: Observation | tuple[NDArray[Any], NDArray[np.bool_]],
         *,
         turn: int = IDENTITY,
         gain: NDArray[np.float32] | None = None,
@@ -152,7 +169,8 @@ class Inputs:
     ) -> None:
         """Write a season's normalised values into ``x`` (H, W, channels) from channel ``first`` on.
 
-        observed      values (n, m, bands) and valid mask (n, m) bool; n x m is H x W before the turn
+        observed      values (n, m, bands) and valid mask (n, m) bool; n x m is H x W before the turn. Values of
+                      another convention than the model's are converted
         gain, offset  (bands,) float32, of the normalised values
         """
         pixels, valid = observed
@@ -161,7 +179,12 @@ class Inputs:
         offset = np.zeros(bands, np.float32) if offset is None else offset
         slope = gain / self.std[season]
         ends = np.sort([offset - CLIP * gain, offset + CLIP * gain], axis=0)
-        line = np.stack([slope, offset - self.mean[season] * slope, *ends]).astype(np.float32)
+        intercept = offset - self.mean[season] * slope
+        conversion = observed.conversion if isinstance(observed, Observation) else None
+        if conversion is not None:  # values of another convention: in the same pass, to the model's
+            intercept += slope * np.array(conversion.bias)
+            slope = slope * np.array(conversion.gain)
+        line = np.stack([slope, intercept, *ends]).astype(np.float32)
         _encode(np.ascontiguousarray(pixels), valid, np.tile(line, x.shape[1]), turn, first, x)
 
     def read(self, scenes: Mapping[str, Scene], window: Window) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
@@ -201,6 +224,17 @@ class Inputs:
             "mean": self.mean.tolist(),
             "std": self.std.tolist(),
             "mode": self.mode,
+        } | self._meaning()
+
+    def _meaning(self) -> dict[str, Any]:
+        """What the bands are, and the statistics in physical values; nothing where it is not known."""
+        if self.conventions is None:
+            return {}
+        scale, offset = (np.array([getattr(one, key) for one in self.conventions]) for key in ("scale", "offset"))
+        return {
+            "conventions": [one.to_dict() for one in self.conventions],
+            "wavelengths": None if self.wavelengths is None else list(self.wavelengths),
+            "physical": {"mean": (self.mean * scale + offset).tolist(), "std": (self.std * abs(scale)).tolist()},
         }
 
     @classmethod
@@ -210,4 +244,10 @@ class Inputs:
         seasons, bands = tuple(data["seasons"]), tuple(data["bands"])
         if not mean.shape == std.shape == (len(seasons), len(bands)):
             raise ValueError(f"statistics of {mean.shape} for {len(seasons)} seasons and {len(bands)} bands")
-        return cls(seasons, bands, mean, std, data["mode"])
+        told, known = data.get("conventions"), data.get("wavelengths")
+        conventions = None if told is None else tuple(RadiometricConvention.from_dict(one) for one in told)
+        wavelengths = None if known is None else tuple(known)
+        for what in (conventions, wavelengths):
+            if what is not None and len(what) != len(bands):
+                raise ValueError(f"{len(what)} conventions or wavelengths for {len(bands)} bands")
+        return cls(seasons, bands, mean, std, data["mode"], conventions, wavelengths)

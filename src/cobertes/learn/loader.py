@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from cobertes.geo.scene import Observation
+from cobertes.geo.observation import Observation
 from cobertes.labels.legend import IGNORE_INDEX
 from cobertes.learn.augment import SampleAugmentation, resample_nearest, rescale, sample_augmentation
 from cobertes.learn.encoding import Inputs, turned
@@ -92,8 +92,9 @@ def _apply(
             valid = np.zeros_like(valid)
         channels = slice(number * bands, (number + 1) * bands)
         inputs.write_season(
-            x, inputs.seasons.index(season), channels.start, (pixels, valid), turn=turn,
-            gain=change.gain, offset=change.offset,
+            x, inputs.seasons.index(season), channels.start,
+            Observation(pixels, valid, observed[season].conversion),
+            turn=turn, gain=change.gain, offset=change.offset,
         )  # fmt: skip
         if change.noise:
             noise = rng.standard_normal((*y.shape, bands), np.float32)

@@ -96,7 +96,8 @@ def prepare_training(
             "LabelledDataset(..., shares=...)"
         )
     train = with_defaults(train, model.encoder, tile_size)
-    inputs = Inputs.of(statistics, model.seasons)
+    scene = next(iter(next(iter(dataset.areas.values())).scenes.values()))
+    inputs = Inputs.of(statistics, model.seasons, scene)
     network = network_settings(model, inputs.bands, inputs.seasons, len(dataset.legend))
     sampler = Sampler.of(index, dataset, train, train.windows, augmentation)
     tiles = index[index["keep"] & (index["split"] == "train")]

@@ -15,7 +15,8 @@ from cobertes.errors import BandMismatchError, GridMismatchError, SettingsError
 from cobertes.geo.area import ONLY_SEASON
 from cobertes.geo.blending import WindowPlan
 from cobertes.geo.nodata import valid_mask_chw
-from cobertes.geo.scene import Observation, Scene
+from cobertes.geo.observation import Observation
+from cobertes.geo.scene import Scene
 from cobertes.geo.windows import Window
 from cobertes.labels.legend import Legend
 from cobertes.learn.inference import READ_THREADS
@@ -62,7 +63,7 @@ class ArrayScene:
         if 0 not in inside.shape:
             pixels[inside.slices_in(window)] = self.values[:, *inside.slices].transpose(1, 2, 0)
             valid[inside.slices_in(window)] = self.valid[inside.slices]
-        return pixels, valid
+        return Observation(pixels, valid)
 
 
 def predict_array(
@@ -77,7 +78,8 @@ def predict_array(
 ) -> ArrayPrediction:
     """Map an array in memory, window by window as `predict_map` does.
 
-    seasons  (bands, H, W) array or DataArray in the model's band order, or a mapping of them by season. A
+    seasons  (bands, H, W) array or DataArray in the model's band order, with values as in its training scenes
+             (`Inputs.conventions`), or a mapping of them by season. A
              DataArray whose band coordinate is text is put in order by it.
     nodata   value of empty pixels; by default that of the DataArray, of the model, else 0 in all bands. NaN is
              always empty.

@@ -127,7 +127,7 @@ def write_map(
                 remaining, rasters, ledger, lambda wanted: executor(engine, remaining, wanted, memory), progress
             )
     if outputs.stac is not None:
-        sources = [file for scene in job.scenes.values() for file in scene.files]
+        sources = [file for scene in job.scenes.values() for file in scene.inputs]
         write_item(outputs.stac, region, job.legend, outputs.paths, hectares(), engine.how, sources)
     computed, skipped = ledger.sums["windows"].tolist()
     counts = _histogram_by_code(job.legend, ledger.sums["written"])

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from odc.geo.geobox import GeoBox
 
@@ -27,6 +28,7 @@ from cobertes.geo.scene import Scene
 from cobertes.geo.windows import Window
 from cobertes.predict.map_layers import PRODUCTS
 from cobertes.predict.map_writer import MapOutputs, MapReport, write_map
+from cobertes.predict.model_values import in_model_values
 from cobertes.predict.prediction_job import Executor, PredictionJob, run_locally
 from cobertes.progress import SILENT, Progress
 
@@ -151,8 +153,10 @@ def _plan(
     engine: Engine, scenes: Mapping[str, Scene], outputs: MapOutputs, windows: _Windows, region: _Region
 ) -> tuple[PredictionJob, str]:
     """Job of a map, and the fingerprint of all that its pixels depend on; all inputs are checked."""
-    scenes, clip = name_seasons(scenes, engine), region.clip
-    outputs.check([*(file for scene in scenes.values() for file in scene.files), *filter(None, [clip])])
+    named, clip = name_seasons(scenes, engine), region.clip
+    scenes = {season: in_model_values(scene, season, engine.header.inputs) for season, scene in named.items()}
+    inputs = [file for scene in scenes.values() for file in (*scene.inputs, *scene.files)]
+    outputs.check([*inputs, *filter(None, [clip])])
     require_same_grid((scene.files[0], scene.grid) for scene in scenes.values())
     grid = next(iter(scenes.values())).grid
     rectangle, area = region.on(grid)
@@ -162,7 +166,8 @@ def _plan(
         engine.how, engine.identity, engine.temperature, describe(grid),
         {season: [stamp(file) for path in scene.files for file in source_files(path)]
          for season, scene in scenes.items()},
-        [[scene.nodata, [[band.name, band.index] for band in scene.bands]] for scene in scenes.values()],
+        [[scene.nodata, [[band.name, band.index] for band in scene.bands], *_converted(scene)]
+         for scene in scenes.values()],
         [stamp(file) for file in source_files(str(clip))] if clip else None,
         [str(rectangle), windows.size, windows.overlap, windows.blend, batch],
         {name: str(path.resolve()) for name, path in outputs.paths.items()},
@@ -170,3 +175,9 @@ def _plan(
     legend, temperature = engine.header.legend, engine.temperature
     job = PredictionJob(scenes, rectangle, area, plan, tuple(outputs.paths), legend, temperature, batch)
     return job, fingerprint
+
+
+def _converted(scene: Scene) -> list[Any]:
+    """Conversion of a scene's values, for a fingerprint; nothing if they are read as stored."""
+    ways = [part.conversion for part in (scene, *scene.parts)]
+    return [[[list(way.gain), list(way.bias)] if way else None for way in ways]] if any(ways) else []

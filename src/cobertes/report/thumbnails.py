@@ -11,7 +11,7 @@ import base64
 import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from cobertes.errors import BandMismatchError, did_you_mean
 from cobertes.geo.io import open_raster, read_window
 from cobertes.geo.nodata import valid_mask_chw
+from cobertes.geo.observation import Observation
 from cobertes.geo.scene import Scene
 from cobertes.geo.windows import Window
 from cobertes.labels.legend import IGNORE_INDEX, Legend
@@ -89,11 +90,12 @@ def scene_cells(scene: Scene, cell: int) -> NDArray[np.float32]:
     returns  (bands, ceil(height / cell), ceil(width / cell)) float32; NaN: no valid pixel
     """
     with _gdal():
-        if cell > 1 and all(_has_overviews(path) for path in scene.files):
+        if cell > 1 and not scene.parts and all(_has_overviews(path) for path in scene.files):
             return _cells_from_overviews(scene, cell)
         sums, counts = [], []
         for window in _strips(scene.shape, cell):
-            values, valid = scene.read_chw(window)
+            shown = scene.read_chw(window)
+            values, valid = shown.converted(0), shown[1]
             values[:, ~valid] = 0
             sums.append(_sum_cells(values, cell))
             counts.append(_sum_cells(valid, cell))
@@ -113,11 +115,11 @@ def window_picture(scene: Scene, rgb: Sequence[str], window: Window) -> Picture:
 
 
 def _only(scene: Scene, names: Sequence[str]) -> Scene:
-    by_name = {band.name: band for band in scene.bands}
     for name in names:
-        if name not in by_name:
-            raise BandMismatchError(f"{scene.files[0]}: no band '{name}' to show.{did_you_mean(name, by_name)}")
-    return replace(scene, bands=tuple(by_name[name] for name in names))
+        if name not in scene.band_names:
+            hint = did_you_mean(name, scene.band_names)
+            raise BandMismatchError(f"{scene.files[0]}: no band '{name}' to show.{hint}")
+    return scene.select(names)
 
 
 def _has_overviews(path: str) -> bool:
@@ -130,8 +132,8 @@ def _cells_from_overviews(scene: Scene, cell: int) -> NDArray[np.float32]:
     values = np.zeros((len(scene.bands), *shape), scene.dtype)
     for i, band in enumerate(scene.bands):
         values[i] = read_window(band.path, None, band.index, shape=shape, resampling="average")
-    valid = valid_mask_chw(values, scene.nodata)
-    return np.where(valid, values, np.nan).astype(np.float32)
+    shown = Observation(values, valid_mask_chw(values, scene.nodata), scene.conversion)
+    return np.where(shown[1], shown.converted(0), np.nan).astype(np.float32)
 
 
 def _rgb_picture(values: NDArray[np.floating[Any]]) -> Picture:

@@ -18,10 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cobertes.geo.bands import colour_positions
+from cobertes.geo.products.record import CLEAR, CLOUD, SNOW, UNKNOWN
+from cobertes.geo.radiometry import RadiometricConvention, rounded
 from cobertes.numba_cache import compiled
 from cobertes.settings import TileSettings
 
-CLEAR, CLOUD, SNOW = 0, 1, 2
+__all__ = ["CLEAR", "CLOUD", "SNOW", "UNKNOWN", "SpectralTests", "classify_codes", "impossible_scale"]
 
 NEEDED = ("blue", "green", "red", "nir", "swir1")
 
@@ -36,20 +38,49 @@ def classify_codes(codes: NDArray[np.uint8], settings: TileSettings) -> NDArray[
 
 @dataclass(frozen=True)
 class SpectralTests:
-    """Spectral tests for a scene: ``positions`` (6,) of blue, green, red, nir, swir1 and swir2 (-1: absent)."""
+    """Spectral tests for a scene.
+
+    positions  (6,) of blue, green, red, nir, swir1 and swir2 (-1: absent)
+    scale, offset  (6,) of each: reflectance is (value + offset) / scale
+    assumed    True if these are the settings' own, because nothing else says what the values mean
+    """
 
     positions: NDArray[np.int64]
-    scale: float
-    offset: float
+    scale: NDArray[np.float64]
+    offset: NDArray[np.float64]
+    assumed: bool = False
 
     @classmethod
-    def for_bands(cls, bands: Sequence[str], settings: TileSettings) -> "SpectralTests | None":
-        """Create the tests for band names; None if a required band is not among them."""
+    def for_bands(
+        cls, bands: Sequence[str], settings: TileSettings, conventions: Sequence[RadiometricConvention] = ()
+    ) -> "SpectralTests | None":
+        """Create the tests for band names; None if a required band is not among them, or holds no reflectance.
+
+        conventions  of the values of each band; the settings hold where nobody says them
+        """
         position = colour_positions(bands)
         if not set(NEEDED) <= position.keys():
             return None
         order = [position[colour] for colour in NEEDED] + [position.get("swir2", -1)]
-        return cls(np.array(order, np.int64), settings.reflectance_scale, settings.reflectance_offset)
+        told = [conventions[i] if conventions and i >= 0 else RadiometricConvention() for i in order]
+        if any(one.origin != "default" and one.unit != "reflectance" for one in told):
+            return None
+        assumed = [one.origin == "default" for one in told]
+        factors = [
+            (settings.reflectance_scale, settings.reflectance_offset)
+            if default
+            else (rounded(1 / one.scale), rounded(one.offset / one.scale))
+            for one, default in zip(told, assumed, strict=True)
+        ]
+        scale, offset = np.array(factors, np.float64).T
+        return cls(
+            np.array(order, np.int64), np.ascontiguousarray(scale), np.ascontiguousarray(offset), any(assumed)
+        )
+
+    def reflectances(self, values: NDArray[Any]) -> NDArray[np.float64]:
+        """Reflectances (n, 5 or 6) of values (n, bands), of the bands that the tests look at."""
+        there = self.positions >= 0
+        return np.asarray((values[:, self.positions[there]] + self.offset[there]) / self.scale[there])
 
     def classify(self, pixels: NDArray[Any]) -> NDArray[np.uint8]:
         """Classify ``pixels`` (height, width, bands) as CLEAR, CLOUD or SNOW, (height, width) uint8."""
@@ -60,21 +91,25 @@ class SpectralTests:
 
 @compiled
 def _test(
-    pixels: NDArray[Any], positions: NDArray[np.int64], scale: float, offset: float, out: NDArray[np.uint8]
+    pixels: NDArray[Any],
+    positions: NDArray[np.int64],
+    scale: NDArray[np.float64],
+    offset: NDArray[np.float64],
+    out: NDArray[np.uint8],
 ) -> None:
     for row in range(pixels.shape[0]):
         for col in range(pixels.shape[1]):
             out[row, col] = 0
-            red = (pixels[row, col, positions[2]] + offset) / scale
+            red = (pixels[row, col, positions[2]] + offset[2]) / scale[2]
             if not red > 0.2:  # fails both tests, as most pixels do
                 continue
-            blue = (pixels[row, col, positions[0]] + offset) / scale
-            green = (pixels[row, col, positions[1]] + offset) / scale
-            nir = (pixels[row, col, positions[3]] + offset) / scale
-            swir1 = (pixels[row, col, positions[4]] + offset) / scale
+            blue = (pixels[row, col, positions[0]] + offset[0]) / scale[0]
+            green = (pixels[row, col, positions[1]] + offset[1]) / scale[1]
+            nir = (pixels[row, col, positions[3]] + offset[3]) / scale[3]
+            swir1 = (pixels[row, col, positions[4]] + offset[4]) / scale[4]
             swir2 = 1.0
             if positions[5] >= 0:
-                swir2 = (pixels[row, col, positions[5]] + offset) / scale
+                swir2 = (pixels[row, col, positions[5]] + offset[5]) / scale[5]
             ndsi = (green - swir1) / max(green + swir1, 1e-6)
             if ndsi > 0.4:
                 out[row, col] = 2
@@ -85,3 +120,23 @@ def _test(
             bright = red > 0.25 and swir2 > 0.03 and ndsi < 0.8 and ndvi < 0.8
             if bright and whiteness < 0.7 and blue - 0.5 * red > 0.08 and nir > 0.75 * swir1:
                 out[row, col] = 1
+
+
+DARKEST, BRIGHTEST = 0.4, 1.6
+"""Reflectances: scenes have pixels darker than the first in some band, and few brighter than the second."""
+
+
+def impossible_scale(reflectances: NDArray[np.float64]) -> str | None:
+    """The range of reflectances (n, bands) in words if no ground can have it, None if some can.
+
+    All ground has something dark: water, vegetation in red, shadows; snow is dark in the shortwave. Nothing but
+    glints and clouds is brighter than a white panel.
+    """
+    known = reflectances[np.isfinite(reflectances).all(axis=1)]
+    if len(known) < 16:
+        return None
+    darkest, brightest = float(np.quantile(known.min(axis=1), 0.05)), float(np.quantile(known.max(axis=1), 0.98))
+    low = float(np.quantile(known.max(axis=1), 0.9))
+    if darkest > DARKEST or brightest > 2 * BRIGHTEST or low < 0.001:
+        return f"{darkest:.3g} to {brightest:.3g}"
+    return None

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from cobertes.errors import InputFileError
 from cobertes.geo.area import Area
 from cobertes.geo.nodata import valid_mask_hwc
-from cobertes.geo.scene import Observation, Scene, valid_in_any
+from cobertes.geo.observation import Observation
+from cobertes.geo.scene import Scene, valid_in_any
 from cobertes.geo.windows import Window
 from cobertes.labels.legend import IGNORE_INDEX, Legend
 from cobertes.numba_cache import compiled
@@ -70,10 +71,10 @@ class LabelledDataset:
         if stored is not None:
             valid = valid_mask_hwc(stored, scene.nodata)
             if inside == window:
-                return stored, valid
-            pixels, observed = _unobserved((*window.shape, len(scene.bands)), window, scene)
+                return Observation(stored, valid, scene.conversion)
+            pixels, observed = shown = _unobserved((*window.shape, len(scene.bands)), window, scene)
             pixels[inside.slices_in(window)], observed[inside.slices_in(window)] = stored, valid
-            return pixels, observed
+            return shown
         try:
             return scene.read_hwc(window)
         except InputFileError as error:
@@ -127,4 +128,4 @@ def _index_codes(
 
 def _unobserved(shape: tuple[int, ...], window: Window, scene: Scene) -> Observation:
     """Zeros of ``shape``, and a validity mask (height, width) that is False everywhere."""
-    return np.zeros(shape, scene.dtype), np.zeros(window.shape, bool)
+    return Observation(np.zeros(shape, scene.dtype), np.zeros(window.shape, bool), scene.conversion)

@@ -50,6 +50,9 @@ from cobertes.tiles.variogram import RangeEstimator
 
 log = logging.getLogger(__name__)
 
+MOST_SAID = 3
+"""Scenes of an impossible scale that are named one by one."""
+
 RANGE_AREAS = 50
 """Maximum number of areas, evenly chosen, from which the range of autocorrelation is measured."""
 
@@ -113,10 +116,13 @@ def build_index(
     measurements = (TileMeasurements.load(cache, fingerprint) if cache else None) or TileMeasurements.empty(
         counts, own, len(scenes), len(scenes[0].bands)
     )
+    reader = TileReader.for_areas(areas, label_files, legend, tiles)
     measure_tiles(
-        TileReader.for_areas(areas, label_files, legend, tiles), found, by_labels == "", measurements,
+        reader, found, by_labels == "", measurements,
         save=partial(measurements.save, cache, fingerprint) if cache else None, progress=progress,
     )  # fmt: skip
+    if "drop" in (tiles.clouds, tiles.snow):
+        _warn_of_scales(reader.impossible_scales(found, measurements))
     locations = [locate_in_split(tile.window, assigned.areas[tile.area], assigned.guard) for tile in found]
     sizes = np.array([tile.window.height * tile.window.width for tile in found])
     by_measurements = filter_by_measurements(measurements, sizes, tiles)
@@ -124,6 +130,13 @@ def build_index(
     table = _table(areas, found, locations, reasons, measurements, counts, legend)
     _require_training_tiles(table, tiles, assigned.block)
     return TileIndex(table, assigned, _statistics(areas[0], table, measurements), range_px)
+
+
+def _warn_of_scales(lines: Sequence[str]) -> None:
+    for line in lines[:MOST_SAID]:
+        log.warning("%s", line)
+    if len(lines) > MOST_SAID:
+        log.warning("the same for %d more scenes", len(lines) - MOST_SAID)
 
 
 def save_index(index: gpd.GeoDataFrame, path: Path) -> None:

@@ -20,19 +20,24 @@ from numpy.typing import NDArray
 from cobertes.atomic_io import replacing
 from cobertes.errors import InputFileError
 from cobertes.geo.area import Area
+from cobertes.geo.observation import Observation
+from cobertes.geo.quality_mask import QualityMask, quality_mask
 from cobertes.geo.scene import Scene, open_mask
 from cobertes.geo.windows import Window
 from cobertes.labels.legend import IGNORE_INDEX, Legend
 from cobertes.numba_cache import compiled
 from cobertes.progress import SILENT, Progress
 from cobertes.settings import TileSettings
-from cobertes.tiles.clouds import CLOUD, SNOW, SpectralTests, classify_codes
+from cobertes.tiles.clouds import CLOUD, SNOW, SpectralTests, classify_codes, impossible_scale
 from cobertes.tiles.label_io import read_labels
 
 log = logging.getLogger(__name__)
 
 READ_THREADS = 2
 SAVE_SECONDS = 60.0
+
+SCALE_TILES = 64
+"""Tiles of a scene from whose sampled pixels it is told whether their values can be reflectances."""
 
 SAMPLED_PIXELS = 200_000
 """Pixels, of all tiles together, from which percentiles are computed."""
@@ -148,7 +153,10 @@ class TileReader:
     legend: Legend
     settings: TileSettings
     masks: Mapping[str, Mapping[str, Scene]]
-    tests: SpectralTests | None
+    quality: Mapping[tuple[str, str], QualityMask]
+    """Cloud masks that came with products, by area and season."""
+    tests: Mapping[tuple[str, str], SpectralTests]
+    """Spectral tests by area and season, if the bands are known."""
 
     @classmethod
     def for_areas(
@@ -159,15 +167,34 @@ class TileReader:
             area.name: {season: open_mask(str(path), area.grid) for season, path in area.masks.items()}
             for area in areas
         }
-        bands = next(iter(areas[0].scenes.values())).band_names
-        return cls(
-            {area.name: area for area in areas},
-            labels,
-            legend,
-            settings,
-            masks,
-            SpectralTests.for_bands(bands, settings),
-        )
+        scenes = {(area.name, season): scene for area in areas for season, scene in area.scenes.items()}
+        quality = {key: mask for key, scene in scenes.items() if (mask := quality_mask(scene)) is not None}
+        tests = {
+            key: found
+            for key, scene in scenes.items()
+            if (found := SpectralTests.for_bands(scene.band_names, settings, scene.conventions)) is not None
+        }
+        return cls({area.name: area for area in areas}, labels, legend, settings, masks, quality, tests)
+
+    def impossible_scales(self, tiles: Sequence[Tile], measured: TileMeasurements) -> list[str]:
+        """A line for each scene whose values can't be the reflectances that the settings take them for."""
+        seasons = list(next(iter(self.areas.values())).scenes)
+        lines = []
+        for (area, season), tests in self.tests.items():
+            own = [number for number, tile in enumerate(tiles) if tile.area == area and measured.read[number]]
+            if not tests.assumed or not own or self.areas[area].scenes[season].conversion is not None:
+                continue
+            values = measured.sample[own[:SCALE_TILES], :, seasons.index(season)].reshape(
+                -1, measured.mean.shape[2]
+            )
+            found = impossible_scale(tests.reflectances(values))
+            if found is not None:
+                lines.append(
+                    f"area '{area}', season {season}: reflectances would be {found}, so clouds and snow are not "
+                    f"found. Say what the values mean: scale and offset of the [[area]], or reflectance-scale and "
+                    f"reflectance-offset of [tiles]"
+                )
+        return lines
 
     def measure(self, tile: Tile, number: int, out: TileMeasurements) -> None:
         """Fill row ``number`` of ``out``. Raises InputFileError, unless the settings skip unreadable tiles."""
@@ -186,7 +213,8 @@ class TileReader:
         observed = np.zeros(window.shape, bool)
         sampled = self._sample_pixels(tile, out.sample.shape[1])
         for s, (season, scene) in enumerate(self.areas[tile.area].scenes.items()):
-            pixels, valid = scene.read_hwc(window)
+            shown = scene.read_hwc(window)
+            pixels, valid = shown
             observed |= valid
             out.valid[number, s] = valid.mean()
             mask = self._classify(tile, season, pixels)
@@ -199,10 +227,12 @@ class TileReader:
             sums, squares = np.zeros(pixels.shape[2]), np.zeros(pixels.shape[2])
             count = _add_moments(pixels, valid, part, shift, sums, squares)
             out.pixels[number, s] = count
+            gain, bias = _factors(shown)
             if count:
-                out.mean[number, s] = shift + sums / count
-                out.squares[number, s] = np.maximum(squares - sums**2 / count, 0)
-            out.sample[number, : len(sampled[0]), s] = np.where(valid[sampled][:, None], pixels[sampled], np.nan)
+                out.mean[number, s] = (shift + sums / count) * gain + bias
+                out.squares[number, s] = np.maximum(squares - sums**2 / count, 0) * gain**2
+            sample = np.where(valid[sampled][:, None], pixels[sampled], np.nan)
+            out.sample[number, : len(sampled[0]), s] = sample * gain + bias
         if not observed.all():  # a label counts only if a season was observed
             codes = read_labels(self.labels[tile.area], window)
             index = np.where(observed, self.legend.index_table()[codes], IGNORE_INDEX)
@@ -220,7 +250,17 @@ class TileReader:
         mask = self.masks[tile.area].get(season)
         if mask is not None:
             return classify_codes(mask.read_chw(tile.window)[0][0], self.settings)
-        return self.tests.classify(pixels) if self.tests is not None else None
+        key = tile.area, season
+        if key in self.quality:
+            return self.quality[key].read(tile.window)
+        return self.tests[key].classify(pixels) if key in self.tests else None
+
+
+def _factors(shown: Observation) -> tuple[Any, Any]:
+    """Gain and bias (bands,) into the project's convention; 1 and 0 if the values are in it."""
+    if shown.conversion is None:
+        return 1.0, 0.0
+    return np.array(shown.conversion.gain), np.array(shown.conversion.bias)
 
 
 def _class_counts(index: NDArray[np.uint8], classes: int) -> NDArray[np.int64]:

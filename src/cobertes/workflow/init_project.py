@@ -11,6 +11,8 @@ from cobertes.geo.bands import default_rgb
 from cobertes.geo.cog_writer import check_not_input, check_writable
 from cobertes.geo.grid import describe, grid_of, require_same_grid
 from cobertes.geo.io import open_raster
+from cobertes.geo.quality_mask import names_of
+from cobertes.geo.radiometry import describe_conventions
 from cobertes.geo.scene import Scene
 from cobertes.labels.class_names import read_class_names
 from cobertes.labels.code_scan import CodeScan, scan_codes
@@ -44,7 +46,8 @@ def write_project(
     """
     check_writable(out, overwrite=overwrite)
     opened = open_scenes(scenes)
-    inputs: list[Path | str] = [reference, *(file for scene in opened.values() for file in scene.files)]
+    files = [file for scene in opened.values() for file in (*scene.inputs, *scene.files)]
+    inputs: list[Path | str] = [reference, *files]
     check_not_input((out, _legend_file(out), _crosswalk_file(out)), inputs)
     grids = [(scene.files[0], scene.grid) for scene in opened.values()]
     require_same_grid(grids)
@@ -157,12 +160,12 @@ def _project_name(out: Path) -> str:
 
 def _area_name(scenes: Mapping[str, Scene], out: Path) -> str:
     """Name of the area: the stem of the only file, else the project's name."""
-    files = [file for scene in scenes.values() for file in scene.files]
+    files = [file for scene in scenes.values() for file in scene.inputs]
     return Path(files[0]).stem if len(files) == 1 else _project_name(out)
 
 
 def _scenes_text(scenes: Mapping[str, Scene], out: Path) -> str:
-    specs = {season: [_relative(file, out) for file in scene.files] for season, scene in scenes.items()}
+    specs = {season: [_relative(file, out) for file in scene.inputs] for season, scene in scenes.items()}
     if ONLY_SEASON not in specs:
         # a table within a line may not be broken, so it is a long line
         pairs = (f"{_key(season)} = {_spec(files)}" for season, files in specs.items())
@@ -221,6 +224,7 @@ def _facts(scenes: Mapping[str, Scene], reference: Path, out: Path, scan: CodeSc
     return "\n".join(
         [
             f"scene:  {describe(scene.grid)}, {len(scene.bands)} bands ({', '.join(scene.band_names)}){seasons}",
+            *_value_rows(scenes),
             f"map:    {map_grid}",
             f"codes in {seen}:",
             *_code_rows(scan, proposal),
@@ -229,6 +233,18 @@ def _facts(scenes: Mapping[str, Scene], reference: Path, out: Path, scan: CodeSc
             f"tiles:  {size} px, in blocks of {block} px",
         ]
     )
+
+
+def _value_rows(scenes: Mapping[str, Scene]) -> list[str]:
+    """Products, what their values mean and where clouds are known from; nothing for plain files."""
+    rows = []
+    for season, scene in scenes.items():
+        title = "" if season == ONLY_SEASON else f"{season}: "
+        if not all(one.assumed for one in scene.conventions):
+            rows.append(f"values: {title}{describe_conventions(scene.conventions, scene.band_names)}")
+        if scene.quality:
+            rows.append(f"clouds: {title}known from {names_of(scene.quality)}")
+    return rows
 
 
 def _legend_line(out: Path, proposal: Proposal) -> str:

@@ -19,6 +19,7 @@ from cobertes.errors import BandMismatchError, InputFileError, SettingsError, di
 from cobertes.geo.area import Area
 from cobertes.geo.bands import default_rgb
 from cobertes.geo.grid import warn_without_crs
+from cobertes.geo.products.band_vocabulary import BandLabel
 from cobertes.geo.scene import Scene, open_scene
 from cobertes.labels.crosswalk import load_crosswalk
 from cobertes.labels.legend import Legend, load_legend
@@ -26,6 +27,7 @@ from cobertes.labels.recode import RecodeTable, recode_map
 from cobertes.settings import SCRATCH, WEIGHTS, AreaSettings, Settings, with_defaults
 from cobertes.tiles.split import read_groups, require_known_groups
 from cobertes.workflow.scene_paths import file_name, find_areas, resolve
+from cobertes.workflow.scene_values import in_one_convention, tell_values
 
 log = logging.getLogger(__name__)
 
@@ -230,15 +232,18 @@ def _open_areas(settings: Settings, path: Path) -> list[Area]:
         raise SettingsError(f"{path}: two areas are called '{twice[0]}'. Give each [[area]] a `name` of its own.")
     _require_files_of_their_own(names, path)
     groups = _groups(settings, path, names)
-    bands = list(settings.bands)
-    areas = []
+    bands: list[str | BandLabel] = list(settings.bands)
+    opened = []
     for one in found:
         scenes: dict[str, Scene] = {}
         for season, files in one.scenes.items():
             scenes[season] = open_scene(files, bands, settings.scene_nodata)
-            bands = bands or list(scenes[season].band_names)
-        areas.append(Area(one.name, scenes, one.reference, one.crosswalk, groups.get(one.name), one.masks))
-    return areas
+            bands = bands or list(scenes[season].labels)
+        opened.append((one.name, tell_values(scenes, one.scale, one.offset, "project")))
+    return [
+        Area(one.name, scenes, one.reference, one.crosswalk, groups.get(one.name), one.masks)
+        for one, scenes in zip(found, in_one_convention(opened), strict=True)
+    ]
 
 
 def _require_files_of_their_own(names: Sequence[str], path: Path) -> None:

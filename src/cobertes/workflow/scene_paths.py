@@ -23,6 +23,9 @@ from cobertes.atomic_io import StrPath
 from cobertes.errors import InputFileError, SettingsError, did_you_mean
 from cobertes.geo import scene as scenes
 from cobertes.geo.area import ONLY_SEASON
+from cobertes.geo.io import is_dataset_name
+from cobertes.geo.products.band_vocabulary import BandLabel
+from cobertes.geo.products.detect import detect_product
 from cobertes.geo.scene import Scene
 from cobertes.settings import AreaSettings
 
@@ -42,6 +45,8 @@ class FoundArea:
     reference: Path | None
     crosswalk: str | None
     masks: dict[str, Path]
+    scale: float | dict[str, float] | None = None
+    offset: float | dict[str, float] | None = None
 
 
 def find_areas(area: AreaSettings, path: Path) -> list[FoundArea]:
@@ -63,7 +68,8 @@ def find_areas(area: AreaSettings, path: Path) -> list[FoundArea]:
         season: _existing(resolve(text, folder), "mask")
         for season, text in _mask_specs(area, seasons, path).items()
     }
-    return [FoundArea(file_name(name), scenes, reference, area.crosswalk, masks)]
+    found = FoundArea(file_name(name), scenes, reference, area.crosswalk, masks, area.scale, area.offset)
+    return [found]
 
 
 def _mask_specs(area: AreaSettings, seasons: Mapping[str, Any], path: Path) -> dict[str, str]:
@@ -105,6 +111,8 @@ def _areas_by_stem(area: AreaSettings, seasons: Mapping[str, str], path: Path) -
             references[stem],
             area.crosswalk,
             {season: files[stem] for season, files in masks.items() if stem in files},
+            area.scale,
+            area.offset,
         )
         for stem in stems
     ]
@@ -143,7 +151,7 @@ def scene_files(spec: str | Iterable[str], folder: Path = Path()) -> list[str]:
 
     A text may hold several, separated by commas. Raises InputFileError if one does not exist.
     """
-    parts = [part.strip() for part in spec.split(",")] if isinstance(spec, str) else list(spec)
+    parts = _parts(spec, folder) if isinstance(spec, str) else list(spec)
     if not parts or not all(parts):
         raise InputFileError(f"a scene without a file: {spec!r}. Name a file, a folder, a glob or a list of them.")
     files: list[str] = []
@@ -151,17 +159,39 @@ def scene_files(spec: str | Iterable[str], folder: Path = Path()) -> list[str]:
         if is_remote(part):
             files.append(_for_gdal(part))
             continue
+        if is_dataset_name(part):
+            files.append(_variable(part, folder))
+            continue
         path = resolve(part, folder)
         if _is_glob(part, folder):
             found = [Path(file) for file in sorted(glob.glob(str(path)))]
         elif path.is_dir():
-            found = [file for file in sorted(path.iterdir()) if file.suffix.lower() in RASTER_SUFFIXES]
+            found = [path] if detect_product(path) is not None else _rasters_in(path)
         else:
             found = [_existing(path, "scene")]
         if not found:
             raise InputFileError(f"no raster matches {path}. Check the path; it is relative to the project file.")
         files += map(str, found)
     return files
+
+
+def _parts(spec: str, folder: Path) -> list[str]:
+    """A text's SCENEs, divided by commas; a file whose name has a comma is one."""
+    if "," in spec and not is_remote(spec) and not is_dataset_name(spec) and resolve(spec, folder).exists():
+        return [spec]
+    return [part.strip() for part in spec.split(",")]
+
+
+def _rasters_in(folder: Path) -> list[Path]:
+    return [file for file in sorted(folder.iterdir()) if file.suffix.lower() in RASTER_SUFFIXES]
+
+
+def _variable(name: str, folder: Path) -> str:
+    """GDAL's name of a variable, with the path of its file resolved."""
+    driver, _, rest = name.partition(":")
+    file, _, variable = rest.rpartition(":")
+    path = _existing(resolve(file.strip('"'), folder), "scene")
+    return f'{driver}:"{path}":{variable}'
 
 
 def season_specs(arguments: Sequence[str]) -> dict[str, list[str]]:
@@ -184,14 +214,14 @@ def season_specs(arguments: Sequence[str]) -> dict[str, list[str]]:
 
 
 def open_scenes(
-    arguments: Sequence[str], bands: Sequence[str] = (), nodata: float | None = None
+    arguments: Sequence[str], bands: Sequence[str | BandLabel] = (), nodata: float | None = None
 ) -> dict[str, Scene]:
     """Scene by season, from ``SCENE`` or ``season=SCENE`` arguments; `scene_files` describes a SCENE.
 
     bands, nodata   as for `open_scene`
     """
     return {
-        season: open_scene([file for spec in specs for file in scene_files(spec)], bands, nodata)
+        season: scenes.open_scene([file for spec in specs for file in scene_files(spec)], bands, nodata)
         for season, specs in season_specs(arguments).items()
     }
 

@@ -46,8 +46,18 @@ def raster_stamps(path: str | Path) -> list[Any]:
 
 
 def scene_stamps(area: Area) -> list[Any]:
-    """Stamps of every file of an area's scenes."""
-    return [raster_stamps(path) for scene in area.scenes.values() for path in scene.files]
+    """Stamps of every file of an area's scenes, and what their values are converted into."""
+    stamps = [raster_stamps(path) for scene in area.scenes.values() for path in scene.files]
+    told = [one.to_dict() for scene in area.scenes.values() for one in scene.conventions if not one.assumed]
+    target = next(iter(area.scenes.values())).target_conventions
+    converted = any(part.conversion for scene in area.scenes.values() for part in (scene, *scene.parts))
+    return [*stamps, *told, *([one.to_dict() for one in target] if converted else [])]
+
+
+def _quality_stamps(project: Project) -> list[Any]:
+    """Stamps of the cloud masks that came with scenes; nothing if none did."""
+    scenes = [scene for area in project.areas for scene in area.scenes.values() if scene.quality]
+    return [[raster_stamps(layer.path) for scene in scenes for layer in scene.quality]] if scenes else []
 
 
 def _grids(project: Project) -> list[Any]:
@@ -81,6 +91,7 @@ def measurements_fingerprint(context: StageContext) -> str:
         _grids(project),
         [scene_stamps(area) for area in project.areas],
         [{season: stamp(path) for season, path in area.masks.items()} for area in project.areas],
+        *_quality_stamps(project),
         _label_stamps(context),
         [land.key for land in project.legend.classes],
         settings["bands"],

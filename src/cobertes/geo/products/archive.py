@@ -67,9 +67,7 @@ def open_files(path: Path) -> ProductFiles:
     """List a folder, zip or tar. Raises InputFileError for a damaged archive."""
     try:
         if path.is_dir():
-            return ProductFiles(
-                path, tuple(_list_folder(path)), f"{path}{os.sep}", lambda name: (path / name).read_bytes()
-            )
+            return open_folder(path, tuple(_list_folder(path)))
         if path.suffix.lower() == ".zip":
             with zipfile.ZipFile(path) as archive:
                 names = tuple(sorted(item.filename for item in archive.infolist() if not item.is_dir()))
@@ -79,6 +77,11 @@ def open_files(path: Path) -> ProductFiles:
         return ProductFiles(path, names, f"/vsitar/{path}/", lambda name: _read_tar(path, name))
     except (OSError, zipfile.BadZipFile, tarfile.TarError, EOFError) as error:
         raise InputFileError(f"can't read {path}: {error}. It may be truncated: fetch it again.") from error
+
+
+def open_folder(path: Path, names: tuple[str, ...]) -> ProductFiles:
+    """Some of the files of a folder."""
+    return ProductFiles(path, names, f"{path}{os.sep}", lambda name: (path / name).read_bytes())
 
 
 def _list_folder(path: Path) -> list[str]:

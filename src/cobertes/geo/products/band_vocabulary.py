@@ -91,7 +91,7 @@ FAMILIES = {"nir": ("nir", "nir08"), "swir": ("swir16",), "rededge": ("rededge1"
 SAME_IN_BOTH = {"1", "2", "3", "4"}
 """Numbers that mean the same colour in Sentinel-2, Landsat 8 and 9, and HLS."""
 
-NUMBER = re.compile(r"^b(?:and)?_?0*(\d{1,2}a?)$", re.IGNORECASE)
+NUMBER = re.compile(r"^b_?0*(\d{1,2}a?)$", re.IGNORECASE)
 LONE_NUMBER = re.compile(r"^band[ _]*0*(\d{1,2}a?)$", re.IGNORECASE)
 WAVELENGTH = re.compile(r"(\d{3,5}(?:\.\d+)?)\s*nm\b", re.IGNORECASE)
 SENSOR_WORDS = (
@@ -234,6 +234,13 @@ def with_wavelengths(labels: Sequence[BandLabel]) -> list[BandLabel]:
         label if label.wavelength is not None or meaning is None else replace(label, wavelength=meaning.wavelength)
         for label, meaning in zip(labels, meanings(labels), strict=True)
     ]
+
+
+def other_light(a: BandLabel, b: BandLabel) -> bool:
+    """True if both have a wavelength, and these are not those of one band."""
+    return (
+        a.wavelength is not None and b.wavelength is not None and not same_wavelength(a.wavelength, b.wavelength)
+    )
 
 
 def match_bands(found: Sequence[BandLabel], wanted: Sequence[BandLabel]) -> list[int | None]:

@@ -6,7 +6,6 @@
 Variables with a dimension of time hold several scenes: one date has to be chosen before.
 """
 
-import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,6 @@ from cobertes.geo.products.band_folder import is_quality_name
 from cobertes.geo.products.record import Product, ProductBand
 
 SUFFIXES = {".nc": "netCDF", ".nc4": "netCDF", ".cdf": "netCDF", ".zarr": "Zarr"}
-DATASET_NAME = re.compile(r"^(netcdf|zarr|hdf5):(?P<file>.+)$", re.IGNORECASE)
-DRIVERS = {"netcdf": "netCDF", "zarr": "Zarr", "hdf5": "HDF5"}
 WAVELENGTH_TAGS = ("wavelength", "radiation_wavelength", "center_wavelength", "central_wavelength")
 MICROMETRES = 100
 """Wavelengths under it are given in micrometres."""
@@ -34,11 +31,6 @@ def require_driver(driver: str, path: Path | str) -> None:
                 f"can't read {path}: this GDAL ({rasterio.__gdal_version__}) has no {driver} driver. Install a "
                 f"rasterio that has it (conda-forge: libgdal-{driver.lower()}), or convert the bands to GeoTIFF."
             )
-
-
-def is_dataset_name(text: str) -> bool:
-    """True for GDAL's names of a variable: ``netcdf:FILE:VARIABLE``, ``ZARR:"FOLDER":/ARRAY``, ``vrt://...``."""
-    return bool(DATASET_NAME.match(text)) or text.startswith("vrt://")
 
 
 def find_cube(path: Path) -> Product | None:
