@@ -40,7 +40,8 @@ class _FromPixels(nn.Module):
 def export_onnx(model: Path, out: Path, window: int | None = None) -> int:
     """Export a model as ONNX: ``pixels`` (B, seasons * bands, S, S) float32 -> ``probabilities`` (B, K, S, S).
 
-    Returns S. Metadata: bands (season:band), classes (code, key, name, colour) and resolution, as JSON.
+    Returns S. Metadata: bands (season:band), conventions of their values, classes (code, key, name, colour) and
+    resolution, as JSON.
     Raises SettingsError if onnx is not installed, ModelFileError, InputFileError, StorageError.
     """
     onnx = require_extra("onnx", "export")
@@ -56,6 +57,7 @@ def export_onnx(model: Path, out: Path, window: int | None = None) -> int:
             "bands": json.dumps([f"{season}:{band}" for season in inputs.seasons for band in inputs.bands]),
             "classes": json.dumps(header.legend.to_dict()["class"], ensure_ascii=False),
             "resolution": json.dumps(header.resolution),
+            "conventions": json.dumps([one.to_dict() for one in inputs.conventions or ()]),
             "producer": "cobertes",
         },
     )

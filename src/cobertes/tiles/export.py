@@ -113,6 +113,9 @@ def _export(row: Any, dataset: LabelledDataset, folder: Path) -> None:
     ) as file:  # fmt: skip
         file.write(image)
         file.descriptions = names
+        told = [one for scene in area.scenes.values() for one in scene.conventions]
+        if any(not one.assumed for one in told):  # other programs then read the same reflectances
+            file.scales, file.offsets = [one.scale for one in told], [one.offset for one in told]
     codes = np.full(window.shape, legend.nodata, np.uint8)
     codes[y != IGNORE_INDEX] = legend.codes[y[y != IGNORE_INDEX]]
     colours = {entry.code: entry.rgb for entry in legend.classes}

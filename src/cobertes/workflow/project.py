@@ -232,7 +232,7 @@ def _open_areas(settings: Settings, path: Path) -> list[Area]:
         raise SettingsError(f"{path}: two areas are called '{twice[0]}'. Give each [[area]] a `name` of its own.")
     _require_files_of_their_own(names, path)
     groups = _groups(settings, path, names)
-    bands: list[str | BandLabel] = list(settings.bands)
+    bands: list[str | BandLabel] = [*settings.bands] or _model_bands(settings, path)
     opened = []
     for one in found:
         scenes: dict[str, Scene] = {}
@@ -244,6 +244,16 @@ def _open_areas(settings: Settings, path: Path) -> list[Area]:
         Area(one.name, scenes, one.reference, one.crosswalk, groups.get(one.name), one.masks)
         for one, scenes in zip(found, in_one_convention(opened), strict=True)
     ]
+
+
+def _model_bands(settings: Settings, path: Path) -> list[str | BandLabel]:
+    """Bands of the model that a project predicts with; empty if it trains its own."""
+    named = settings.predict.model
+    if named is None or not resolve(named, path.parent).exists():  # the stage itself says what is missing
+        return []
+    from cobertes.learn.model_file import read_header
+
+    return list(read_header(resolve(named, path.parent)).inputs.labels)
 
 
 def _require_files_of_their_own(names: Sequence[str], path: Path) -> None:
