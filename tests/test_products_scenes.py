@@ -27,6 +27,7 @@ from cobertes.learn.unet import UNet, UNetSettings
 from cobertes.predict.predict import predict_map
 from cobertes.settings import TileSettings
 from cobertes.tiles.clouds import SpectralTests, impossible_scale
+from cobertes.tiles.index import load_index
 from cobertes.workflow.project import load_project
 from cobertes.workflow.scene_paths import open_scenes, scene_files
 from cobertes.workflow.scene_values import parse_told, tell_values
@@ -469,11 +470,7 @@ def test_granules_of_two_zones_are_refused_with_the_command_that_mends_it(tmp_pa
 
 def test_a_project_of_mixed_conventions_has_one_statistics(tmp_path):
     write_ground(tmp_path)
-    with rasterio.open(tmp_path / "august.tif") as file:
-        values, profile, names = file.read(), file.profile, file.descriptions
-    with rasterio.open(tmp_path / "august.tif", "w", **profile) as file:
-        file.write(np.where(values > 0, values + 1000, 0).astype("u2"))
-        file.scales, file.offsets, file.descriptions = [1e-4] * 6, [-0.1] * 6, names
+    values = shift_august(tmp_path)
     project = load_project(write_project(tmp_path))
     april, august = project.areas[0].scenes.values()
     assert april.conversion is None
@@ -510,3 +507,80 @@ def test_a_scale_that_no_ground_can_have_is_told():
     assert impossible_scale((ground + 0.2) / 0.275).startswith("0.8")
     assert impossible_scale(ground / 1e4)
     assert impossible_scale(ground[:3] * 100) is None  # too few to tell
+
+
+def run_stages(folder, *stages):
+    for stage in stages:
+        done = CliRunner().invoke(app, ["run", str(folder / "project.toml"), "--only", stage])
+        assert done.exit_code == 0, done.output
+    return folder / "runs" / "small"
+
+
+def shift_august(folder):
+    """August as after baseline 04.00: the same ground in numbers 1,000 higher, with the tags that say so."""
+    with rasterio.open(folder / "august.tif") as file:
+        values, profile, names = file.read(), file.profile, file.descriptions
+    with rasterio.open(folder / "august.tif", "w", **profile) as file:
+        file.write(np.where(values > 0, values + 1000, 0).astype("u2"))
+        file.scales, file.offsets, file.descriptions = [1e-4] * 6, [-0.1] * 6, names
+    return values
+
+
+def test_statistics_and_tiles_of_mixed_conventions_are_those_of_one(tmp_path):
+    found = []
+    for name in ("plain", "mixed"):
+        folder = tmp_path / name
+        folder.mkdir()
+        write_ground(folder)
+        if name == "mixed":
+            shift_august(folder)
+        write_project(folder, tiles='clouds = "drop"\nsnow = "drop"')
+        run = run_stages(folder, "labels", "tiles")
+        found.append(json.loads((run / "statistics.json").read_text()))
+    plain, mixed = found
+    for key in ("mean", "std", "percentiles"):
+        for season in ("april", "august"):
+            before, after = plain[key][season], mixed[key][season]
+            pairs = [(before, after)] if key != "percentiles" else [(before[p], after[p]) for p in before]
+            for a, b in pairs:
+                np.testing.assert_allclose(b, a, rtol=1e-6, atol=1e-3)
+    assert mixed["class_counts"] == plain["class_counts"]
+
+
+def test_clouds_of_a_scenes_own_mask_drop_tiles(tmp_path):
+    write_ground(tmp_path)
+    (tmp_path / "april").mkdir()
+    with rasterio.open(tmp_path / "april.tif") as file:
+        for band, name in zip(file.read(), file.descriptions, strict=True):
+            write_raster(tmp_path / "april" / f"T31TDG_20180412T105031_{name}_10m.tif", band, grid_at(96, 96))
+    classes = np.full((48, 48), 4, "u1")
+    classes[8:16, 16:24] = 9  # the tile at (16, 32), in pixels of 20 m
+    write_raster(tmp_path / "april" / "T31TDG_20180412T105031_SCL_20m.tif", classes, grid_at(48, 48, 20.0))
+    path = write_project(tmp_path, tiles='clouds = "drop"')
+    path.write_text(path.read_text().replace('april = "april.tif"', 'april = "april"'))
+    run = run_stages(tmp_path, "labels", "tiles")
+    index = load_index(run / "tiles.parquet")
+    cloudy = index[index["reason"] == "cloudy"][["row", "col"]].to_numpy().tolist()
+    assert cloudy == [[16, 32]]
+
+
+def test_a_project_that_only_predicts_takes_the_models_bands_of_a_product(model, tmp_path):
+    granule(tmp_path, "T31TDG", (400_000, 4_600_000), (500, 600))
+    trained = save(tmp_path, ("B04",), MEAN[:, :1], STD[:, :1], name="one.safetensors")
+    project = tmp_path / "project.toml"
+    project.write_text(
+        f'name = "p"\n[[area]]\nname = "a"\nscenes = "T31TDG.SAFE"\n[predict]\nmodel = "{trained.name}"\n'
+    )
+    assert load_project(project).bands == ("B04",)
+
+
+def test_exported_tiles_say_what_their_values_mean(tmp_path):
+    write_ground(tmp_path)
+    shift_august(tmp_path)
+    write_project(tmp_path)
+    run = run_stages(tmp_path, "labels", "tiles")
+    done = CliRunner().invoke(app, ["export-tiles", str(run), str(tmp_path / "tiles")])
+    assert done.exit_code == 0, done.output
+    with rasterio.open(next((tmp_path / "tiles").rglob("images/*.tif"))) as file:
+        assert file.scales == (1e-4,) * 12
+        assert file.offsets == (0.0,) * 6 + (-0.1,) * 6

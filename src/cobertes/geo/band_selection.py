@@ -96,7 +96,7 @@ def find_bands(files: Sequence[str]) -> list[SceneFiles]:
     """
     groups: list[SceneFiles] = []
     plain: list[str] = []
-    for file in files:
+    for file in map(str, files):
         product = detect_product(Path(file)) if may_be_product(Path(file)) else None
         if product is not None:
             groups.append(_of_product(product))
