@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import rasterio
 from rasterio.transform import from_origin
-
 from rasters import DATA
 
 SAFE_2019 = "S2A_MSIL2A_20190212T192651_N0212_R013_T07HFE_20201007T160857.SAFE"

@@ -8,6 +8,7 @@ import tarfile
 import numpy as np
 import pytest
 import rasterio
+from rasters import needs
 
 from cobertes.errors import InputFileError
 from cobertes.geo.products import cube as cube_module
@@ -39,7 +40,6 @@ from product_files import (
     write_safe,
     zipped,
 )
-from rasters import needs
 
 REFLECTANCE = RadiometricConvention(1e-4, 0.0, "reflectance")
 SHIFTED = RadiometricConvention(1e-4, -0.1, "reflectance")

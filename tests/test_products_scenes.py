@@ -9,6 +9,8 @@ import pytest
 import rasterio
 import rasterio.shutil
 import torch
+from projects import write_ground, write_project
+from rasters import grid_at, needs, read_raster, write_raster
 from typer.testing import CliRunner
 
 from cobertes.cli.main import app
@@ -40,8 +42,6 @@ from product_files import (
     write_safe,
     zipped,
 )
-from projects import write_ground, write_project
-from rasters import grid_at, needs, read_raster, write_raster
 
 BANDS = ("B02", "B03", "B04", "B08")
 MEAN, STD = np.array([[600.0, 700, 800, 2500]]), np.array([[200.0, 250, 300, 700]])

@@ -46,8 +46,8 @@ def write_project(
     """
     check_writable(out, overwrite=overwrite)
     opened = open_scenes(scenes)
-    files = [file for scene in opened.values() for file in (*scene.inputs, *scene.files)]
-    inputs: list[Path | str] = [reference, *files]
+    scene_paths = [file for scene in opened.values() for file in (*scene.inputs, *scene.files)]
+    inputs: list[Path | str] = [reference, *scene_paths]
     check_not_input((out, _legend_file(out), _crosswalk_file(out)), inputs)
     grids = [(scene.files[0], scene.grid) for scene in opened.values()]
     require_same_grid(grids)
