@@ -460,7 +460,7 @@ from cobertes.predict.predict import predict_map
 from cobertes.geo import cog_writer
 from cobertes.geo.scene import open_scene
 torch.set_num_threads(1)
-raster.GDAL_CACHE_BYTES = 4 * 2**20  # both scenes fill it while their COGs are made
+cog_writer.GDAL_CACHE_BYTES = 4 * 2**20  # both scenes fill it while their COGs are made
 folder = Path({folder!r})
 def logits(x):
     answer = torch.zeros(len(x), 2, *x.shape[2:])
