@@ -282,7 +282,7 @@ def test_safe_colours_are_told_apart_by_all_eyes(name):
     assert len(set(safe)) == len(legend)
     assert all(re.fullmatch(r"#[0-9a-f]{6}", colour) for colour in safe)
     worst = min(closest_pair(safe, sight) for sight in SIGHTS)
-    assert worst > (19 if len(legend) <= 12 else 7 if len(legend) <= 44 else 1.5)  # 132 can't differ much
+    assert worst > (19 if len(legend) <= 12 else 7 if len(legend) <= 50 else 1)
     assert worst > min(closest_pair(legend.colours, sight) for sight in SIGHTS)
     assert safe == safe_colours(legend.colours)
 
