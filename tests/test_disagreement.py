@@ -237,6 +237,7 @@ def run(tmp_path_factory):
     return folder
 
 
+@pytest.mark.torch
 def test_planted_changes_are_found_and_the_map_says_what_is_there_now(run):
     shown = CliRunner().invoke(app, ["audit-map", str(run / "run"), "-o", str(run / "p.gpkg"), "--json"])
     assert shown.exit_code == 0, shown.output
@@ -252,6 +253,7 @@ def test_planted_changes_are_found_and_the_map_says_what_is_there_now(run):
     assert "--overwrite" in again.output
 
 
+@pytest.mark.torch
 def test_a_run_without_a_map_says_what_to_do(run, tmp_path):
     (run / "run" / "maps" / "here.confidence.tif").rename(run / "kept.tif")
     try:

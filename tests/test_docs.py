@@ -145,12 +145,14 @@ def finished_demo(tmp_path_factory):
     return folder
 
 
+@pytest.mark.torch
 def test_the_example_of_the_readme_runs_all_stages(finished_demo):
     run = finished_demo / "demo" / "runs" / "demo"
     for name in ("model.safetensors", "assessment.json", "maps/mini-catalonia.tif", "report.html"):
         assert (run / name).exists()
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("page", sorted({block.page for block in of("python")}), ids=lambda page: page.name)
 def test_the_python_blocks_of_a_page_run_in_order(page, finished_demo, tmp_path, monkeypatch):
     shutil.copytree(finished_demo / "demo", tmp_path / "demo")

@@ -292,6 +292,7 @@ def judged(ground, mode):
     return ModelEvaluator(engine_that_reads_classes(mode), held_out_map, {}, 10).run(Part.VALIDATION)
 
 
+@pytest.mark.torch
 def test_each_season_is_judged_by_what_it_says_alone(two_seasons):
     ground = two_seasons
     seasons = judged(ground, "separate").seasons

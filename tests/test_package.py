@@ -106,6 +106,7 @@ def test_modules_do_not_import_each_other_in_a_circle():
         visit(name, [])
 
 
+@pytest.mark.torch
 def test_public_names_are_sorted_and_there():
     assert cobertes.__all__ == sorted(cobertes.__all__)
     assert set(cobertes.__all__) == set(cobertes._HOMES)
@@ -136,6 +137,7 @@ def test_every_command_has_help_with_a_line_to_paste_and_the_shared_options(comm
         assert option in shown.output
 
 
+@pytest.mark.torch
 def test_the_command_line_reference_is_up_to_date():
     sys.path.insert(0, str(ROOT / "docs"))
     try:
