@@ -302,6 +302,7 @@ def test_each_season_is_judged_by_what_it_says_alone(two_seasons):
     assert seasons["august"].pixels == held_out(ground)[:, :70].sum()
 
 
+@pytest.mark.torch
 def test_where_seasons_are_stacked_pixels_are_told_apart_by_what_was_observed(two_seasons):
     ground = two_seasons
     counts = judged(ground, "stack")
