@@ -11,6 +11,7 @@ from cobertes.errors import InputFileError, OutputExistsError, SettingsError, St
 from cobertes.geo import cog_writer, ledger
 from cobertes.geo.cog_writer import partial_folder
 from cobertes.labels import memory_plan
+from cobertes.labels.recode import RecodeTable
 from cobertes.labels.vote_weights import VoteWeights
 from helpers.interruptions import StoppedAfter, contents, run_until_killed
 from helpers.label_runs import GRID, TABLE, label
@@ -146,7 +147,11 @@ def test_existing_outputs_are_asked_about_before_the_pass(tmp_path, reference):
 
 def test_nothing_is_kept_after_an_error_of_the_map(tmp_path, reference):
     with pytest.raises(UnknownCodesError):
-        label(reference, tmp_path / "out", table=np.where(np.arange(256) == 3, -1, TABLE).astype(np.int16))
+        label(
+            reference,
+            tmp_path / "out",
+            table=RecodeTable(np.where(np.arange(256) == 3, -1, TABLE.table).astype(np.int16)),
+        )
     assert not list((tmp_path / "out").iterdir())
 
 
