@@ -5,7 +5,7 @@
 
 The image files are read as they are, not through GDAL's SENTINEL2 driver: that orders bands by resolution (B4, B3,
 B2, B8, AOT, WVP), declares no nodata, tags the offset on layers to which it does not apply, knows no offset before
-GDAL 3.9, and needs whole products in JP2 (catalogues also keep SAFE trees of GeoTIFFs, and users parts of them).
+GDAL 3.9, and returns zeros for images that are missing or that are GeoTIFFs, as in catalogues on object stores.
 """
 
 import datetime
