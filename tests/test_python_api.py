@@ -212,7 +212,7 @@ def test_everything_that_a_labelling_needs_is_public(tmp_path):
     scene = open_scene(write_raster(tmp_path / "s.tif", np.ones((1, 20, 20), np.uint16), grid_at(20, 20)))
     made = cobertes.make_labels(
         os.fspath(reference), scene.grid, os.fspath(tmp_path / "labels.tif"), legend=legend,
-        table=cobertes.recode_table(legend, source_nodata=0), weighting=cobertes.VoteWeights("equal", 0.0),
+        weighting=cobertes.VoteWeights("equal", 0.0),
     )  # fmt: skip
     with rasterio.open(tmp_path / "labels.tif") as file:
         np.testing.assert_array_equal(file.read(1), fine[::10, ::10])

@@ -40,7 +40,8 @@ if TYPE_CHECKING:
     from cobertes.labels.legend import LegendClass as LegendClass
     from cobertes.labels.legend import legend_names as legend_names
     from cobertes.labels.legend import load_legend as load_legend
-    from cobertes.labels.recode import recode_table as recode_table
+    from cobertes.labels.recode import RecodeTable as RecodeTable
+    from cobertes.labels.recode import recode_map as recode_map
     from cobertes.labels.vote_weights import VoteWeights as VoteWeights
     from cobertes.learn.loader import batches as batches
     from cobertes.learn.model_file import ModelHeader as ModelHeader
@@ -102,6 +103,7 @@ _HOMES = {
     "OutputExistsError": "errors",
     "PredictSettings": "settings",
     "Project": "workflow.project",
+    "RecodeTable": "labels.recode",
     "Run": "workflow.run",
     "RunFolder": "workflow.run_folder",
     "Scene": "geo.scene",
@@ -141,7 +143,7 @@ _HOMES = {
     "predict_array": "predict.array",
     "predict_map": "predict.predict",
     "prepare_training": "learn.training_setup",
-    "recode_table": "labels.recode",
+    "recode_map": "labels.recode",
     "train": "learn.train",
     "write_demo": "synthetic.demo",
 }
@@ -171,6 +173,7 @@ __all__ = [
     "OutputExistsError",
     "PredictSettings",
     "Project",
+    "RecodeTable",
     "Run",
     "RunFolder",
     "Scene",
@@ -210,7 +213,7 @@ __all__ = [
     "predict_array",
     "predict_map",
     "prepare_training",
-    "recode_table",
+    "recode_map",
     "train",
     "write_demo",
 ]

@@ -68,7 +68,6 @@ def labels(
     cobertes labels landcover_1m.tif --like s2_april.tif -o labels.tif --legend catalonia-12
     """
     from cobertes.geo.cog_writer import check_not_input
-    from cobertes.geo.io import source_files
     from cobertes.geo.scene import open_scene
     from cobertes.labels.aggregate import make_labels
     from cobertes.labels.legend import load_legend
@@ -80,7 +79,7 @@ def labels(
     scene = open_scene(scene_files(like))
     others = _assignments(also or [], "--also takes METHOD=FILE")
     outputs = (out, purity, fractions, entropy, valid, *others.values())
-    check_not_input(outputs, [*scene.files, *source_files(str(map_file))[1:]])
+    check_not_input(outputs, scene.files)
     made = make_labels(
         map_file,
         scene.grid,

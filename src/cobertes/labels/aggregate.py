@@ -19,10 +19,12 @@ import rasterio
 from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 
+from cobertes.atomic_io import StrPath
 from cobertes.errors import LegendError, SettingsError, UnknownCodesError, did_you_mean
 from cobertes.fingerprints import fingerprint_of, stamp
-from cobertes.geo.cog_writer import RasterSpec, new_raster, partial_folder
+from cobertes.geo.cog_writer import RasterSpec, check_not_input, new_raster, partial_folder
 from cobertes.geo.grid import crs_name, same_crs
+from cobertes.geo.io import source_files
 from cobertes.geo.ledger import LEDGER, Ledger, Resume, discard, resume_or_start
 from cobertes.labels.crosswalk import crosswalk_names, load_crosswalk
 from cobertes.labels.kernels import NO_SHARE
@@ -30,7 +32,7 @@ from cobertes.labels.label_job import METHODS, NEAREST, WEIGHTED, AlignedMap, La
 from cobertes.labels.label_pass import count_codes, count_unknown_codes, write_labels
 from cobertes.labels.legend import CODES, Legend
 from cobertes.labels.memory_plan import plan
-from cobertes.labels.recode import RecodeTable
+from cobertes.labels.recode import RecodeTable, recode_map
 from cobertes.labels.vote_weights import (
     VoteWeights,
     class_counts,
@@ -68,22 +70,22 @@ class LabelReport:
 
 
 def make_labels(
-    reference: Path,
+    reference: StrPath,
     grid: GeoBox,
-    out: Path,
+    out: StrPath,
     *,
     legend: Legend,
-    table: RecodeTable,
+    table: RecodeTable | None = None,
     method: str = "majority",
     weighting: VoteWeights | None = None,
     min_valid: float = 0.5,
     unknown: Literal["error", "nodata"] = "error",
     memory: int = 900,
-    purity: Path | None = None,
-    fractions: Path | None = None,
-    entropy: Path | None = None,
-    valid: Path | None = None,
-    also: Mapping[str, Path] | None = None,
+    purity: StrPath | None = None,
+    fractions: StrPath | None = None,
+    entropy: StrPath | None = None,
+    valid: StrPath | None = None,
+    also: Mapping[str, StrPath] | None = None,
     resume: Resume = "no",
     overwrite: bool = False,
     progress: Progress = SILENT,
@@ -92,7 +94,7 @@ def make_labels(
 
     grid       the scene's; the map may have any CRS, resolution and origin, and may cover it partly
     out        file of the labels, uint8 legend codes
-    table      from `recode_table`: legend code of each source code
+    table      from `recode_map`: legend code of each source code; by default the legend's own codes
     weighting  for the weighted majority; default: inverse square root of frequency, no smoothing
     min_valid  least valid share of a pixel, 0 to 1; below it the label is nodata (except for nearest, which reads
                one map pixel only)
@@ -113,13 +115,17 @@ def make_labels(
     """
     # the labels come first, so they are renamed last: where they exist, all outputs do
     shares = {"purity": purity, "fractions": fractions, "entropy": entropy, "valid": valid}
-    paths = {method: out, **(also or {}), **{name: path for name, path in shares.items() if path}}
+    reference, out = Path(reference), Path(out)
+    others = {**(also or {}), **{name: path for name, path in shares.items() if path}}
+    paths = {method: out, **{name: Path(path) for name, path in others.items()}}
     for name in (method, *(also or {})):
         _check_method(name)
     if also and method in also:
         raise SettingsError(f"the labels themselves are by {method}: name other methods beside it")
     weighting = weighting or VoteWeights()
     _check_settings([reference, *paths.values()], min_valid, unknown)
+    check_not_input(paths.values(), source_files(str(reference))[1:])
+    table = table or recode_map(reference, legend)
     weighting.weights(legend)  # raises for unknown classes before anything is read
     job = LabelJob(AlignedMap.open(reference, grid), legend, table, method, min_valid)
     _check_table(legend, job.by_slot.table)
