@@ -52,5 +52,12 @@ hooks: $(VENV)/.dev
 docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
+# benchmarks on generated data at sizes of minutes; docs/benchmarks.md has the figures and the commands of full sizes
+bench: $(VENV)/.dev
+	$(BIN)/python benchmarks/labels.py --out bench/labels --size 12000 --case strips blocks
+	$(BIN)/python benchmarks/index.py --out bench/index --side 6000
+	$(BIN)/python benchmarks/training.py --batch 2 --steps 2
+	$(BIN)/python benchmarks/prediction.py --out bench/prediction --only speed --encoders resnet18 --rows 512
+
 clean:
-	rm -rf $(VENV) .venv-core demo runs site .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-core bench demo runs site .pytest_cache .mypy_cache .ruff_cache .hypothesis

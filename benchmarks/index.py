@@ -39,9 +39,9 @@ areas, legend = [Area("country", scenes)], load_legend("catalonia-12", Path())
 index = build_index(areas, {"country": out / "labels.tif"}, legend,
     tiles=TileSettings(size=size, drop_only=["water"], **rules.get("tiles", {})),
     split=SplitSettings(**rules.get("split", {})), cache=out / f"{size}.npz", fingerprint="benchmark")
-save_index(index.frame, out / f"{size}.parquet")
-kept = index.frame["keep"]
-print(len(index.frame), int(kept.sum()), int(index.frame["valid_april"].notna().sum()), index.split.block,
+save_index(index.table, out / f"{size}.parquet")
+kept = index.table["keep"]
+print(len(index.table), int(kept.sum()), int(index.table["valid_april"].notna().sum()), index.split.block,
     f"{time.monotonic() - begin:.1f}")
 """
 
