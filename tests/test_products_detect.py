@@ -8,7 +8,6 @@ import tarfile
 import numpy as np
 import pytest
 import rasterio
-from rasters import needs
 
 from cobertes.errors import InputFileError
 from cobertes.geo.products import cube as cube_module
@@ -22,11 +21,12 @@ from cobertes.geo.products.record import (
     combine_covers,
 )
 from cobertes.geo.radiometry import RadiometricConvention
-from product_files import (
+from helpers.product_files import (
     L3A,
     L30,
     LANDSAT,
     MAJA,
+    MTL,
     S30,
     SAFE_2019,
     SAFE_2022,
@@ -40,6 +40,7 @@ from product_files import (
     write_safe,
     zipped,
 )
+from helpers.rasters import needs
 
 REFLECTANCE = RadiometricConvention(1e-4, 0.0, "reflectance")
 SHIFTED = RadiometricConvention(1e-4, -0.1, "reflectance")
@@ -206,6 +207,17 @@ def test_images_without_metadata_are_found_and_nothing_is_claimed_of_their_numbe
 
 
 @needs("safe-metadata")
+@pytest.mark.parametrize(("name", "expected"), [(SAFE_2022, SHIFTED), (SAFE_2019, REFLECTANCE)])
+def test_without_metadata_the_baseline_in_the_name_says_what_the_numbers_mean(tmp_path, name, expected):
+    made = write_safe(tmp_path, name, resolutions=(60,))
+    (made / "MTD_MSIL2A.xml").unlink()
+    product = detect_product(made)
+    assert {band.convention for band in product.bands} == {expected}
+    assert {band.convention.origin for band in product.bands} == {"file names"}
+    assert product.baseline == ("04.00" if name == SAFE_2022 else "02.12")
+
+
+@needs("safe-metadata")
 def test_damaged_products_are_refused_in_one_line(tmp_path):
     archive = zipped(write_safe(tmp_path, resolutions=(60,)))
     archive.write_bytes(archive.read_bytes()[:-5000])
@@ -277,6 +289,16 @@ def test_landsat_files_without_metadata_are_known_by_their_names(tmp_path):
     assert {band.convention.origin for band in bands} == {"file names"}
 
 
+def test_level_1_of_landsat_is_reflectance_at_the_top_of_the_atmosphere(tmp_path):
+    name = LANDSAT.replace("L2SP", "L1TP")
+    for number in (2, 8, 10):
+        write(tmp_path / f"{name}_B{number}.TIF", band_pixels(number, 8), 30.0)
+    (band,) = detect_product(tmp_path).bands
+    assert (band.name, band.convention) == ("B2", RadiometricConvention(2e-5, -0.1, "reflectance"))
+    (tmp_path / f"{name}_MTL.txt").write_text(MTL.replace("-0.100000", "-0.125"))
+    assert detect_product(tmp_path).bands[0].convention == RadiometricConvention(2e-5, -0.125, "reflectance")
+
+
 def test_bands_of_older_landsats_are_theirs(tmp_path):
     name = "LT05_L2SP_198031_20080413_20200901_02_T1"
     bands = detect_product(write_landsat(tmp_path, metadata=None, numbers=(1, 4, 5, 7), name=name)).bands
@@ -343,7 +365,7 @@ def test_surface_reflectance_is_taken_where_there_is_no_flattened_one(tmp_path):
 
 
 def test_quantification_and_nodata_are_the_metadatas(tmp_path):
-    from product_files import MAJA_XML
+    from helpers.product_files import MAJA_XML
 
     xml = MAJA_XML.replace(">10000<", ">1000<").replace(">-10000<", ">-9990<")
     product = detect_product(write_maja(tmp_path, xml=xml))

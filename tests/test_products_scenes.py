@@ -9,8 +9,6 @@ import pytest
 import rasterio
 import rasterio.shutil
 import torch
-from projects import write_ground, write_project
-from rasters import grid_at, needs, read_raster, write_raster
 from typer.testing import CliRunner
 
 from cobertes.cli.main import app
@@ -33,7 +31,7 @@ from cobertes.tiles.index import load_index
 from cobertes.workflow.project import load_project
 from cobertes.workflow.scene_paths import open_scenes, scene_files
 from cobertes.workflow.scene_values import parse_told, tell_values
-from product_files import (
+from helpers.product_files import (
     band_pixels,
     write,
     write_hls,
@@ -42,6 +40,8 @@ from product_files import (
     write_safe,
     zipped,
 )
+from helpers.projects import write_ground, write_project
+from helpers.rasters import grid_at, needs, read_raster, write_raster
 
 BANDS = ("B02", "B03", "B04", "B08")
 MEAN, STD = np.array([[600.0, 700, 800, 2500]]), np.array([[200.0, 250, 300, 700]])
@@ -394,6 +394,14 @@ def test_a_netcdf_of_a_variable_per_band_is_read(model, tmp_path, as_list):
 def test_a_variable_of_a_missing_file_is_told(tmp_path):
     with pytest.raises(InputFileError, match=r"no scene at .*gone\.nc"):
         scene_files("netcdf:gone.nc:B02", tmp_path)
+
+
+def test_an_archive_of_no_product_is_told(tmp_path):
+    folder = tmp_path / "bands"
+    folder.mkdir()
+    write_scene(folder / "red.tif", pixels()[:1], names=None)
+    with pytest.raises(InputFileError, match=r"bands\.zip holds no product that is known here\. Unpack it"):
+        open_scene([str(zipped(folder))])
 
 
 def test_a_file_name_with_a_comma_is_one_file(tmp_path):

@@ -17,6 +17,7 @@ import rasterio
 
 from cobertes.errors import BandMismatchError, InputFileError, did_you_mean
 from cobertes.geo.io import is_dataset_name, open_raster
+from cobertes.geo.products.archive import is_archive
 from cobertes.geo.products.band_folder import is_quality_name, split_by_name
 from cobertes.geo.products.band_vocabulary import (
     BandLabel,
@@ -102,6 +103,8 @@ def find_bands(files: Sequence[str]) -> list[SceneFiles]:
             groups.append(_of_product(product))
         elif Path(file).is_dir():
             raise InputFileError(f"{file} is a folder of no known product, and holds no raster files by itself.")
+        elif is_archive(Path(file)):
+            raise InputFileError(f"{file} holds no product that is known here. Unpack it and name its band files.")
         else:
             plain.append(file)
     if plain:

@@ -25,30 +25,32 @@ class QualityMask:
     def read(self, window: Window) -> NDArray[np.uint8]:
         """(height, width) uint8 CLEAR, CLOUD, SNOW or UNKNOWN. Raises InputFileError."""
         covers = []
-        for layer, scene in zip(self.layers, self._scenes, strict=True):
+        for layer, (scene, layer_grid) in zip(self.layers, self._scenes, strict=True):
             values = scene.read_chw(window)[0][0]
             cover = layer.decode(values)
-            cover[~_inside(scene, window)] = UNKNOWN
+            cover[~_inside(layer_grid, self.grid, window)] = UNKNOWN
             covers.append(cover)
         return combine_covers(covers)
 
     @cached_property
-    def _scenes(self) -> list[Scene]:
-        """The layers as scenes of one band on the grid, by nearest."""
+    def _scenes(self) -> list[tuple[Scene, GeoBox]]:
+        """The layers as scenes of one band on the grid, by nearest, and the grids of their own."""
         return [
-            Scene((BandSource(layer.name, layer.path, layer.index),), self.grid, facts.dtype, None, "nearest")
+            (
+                Scene((BandSource(layer.name, layer.path, layer.index),), self.grid, facts.dtype, None, "nearest"),
+                facts.grid,
+            )
             for layer in self.layers
             for facts in (inspect_raster(layer.path),)
         ]
 
 
-def _inside(scene: Scene, window: Window) -> NDArray[np.bool_]:
+def _inside(layer: GeoBox, grid: GeoBox, window: Window) -> NDArray[np.bool_]:
     """(height, width) bool: pixels of a window that lie on the layer's own ground."""
-    facts = inspect_raster(scene.bands[0].path).grid
-    to_layer = ~facts.affine * scene.grid.affine
+    to_layer = ~layer.affine * grid.affine
     rows, cols = np.mgrid[window.row : window.row_stop, window.col : window.col_stop] + 0.5
     x, y = to_layer * (cols, rows)
-    return np.asarray((x >= 0) & (x < facts.width) & (y >= 0) & (y < facts.height))
+    return np.asarray((x >= 0) & (x < layer.width) & (y >= 0) & (y < layer.height))
 
 
 def quality_mask(scene: Scene) -> QualityMask | None:

@@ -31,6 +31,8 @@ BAND = re.compile(r"^(?:SR_)?B(\d{1,2})$", re.IGNORECASE)
 
 SURFACE_SCALE, SURFACE_OFFSET = 2.75e-5, -0.2
 """Of all Collection 2 surface reflectances (USGS LSDS-1619, section 5)."""
+TOP_SCALE, TOP_OFFSET = 2e-5, -0.1
+"""Of Level 1 of Landsat 8 and 9, not corrected for the sun's elevation; older ones differ by scene."""
 SURFACE, TOP = "LEVEL2_SURFACE_REFLECTANCE_PARAMETERS", "LEVEL1_RADIOMETRIC_RESCALING"
 NOT_REFLECTED = {"lwir", "lwir11", "lwir12", "pan"}
 """Thermal bands and the panchromatic one: other units, another grid."""
@@ -85,21 +87,25 @@ def _band(
     band = next((b for b in BANDS[sensor] if number and b.name == f"B{int(number[1])}"), None)
     if band is None or band.common_name in NOT_REFLECTED:
         return None
-    convention = _convention(groups, band.name[1:], level)
+    convention = _convention(groups, band.name[1:], level, oli=sensor == LANDSAT_OLI)
     return ProductBand(
         band.name, files.gdal_path(name), 1, band.common_name, band.wavelength, band.width, convention, PIXEL_SIDE,
         sensor,
     )  # fmt: skip
 
 
-def _convention(groups: Mapping[str, Mapping[str, str]], number: str, level: str) -> RadiometricConvention | None:
+def _convention(
+    groups: Mapping[str, Mapping[str, str]], number: str, level: str, *, oli: bool
+) -> RadiometricConvention | None:
     surface = level.startswith("L2")
     parameters = groups.get(SURFACE if surface else TOP, {})
     scale, offset = (parameters.get(f"REFLECTANCE_{what}_BAND_{number}") for what in ("MULT", "ADD"))
     origin: Origin = "product metadata"
     if scale is not None and offset is not None:
         return RadiometricConvention(float(scale), float(offset), "reflectance", origin)
-    return RadiometricConvention(SURFACE_SCALE, SURFACE_OFFSET, "reflectance", "file names") if surface else None
+    if surface:
+        return RadiometricConvention(SURFACE_SCALE, SURFACE_OFFSET, "reflectance", "file names")
+    return RadiometricConvention(TOP_SCALE, TOP_OFFSET, "reflectance", "file names") if oli else None
 
 
 def _quality(files: ProductFiles, named: list[tuple[str, re.Match[str]]]) -> list[QualityLayer]:

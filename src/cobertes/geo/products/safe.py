@@ -20,7 +20,7 @@ from cobertes.errors import InputFileError
 from cobertes.geo.products.archive import ProductFiles, elements, text_of, texts
 from cobertes.geo.products.band_vocabulary import BANDS, SENTINEL_2, identify
 from cobertes.geo.products.record import Product, ProductBand, QualityLayer, scl_layer
-from cobertes.geo.radiometry import RadiometricConvention
+from cobertes.geo.radiometry import Origin, RadiometricConvention
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +29,9 @@ IMAGE = re.compile(r"_(B\d{2}|B8A)(?:_(10|20|60)m)?\.(?:jp2|tiff?)$", re.IGNOREC
 SCENE_CLASSES = re.compile(r"_?SCL_(?:[^/]*_)?(20|60)m\.(?:jp2|tiff?)$", re.IGNORECASE)
 IMAGE_ENDS = (".jp2", ".tif", ".tiff", ".TIF", ".JP2")
 SENSED = re.compile(r"_(\d{4})(\d{2})(\d{2})T\d{6}")
+
+BASELINE = re.compile(r"_N(\d{2})(\d{2})_")
+USUAL_QUANTIFICATION = 10_000.0
 
 NATIVE = {"B02": 10, "B03": 10, "B04": 10, "B08": 10, "B01": 60, "B09": 60, "B10": 60}
 """Side of a pixel in metres; 20 for the others."""
@@ -51,6 +54,7 @@ class _Metadata:
     offsets: dict[str, float] | None
     nodata: float
     images: tuple[str, ...]
+    origin: Origin = "product metadata"
 
     def convention(self, band: str) -> RadiometricConvention | None:
         """None where the metadata do not say by what reflectances are multiplied."""
@@ -60,7 +64,7 @@ class _Metadata:
         if self.offsets is None and _number(self.baseline) >= SHIFTED_SINCE:
             shift = SHIFT
         return RadiometricConvention(
-            1 / self.quantification, shift / self.quantification, "reflectance", "product metadata"
+            1 / self.quantification, shift / self.quantification, "reflectance", self.origin
         )
 
 
@@ -86,11 +90,11 @@ def find_safe(files: ProductFiles) -> Product | None:
             f"{files.path} holds {len(granules)} granules ({', '.join(granules[:3])}). Name one of its GRANULE "
             f"folders, or list them: granules in one CRS are read as a mosaic."
         )
-    bands = _bands(files, images, metadata)
+    bands = _bands(files, images, metadata or _by_name(f"{files.path}/{root}"))
     if not bands:
         raise InputFileError(f"{files.path} has no images of bands in IMG_DATA: fetch the whole product.")
     level = metadata.level if metadata else "L2A" if "L2A" in f"{root}{images[0]}" else "L1C"
-    baseline = metadata.baseline if metadata else ""
+    baseline = metadata.baseline if metadata else _baseline_in(f"{files.path}/{root}")
     if metadata and metadata.offsets is None and _number(baseline) >= SHIFTED_SINCE:
         log.warning(
             "%s: baseline %s without offsets in its metadata: the -1000 of that baseline is taken",
@@ -125,6 +129,20 @@ def _roots(files: ProductFiles) -> dict[str, str | None]:
         if not any(root.startswith(known) for known in roots):
             roots[root] = None
     return roots
+
+
+def _baseline_in(name: str) -> str:
+    """``05.10`` of ``S2A_MSIL2A_..._N0510_...``; "" if a name has none."""
+    found = BASELINE.search(name)
+    return f"{found[1]}.{found[2]}" if found else ""
+
+
+def _by_name(name: str) -> _Metadata | None:
+    """Values by the processing baseline in a product's name, where its metadata are missing."""
+    baseline = _baseline_in(name)
+    if not baseline:
+        return None
+    return _Metadata("", baseline, None, USUAL_QUANTIFICATION, None, 0.0, (), "file names")
 
 
 def _is_image(name: str) -> bool:
