@@ -1,5 +1,7 @@
 """Areas of interest: polygons of any CRS and rasters of any grid, as masks of windows of a scene."""
 
+from pathlib import Path
+
 import geopandas as gpd
 import numpy as np
 import pytest
@@ -64,3 +66,54 @@ def test_what_is_no_area_of_interest_is_refused(tmp_path):
     bare = write_raster(tmp_path / "bare.tif", np.ones((4, 4), np.uint8))
     with pytest.raises(GridMismatchError, match="bare.tif can't be placed on the scene: .*bare.tif has no CRS"):
         open_clip(bare, GRID)
+
+
+def layer(path, name, *shapes, mode="w"):
+    frame = gpd.GeoDataFrame({"id": range(len(shapes))}, geometry=list(shapes), crs="EPSG:32631")
+    frame.to_file(path, layer=name, driver="GPKG", mode=mode)
+    return path
+
+
+def box(top, left, bottom, right):
+    """Rectangle of rows and columns of GRID."""
+    return shapely.box(
+        ORIGIN[0] + 10 * left, ORIGIN[1] - 10 * bottom, ORIGIN[0] + 10 * right, ORIGIN[1] - 10 * top
+    )
+
+
+def test_of_several_layers_of_polygons_one_is_named(tmp_path):
+    path = layer(tmp_path / "two.gpkg", "draft", box(0, 0, 10, 10))
+    layer(path, "final", box(10, 10, 30, 20), mode="a")
+    with pytest.raises(
+        InputFileError, match=r"2 layers of polygons: draft, final\. Name one: '.*two\.gpkg\|layername=draft'"
+    ):
+        open_clip(path, GRID)
+    named = open_clip(Path(f"{path}|layername=final"), GRID)
+    assert named.inside(ALL).sum() == 20 * 10
+    with pytest.raises(InputFileError, match=r"no layer 'finl'\. Did you mean 'final'\?"):
+        open_clip(Path(f"{path}|layername=finl"), GRID)
+
+
+def test_the_layer_of_polygons_is_found_behind_one_of_points(tmp_path):
+    path = layer(tmp_path / "p.gpkg", "gps", shapely.Point(ORIGIN))
+    with pytest.raises(InputFileError, match=r"holds no polygons, but gps \(Point\)"):
+        open_clip(path, GRID)
+    layer(path, "area", box(1, 2, 3, 5), mode="a")
+    np.testing.assert_array_equal(np.argwhere(open_clip(path, GRID).inside(ALL))[[0, -1]], [[1, 2], [2, 4]])
+
+
+def test_empty_polygons_are_refused_or_counted(tmp_path, caplog):
+    with pytest.raises(InputFileError, match="holds no polygons: 1 of 1 geometries are empty"):
+        open_clip(layer(tmp_path / "e.gpkg", "a", shapely.Polygon()), GRID)
+    found = open_clip(layer(tmp_path / "f.gpkg", "a", shapely.Polygon(), box(0, 0, 2, 2)), GRID)
+    assert found.inside(ALL).sum() == 4
+    assert "f.gpkg: 1 of 2 geometries are empty and left out" in caplog.text
+
+
+def test_polygons_without_a_pixel_are_counted_or_refused(tmp_path, caplog):
+    tiny = shapely.box(ORIGIN[0] + 11, ORIGIN[1] - 14, ORIGIN[0] + 14, ORIGIN[1] - 11)  # beside the centre at 15
+    with pytest.raises(InputFileError, match=r"no pixel of the scene has its centre in a polygon.*10 wide"):
+        open_clip(layer(tmp_path / "t.gpkg", "a", tiny), GRID)
+    found = open_clip(layer(tmp_path / "u.gpkg", "a", tiny, box(5, 5, 6, 6)), GRID)
+    assert found.inside(ALL).sum() == 1
+    assert "u.gpkg: 1 of 2 polygons are too small to have a pixel" in caplog.text

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from cobertes.errors import InputFileError, SplitError, did_you_mean
 from cobertes.geo.area import Area
 from cobertes.geo.grid import crop, footprint
-from cobertes.geo.vector import read_vector
+from cobertes.geo.vector import read_polygon_layer, vector_file
 from cobertes.tiles.split import AreaSplit, Part
 
 COLUMN = "split"
@@ -19,11 +19,9 @@ PARTS = {part.label: part for part in (Part.TRAIN, Part.VALIDATION, Part.TEST)}
 
 def read_polygons(path: Path) -> gpd.GeoDataFrame:
     """Read polygons with a column ``split``. Raises InputFileError; SplitError for a bad column, CRS or value."""
-    if not path.is_file():
+    if not vector_file(path).is_file():
         raise InputFileError(f"no file of polygons at {path} (split.polygons)")
-    found = read_vector(path)
-    if not isinstance(found, gpd.GeoDataFrame):
-        raise SplitError(f"{path} holds no polygons. Use a GeoPackage, GeoJSON or shapefile.")
+    found = read_polygon_layer(path)
     if COLUMN not in found.columns:
         columns = [str(name) for name in found.columns if name != "geometry"]
         raise SplitError(
