@@ -46,10 +46,12 @@ def _own_cache(tmp_path_factory):
 def _own_logging():
     """The command line sets the level and the handlers of the package's logger: a test must not leave them behind."""
     log = logging.getLogger("cobertes")
-    level, handlers = log.level, list(log.handlers)
+    # to the state of an import: what stands before this test may come from a fixture of its module
+    log.setLevel(logging.NOTSET)
+    log.handlers.clear()
     yield
-    log.setLevel(level)
-    log.handlers[:] = handlers
+    log.setLevel(logging.NOTSET)
+    log.handlers.clear()
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ from cobertes.accuracy.block_confusion import Block, BlockMatrices
 from cobertes.accuracy.confusion import ConfusionMatrix
 from cobertes.atomic_io import read_json, write_json
 from cobertes.geo.area import Area
+from cobertes.geo.observation import Observation
 from cobertes.geo.scene import Scene, open_scene
 from cobertes.geo.windows import Window
 from cobertes.labels.legend import IGNORE_INDEX, Legend, LegendClass
@@ -266,7 +267,7 @@ def test_features_are_bands_differences_and_means_of_what_was_observed():
     values = rng.integers(1, 5000, (2, 12, 14)).astype(np.uint16)
     valid = rng.random((12, 14)) < 0.8
     values[:, ~valid] = 60_000  # whatever stands there
-    features = pixel_features({"s": (values, valid)}, ["B04", "B08"])
+    features = pixel_features({"s": Observation(values, valid)}, ["B04", "B08"])
     assert (features.shape, features.dtype) == ((6, 12, 14), np.float32)
     red, nir = np.where(valid, values, 0).astype(float)
     with np.errstate(invalid="ignore"):
@@ -280,6 +281,7 @@ def test_features_are_bands_differences_and_means_of_what_was_observed():
 
 
 def test_ground_that_nothing_observed_has_features_of_zero():
-    features = pixel_features({"s": (np.full((2, 9, 9), 60_000, np.uint16), np.zeros((9, 9), bool))}, ["a", "b"])
+    unseen = Observation(np.full((2, 9, 9), 60_000, np.uint16), np.zeros((9, 9), bool))
+    features = pixel_features({"s": unseen}, ["a", "b"])
     assert features.shape == (4, 9, 9)  # bands of unknown colours give no differences
     assert not features.any()

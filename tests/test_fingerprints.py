@@ -1,6 +1,7 @@
 """Stamps of files: another content is another stamp, even with the old name, size and times."""
 
 import os
+import shutil
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -8,7 +9,6 @@ from urllib.parse import quote
 
 import pytest
 
-from cobertes import fingerprints
 from cobertes.fingerprints import SAMPLE_BYTES, SAMPLES, fingerprint_of, stamp
 
 
@@ -36,8 +36,7 @@ def test_an_exchanged_file_of_the_same_size_and_time_has_another_stamp(tmp_path)
 
 
 @pytest.mark.parametrize("position", [0, -1])
-def test_a_large_file_is_hashed_from_its_first_to_its_last_byte(tmp_path, monkeypatch, position):
-    monkeypatch.setattr(fingerprints, "_times", lambda state: [state.st_size])  # the content alone
+def test_a_large_file_is_hashed_from_its_first_to_its_last_byte(tmp_path, position):
     path = tmp_path / "scene.tif"
     content = bytearray(3 * SAMPLES * SAMPLE_BYTES + 7)
     path.write_bytes(content)
@@ -86,3 +85,10 @@ def test_a_file_on_a_server_is_known_by_its_version(tmp_path):
 def test_a_fingerprint_depends_on_every_part_and_not_on_the_order_of_keys():
     assert fingerprint_of({"a": 1, "b": 2}) == fingerprint_of({"b": 2, "a": 1})
     assert len({fingerprint_of(1), fingerprint_of(2), fingerprint_of(1, 2), fingerprint_of([1, 2])}) == 4
+
+
+def test_a_copy_that_keeps_its_time_has_the_same_stamp(tmp_path):
+    (tmp_path / "scene.tif").write_bytes(bytes(range(200)))
+    (tmp_path / "copy").mkdir()
+    shutil.copy2(tmp_path / "scene.tif", tmp_path / "copy")
+    assert stamp(tmp_path / "copy" / "scene.tif") == stamp(tmp_path / "scene.tif")

@@ -203,7 +203,7 @@ def test_windows_anywhere_hold_what_lies_there(ground):
         Window(47, 63, 33, 65),
         Window(-7, 160, 20, 30),
     ):
-        observed, y = here.read("here", window)
+        observed, y = here.read_chw("here", window)
         values, valid = observed["scene"]
         rows, cols = np.mgrid[window.row : window.row_stop, window.col : window.col_stop] + 0.5
         inside = (rows > 0) & (cols > 0) & (rows < SHAPE[0]) & (cols < SHAPE[1])

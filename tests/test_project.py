@@ -161,7 +161,7 @@ def test_a_project_that_only_predicts_needs_no_reference_map(place):
             "unknown class 'wter'.*Did you mean 'water'",
         ),
         (
-            HEAD + "bands = ['B2']\n[[area]]\nscenes = 'april.tif'\nreference = 'reference.tif'",
+            HEAD + "bands = ['reflectance']\n[[area]]\nscenes = 'april.tif'\nreference = 'reference.tif'",
             BandMismatchError,
             r"6 bands \(B02.*but 1 are named",
         ),

@@ -264,7 +264,7 @@ def test_what_does_not_fit_the_only_node_ends():
 
 def test_a_node_with_another_model_at_the_same_path_is_said(tmp_path, folder, cluster):
     with (
-        patch.object(ray_module, "contents", lambda recipes: "of a newer one"),  # here, not on the nodes
+        patch.object(ray_module, "model_digest", lambda specs: "of a newer one"),  # here, not on the nodes
         ray_executor(cluster.address, 1) as executor,
         pytest.raises(ClusterError, match=r"model\.safetensors on .* is not the model that this map is made with"),
     ):

@@ -244,7 +244,7 @@ def test_schedules_rise_to_the_rate_asked_for_and_fall_to_nearly_nothing(schedul
 
 def test_minutes_shorten_a_schedule(project, tmp_path, monkeypatch):
     ticks = count()  # a clock that goes on by a tenth of a second whenever somebody looks at it
-    for module in (train, training_state):
+    for module in (train_module, training_state):
         monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: 0.1 * next(ticks)))
     plan = plan_of(project, epochs=100_000, minutes=0.2, schedule="cosine", learning_rate=0.01)
     train(plan, tmp_path)
@@ -284,7 +284,7 @@ def test_validation_may_be_done_every_few_epochs_and_is_done_in_the_last(project
 
 def test_a_training_that_minutes_end_is_validated_at_its_end(project, tmp_path, monkeypatch):
     ticks = count()
-    for module in (train, training_state):
+    for module in (train_module, training_state):
         monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: 0.1 * next(ticks)))
     header = train(plan_of(project, epochs=1000, validate_every=1000, minutes=0.2), tmp_path)
     history = read_history(tmp_path / "metrics.jsonl")

@@ -29,9 +29,10 @@ def fingerprint_of(*parts: Any) -> str:
 def stamp(path: str | Path) -> list[Any]:
     """State of a file, as JSON values: two stamps are equal if the file did not change in between.
 
-    A local file: name, size, times of modification and of change, and a hash of pieces of its content, since a
-    copy or a checkout can restore size and time of modification. A folder: the same of each file, without the
-    content. A file on a server: its ETag, or Last-Modified, and size. Any other: its name alone.
+    A local file: name, size, time of modification, and a hash of pieces of its content, since a copy or a checkout
+    can restore size and time. (Not its inode and the time of its last change of status: a project that is copied or
+    moved keeps its results.) A folder: the same of each file, without the content. A file on a server: its ETag,
+    or Last-Modified, and size. Any other: its name alone.
     """
     if (url := _url(str(path))) is not None:
         return [str(path), *_version_on_server(url)]
@@ -47,7 +48,7 @@ def stamp(path: str | Path) -> list[Any]:
 
 
 def _times(state: os.stat_result) -> list[int]:
-    return [state.st_size, state.st_mtime_ns, state.st_ctime_ns]
+    return [state.st_size, state.st_mtime_ns]
 
 
 def _sampled_hash(path: Path, size: int) -> str:

@@ -24,7 +24,6 @@ from cobertes.errors import LegendError, SettingsError, UnknownCodesError, did_y
 from cobertes.fingerprints import fingerprint_of, stamp
 from cobertes.geo.cog_writer import RasterSpec, check_not_input, new_raster, partial_folder
 from cobertes.geo.grid import crs_name, same_crs
-from cobertes.geo.io import source_files
 from cobertes.geo.ledger import LEDGER, Ledger, Resume, discard, resume_or_start
 from cobertes.labels.crosswalk import crosswalk_names, load_crosswalk
 from cobertes.labels.kernels import NO_SHARE
@@ -124,7 +123,7 @@ def make_labels(
         raise SettingsError(f"the labels themselves are by {method}: name other methods beside it")
     weighting = weighting or VoteWeights()
     _check_settings([reference, *paths.values()], min_valid, unknown)
-    check_not_input(paths.values(), source_files(str(reference))[1:])
+    check_not_input(paths.values(), [reference])
     table = table or recode_map(reference, legend)
     weighting.weights(legend)  # raises for unknown classes before anything is read
     job = LabelJob(AlignedMap.open(reference, grid), legend, table, method, min_valid)
