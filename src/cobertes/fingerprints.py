@@ -29,10 +29,10 @@ def fingerprint_of(*parts: Any) -> str:
 def stamp(path: str | Path) -> list[Any]:
     """State of a file, as JSON values: two stamps are equal if the file did not change in between.
 
-    A local file: name, size, time of modification, and a hash of pieces of its content, since a copy or a checkout
-    can restore size and time. (Not its inode and the time of its last change of status: a project that is copied or
-    moved keeps its results.) A folder: the same of each file, without the content. A file on a server: its ETag,
-    or Last-Modified, and size. Any other: its name alone.
+    A local file: name, size, time of modification, and a hash of pieces of its content, since size and time can be
+    restored. (Not its inode and the time of its last change of status: a project that is copied or moved keeps its
+    results.) A folder: the same of each file, without the content. A file on a server: its ETag, or Last-Modified,
+    and size. Any other: its name alone.
     """
     if (url := _url(str(path))) is not None:
         return [str(path), *_version_on_server(url)]
