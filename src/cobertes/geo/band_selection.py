@@ -77,7 +77,7 @@ class SceneFiles:
     nodata: float | None = None
     product: Product | None = None
     facts: Mapping[str, RasterFacts] = field(default_factory=dict)
-    """Of the plain files, by path."""
+    """Facts of the plain files, by path."""
     listed: bool = False
     """True if some files of a product were named, not the product."""
 

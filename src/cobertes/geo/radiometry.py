@@ -20,7 +20,7 @@ Unit = Literal["reflectance", "digital-number", "decibel"]
 """``digital-number``: physical values of a unit that nothing names."""
 
 Origin = Literal["command line", "project", "product metadata", "file names", "file tags", "values", "default"]
-"""Where a convention comes from; what stands earlier overrules what stands later."""
+"""Origin of a convention; an earlier one overrules a later one."""
 
 ORIGINS: tuple[Origin, ...] = get_args(Origin)
 
@@ -69,7 +69,7 @@ class RadiometricConvention:
         return np.asarray(self.scale * np.asarray(stored, np.float64) + self.offset)
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Convention as JSON values."""
         return {"scale": self.scale, "offset": self.offset, "unit": self.unit, "origin": self.origin}
 
     @classmethod
@@ -134,7 +134,7 @@ def conversion_between(
 
 
 def convention_of_tags(scale: float, offset: float, unit: str | None) -> RadiometricConvention | None:
-    """What GDAL's scale, offset and unit of a band say; None where they are those of a file that says nothing."""
+    """Convention from GDAL's scale, offset and unit of a band; None if they are GDAL's defaults."""
     told = (unit or "").strip().lower()
     if told in DECIBEL_UNITS:
         return RadiometricConvention(scale, offset, "decibel", "file tags")

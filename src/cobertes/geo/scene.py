@@ -85,9 +85,9 @@ class Scene:
     nodata: float | None = None
     resampling: str = "bilinear"
     conversion: Conversion | None = None
-    """Of stored values into the convention that is asked for (`in_conventions`); None if they are the same."""
+    """Conversion of stored values into the requested convention (`in_conventions`); None if it is the same."""
     target: tuple[RadiometricConvention, ...] = ()
-    """The conventions asked for; none: values are given as they are stored."""
+    """Requested conventions; empty: values are returned as stored."""
     quality: tuple[QualityLayer, ...] = ()
     """Layers of clouds and snow that came with the bands."""
     parts: tuple["Scene", ...] = ()
@@ -121,12 +121,12 @@ class Scene:
 
     @property
     def conventions(self) -> tuple[RadiometricConvention, ...]:
-        """What the stored values of each band mean."""
+        """Radiometric convention of the stored values, by band."""
         return tuple(band.convention or RadiometricConvention() for band in self.bands)
 
     @property
     def target_conventions(self) -> tuple[RadiometricConvention, ...]:
-        """What the values mean after the conversion on reading."""
+        """Radiometric convention of the values after the conversion on reading, by band."""
         return self.target or self.conventions
 
     @property

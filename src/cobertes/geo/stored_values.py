@@ -27,7 +27,7 @@ from cobertes.geo.radiometry import (
 from cobertes.geo.raster_facts import RasterFacts
 
 SAMPLE_SIDE, SAMPLE_WINDOWS = 64, 4
-"""Of a floating-point band, 4 x 4 windows of so many pixels are looked at."""
+"""Pixels of each of the 4 x 4 windows that are sampled of a floating-point band."""
 
 
 def told_conventions(

@@ -32,12 +32,12 @@ GDAL_METADATA_TAG = 42112
 TIFF_ORDERS = {b"II": "<", b"MM": ">"}
 BLACK = "#000000"
 TAG_PREFIX = "class_"
-"""Of TIFF tags that hold class names, as our own maps have them: ``class_12``."""
+"""TIFF tags that hold class names, as our own maps have them: ``class_12``."""
 
 
 @dataclass(frozen=True)
 class ClassNames:
-    """What a raster says of its codes, and where it says so.
+    """Class names and colours of a raster, and where they were found.
 
     names, colours            by code; colours are #rrggbb
     names_from, colours_from  for people: "attribute table in map.tif.aux.xml"; empty where there are none
@@ -110,7 +110,7 @@ def _beside(raster: Path, files: list[Path], codes: Collection[int]) -> Iterator
 
 
 def _band_of(raster: Path) -> tuple[ElementTree.Element, dict[int, str]]:
-    """What GDAL knows of the first band, as XML; and names by code from our own tags."""
+    """Metadata of the first band as XML, and names by code from our own tags."""
     with open_raster(raster) as dataset, tempfile.TemporaryDirectory() as folder:
         tags = {
             int(key.removeprefix(TAG_PREFIX)): value

@@ -187,7 +187,7 @@ def _from_csv(path: Path, codes: Collection[int]) -> CodeTable:
 
 
 def _from_sheet(path: Path, codes: Collection[int]) -> CodeTable:
-    """Of Excel, OpenDocument and dBASE files: the first sheet."""
+    """Read the first sheet of an Excel, OpenDocument or dBASE file."""
     import pyogrio  # with its GDAL, which only those wait for who have such a table
 
     try:
@@ -198,7 +198,7 @@ def _from_sheet(path: Path, codes: Collection[int]) -> CodeTable:
 
 
 def _from_xml(path: Path, codes: Collection[int]) -> CodeTable:
-    """Of QGIS styles (.qml) and SLD: entries of palettes and exact colour ramps."""
+    """Read the palette and exact colour ramps of a QGIS style (.qml) or SLD."""
     names, colours = {}, {}
     for entry in _entries(ElementTree.parse(path).getroot()):
         code = _whole(entry.get("value", entry.get("quantity", "")))
@@ -225,7 +225,7 @@ def _ramp_colour(entry: ElementTree.Element) -> str | None:
 
 
 def _from_colour_map(path: Path, codes: Collection[int]) -> CodeTable:
-    """Of ArcGIS (.clr), GDAL and QGIS (.txt): a line has a code, red, green, blue, perhaps alpha, and a name."""
+    """Read colours of ArcGIS (.clr), GDAL and QGIS (.txt): a line has a code, red, green, blue, perhaps alpha, and a name."""
     names, colours = {}, {}
     for line in read_text(path).splitlines():
         text = line.strip()

@@ -1,4 +1,4 @@
-"""What each aggregation method does to each class: areas, small objects, boundaries, agreement.
+"""Effect of each aggregation method on each class: areas, small objects, boundaries, agreement.
 
     reference map --+-- one pass --> nearest.tif, majority.tif, weighted-majority.tif
                     |                        |
@@ -239,7 +239,7 @@ def _count_agreement(labels: NDArray[np.uint8], classes: int, same: NDArray[np.i
 
 
 def as_dict(comparison: Comparison) -> dict[str, Any]:
-    """For JSON: by method and class key."""
+    """Comparison as JSON values, by method and class key."""
     c = comparison
 
     def by_class(values: NDArray[Any]) -> dict[str, Any]:

@@ -227,7 +227,7 @@ class Inputs:
         } | self._meaning()
 
     def _meaning(self) -> dict[str, Any]:
-        """What the bands are, and the statistics in physical values; nothing where it is not known."""
+        """Bands and statistics in physical values; empty if the conventions are unknown."""
         if self.conventions is None:
             return {}
         scale, offset = (np.array([getattr(one, key) for one in self.conventions]) for key in ("scale", "offset"))

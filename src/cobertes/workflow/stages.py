@@ -45,7 +45,7 @@ class Stage:
         return [path for path in self.outputs(context) if not path.exists()]
 
     def state(self, context: StageContext) -> tuple[bool, str]:
-        """Whether the stage is up to date, and why, in a few words."""
+        """True if the stage is up to date; and why, in a few words."""
         if missing := self.missing(context):
             return False, f"{missing[0].relative_to(context.folder.path)} is not there"
         now = self.fingerprint(context)

@@ -24,7 +24,7 @@ class ProductFiles:
     path: Path
     names: tuple[str, ...]
     prefix: str
-    """What GDAL needs before a name: ``/vsizip/FILE.zip/``, ``FOLDER/``."""
+    """Prefix that GDAL needs before a name: ``/vsizip/FILE.zip/``, ``FOLDER/``."""
     _read: Callable[[str], bytes]
 
     def gdal_path(self, name: str) -> str:

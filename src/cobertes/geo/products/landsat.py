@@ -30,9 +30,9 @@ NAME = re.compile(
 BAND = re.compile(r"^(?:SR_)?B(\d{1,2})$", re.IGNORECASE)
 
 SURFACE_SCALE, SURFACE_OFFSET = 2.75e-5, -0.2
-"""Of all Collection 2 surface reflectances (USGS LSDS-1619, section 5)."""
+"""Scale and offset of all Collection 2 surface reflectances (USGS LSDS-1619, section 5)."""
 TOP_SCALE, TOP_OFFSET = 2e-5, -0.1
-"""Of Level 1 of Landsat 8 and 9, not corrected for the sun's elevation; older ones differ by scene."""
+"""Scale and offset of Level 1 of Landsat 8 and 9, without the sun's elevation; older ones differ by scene."""
 SURFACE, TOP = "LEVEL2_SURFACE_REFLECTANCE_PARAMETERS", "LEVEL1_RADIOMETRIC_RESCALING"
 NOT_REFLECTED = {"lwir", "lwir11", "lwir12", "pan"}
 """Thermal bands and the panchromatic one: other units, another grid."""

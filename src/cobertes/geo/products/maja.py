@@ -28,7 +28,7 @@ NAME = re.compile(
 BAND = re.compile(r"^(FRE|SRE|FRC)_B(\d{1,2}A?)$", re.IGNORECASE)
 PREFERRED = ("FRE", "FRC", "SRE")
 QUANTIFICATION, NODATA = 10_000.0, -10_000.0
-"""Where the metadata are missing (CNES, MAJA product format)."""
+"""Defaults if the metadata are missing (CNES, MAJA product format)."""
 
 
 def find_maja(files: ProductFiles) -> Product | None:

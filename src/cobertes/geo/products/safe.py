@@ -45,7 +45,7 @@ SHIFTED_SINCE, SHIFT = 4.0, -1000.0
 
 @dataclass(frozen=True)
 class _Metadata:
-    """What a product's own metadata say; offsets in digital numbers by band name."""
+    """Metadata of a product; offsets in digital numbers by band name."""
 
     level: str
     baseline: str
