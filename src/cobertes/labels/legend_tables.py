@@ -225,7 +225,7 @@ def _ramp_colour(entry: ElementTree.Element) -> str | None:
 
 
 def _from_colour_map(path: Path, codes: Collection[int]) -> CodeTable:
-    """Read colours of ArcGIS (.clr), GDAL and QGIS (.txt): a line has a code, red, green, blue, perhaps alpha, and a name."""
+    """Read colours of ArcGIS (.clr), GDAL and QGIS (.txt): lines of code, red, green, blue, alpha or not, name."""
     names, colours = {}, {}
     for line in read_text(path).splitlines():
         text = line.strip()
