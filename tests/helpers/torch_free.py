@@ -18,6 +18,8 @@ ABSENT = frozenset(
     {
         "huggingface_hub",
         "lightning_fabric",
+        "nbclient",
+        "nbformat",
         "safetensors",
         "segmentation_models_pytorch",
         "tensorboard",
@@ -27,7 +29,7 @@ ABSENT = frozenset(
         "torchvision",
     }
 )
-"""Packages of which the second environment has none: torch, and what is there for torch alone."""
+"""Packages that the second environment lacks: torch, what is there for torch alone, and Jupyter, which runs it."""
 
 
 @cache
