@@ -2,9 +2,7 @@
 
 from pathlib import Path
 
-import nbformat
 import pytest
-from nbclient import NotebookClient
 
 TOUR = Path(__file__).parents[1] / "examples" / "tour.ipynb"
 
@@ -14,8 +12,12 @@ def pictures(notebook):
     return sum("image/png" in output.get("data", {}) for output in outputs)
 
 
+@pytest.mark.torch  # the kernel trains
 @pytest.mark.filterwarnings("default")  # of Jupyter's own libraries
 def test_the_tour_runs_and_shows_what_it_makes(tmp_path):
+    import nbformat
+    from nbclient import NotebookClient
+
     notebook = nbformat.read(TOUR, as_version=4)
     assert pictures(notebook) == 3
     for cell in notebook.cells:

@@ -18,8 +18,6 @@ ABSENT = frozenset(
     {
         "huggingface_hub",
         "lightning_fabric",
-        "nbclient",
-        "nbformat",
         "safetensors",
         "segmentation_models_pytorch",
         "tensorboard",
@@ -29,7 +27,7 @@ ABSENT = frozenset(
         "torchvision",
     }
 )
-"""Packages that the second environment lacks: torch, what is there for torch alone, and Jupyter, which runs it."""
+"""Packages of which the second environment has none: torch, and what is there for torch alone."""
 
 
 @cache
