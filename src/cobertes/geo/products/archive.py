@@ -1,9 +1,10 @@
 """Files of a product: a folder, a zip or a tar alike, listed and read by name; GDAL reads the pixels in place."""
 
 import os
+import re
 import tarfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from xml.etree import ElementTree
@@ -52,6 +53,21 @@ class ProductFiles:
     def ending(self, *ends: str) -> list[str]:
         """Names that end so, whatever the case, in order."""
         return [name for name in self.names if name.lower().endswith(tuple(end.lower() for end in ends))]
+
+    def matches(self, find: Callable[[str], re.Match[str] | None]) -> list[tuple[str, re.Match[str]]]:
+        """Names in whose last part ``find`` finds something (``PATTERN.match``), with the match."""
+        found = [(name, find(PurePosixPath(name).name)) for name in self.names]
+        return [(name, match) for name, match in found if match]
+
+    def only_product(self, ids: Iterable[str], kind: str, advice: str) -> str | None:
+        """Id of the only product, None without one. Raises InputFileError for several."""
+        different = sorted(set(ids))
+        if len(different) > 1:
+            raise InputFileError(
+                f"{self.path} holds {len(different)} {kind} products ({', '.join(different[:2])}). {advice} in "
+                f"one CRS are read as a mosaic."
+            )
+        return different[0] if different else None
 
     def named(self, pattern: str) -> list[str]:
         """Names whose last part matches a shell pattern, whatever the case."""

@@ -10,7 +10,6 @@ out.
 
 import re
 from datetime import date, timedelta
-from pathlib import PurePosixPath
 
 from cobertes.errors import InputFileError
 from cobertes.geo.products.archive import ProductFiles
@@ -32,15 +31,12 @@ def find_hls(files: ProductFiles) -> Product | None:
 
     Raises InputFileError for several products, or one without band files.
     """
-    named = [(name, found) for name in files.names if (found := NAME.match(PurePosixPath(name).name))]
-    ids = sorted({found["id"] for _, found in named})
-    if not ids:
+    named = files.matches(NAME.match)
+    product = files.only_product(
+        (found["id"] for _, found in named), "HLS", "Keep one in a folder, or list the folders: products"
+    )
+    if product is None:
         return None
-    if len(ids) > 1:
-        raise InputFileError(
-            f"{files.path} holds {len(ids)} HLS products ({', '.join(ids[:2])}). Keep one in a folder, or list "
-            f"the folders: products in one CRS are read as a mosaic."
-        )
     facts = named[0][1]
     sensor = HLS_S30 if facts["kind"].upper() == "S30" else HLS_L30
     layers = {found["layer"].upper(): name for name, found in named}
@@ -54,7 +50,7 @@ def find_hls(files: ProductFiles) -> Product | None:
         if band.name in layers and band.common_name not in NOT_REFLECTED
     )  # fmt: skip
     if not bands:
-        raise InputFileError(f"{files.path} has no band files of {ids[0]} (...B04.tif): fetch the whole product.")
+        raise InputFileError(f"{files.path} has no band files of {product} (...B04.tif): fetch the whole product.")
     quality = (fmask_layer(files.gdal_path(layers["FMASK"])),) if "FMASK" in layers else ()
     day = date(int(facts["year"]), 1, 1) + timedelta(days=int(facts["day"]) - 1)
     return Product(

@@ -11,7 +11,6 @@ import json
 import re
 from collections.abc import Mapping
 from datetime import date
-from pathlib import PurePosixPath
 from typing import Any
 from xml.etree import ElementTree
 
@@ -45,15 +44,14 @@ def find_landsat(files: ProductFiles) -> Product | None:
 
     Raises InputFileError for damaged metadata, several products, or a product without band files.
     """
-    named = [(name, found) for name in files.names if (found := NAME.search(PurePosixPath(name).name))]
-    ids = sorted({found["id"].upper() for _, found in named})
-    if not ids:
+    named = files.matches(NAME.search)
+    product = files.only_product(
+        (found["id"].upper() for _, found in named),
+        "Landsat",
+        "Name one folder or tar each, or list them: products",
+    )
+    if product is None:
         return None
-    if len(ids) > 1:
-        raise InputFileError(
-            f"{files.path} holds {len(ids)} Landsat products ({', '.join(ids[:2])}). Name one folder or tar each, "
-            f"or list them: products in one CRS are read as a mosaic."
-        )
     facts = named[0][1]
     metadata_name = next((name for name, found in named if found["layer"].upper() == "MTL"), None)
     groups = read_mtl(files, metadata_name) if metadata_name else {}
@@ -64,7 +62,7 @@ def find_landsat(files: ProductFiles) -> Product | None:
     ]  # fmt: skip
     if not bands:
         raise InputFileError(
-            f"{files.path} has no band files of {ids[0]} (..._SR_B4.TIF): fetch the whole product."
+            f"{files.path} has no band files of {product} (..._SR_B4.TIF): fetch the whole product."
         )
     day = facts["date"]
     return Product(

@@ -10,7 +10,6 @@ FRE is taken where it is there: maps of classes should not follow the slopes.
 
 import re
 from datetime import date
-from pathlib import PurePosixPath
 
 from cobertes.errors import InputFileError
 from cobertes.geo.products.archive import ProductFiles, elements, text_of
@@ -36,15 +35,11 @@ def find_maja(files: ProductFiles) -> Product | None:
 
     Raises InputFileError for damaged metadata, several products, or one without band files.
     """
-    named = [(name, found) for name in files.names if (found := NAME.match(PurePosixPath(name).name))]
-    ids = sorted({found["id"] for _, found in named})
-    if not ids:
+    named = files.matches(NAME.match)
+    ids = (found["id"] for _, found in named)
+    product = files.only_product(ids, "Theia", "Name one, or list them: granules")
+    if product is None:
         return None
-    if len(ids) > 1:
-        raise InputFileError(
-            f"{files.path} holds {len(ids)} Theia products ({', '.join(ids[:2])}). Name one, or list them: "
-            f"granules in one CRS are read as a mosaic."
-        )
     facts = named[0][1]
     layers = {found["layer"].upper(): name for name, found in named if not name.lower().endswith(".xml")}
     metadata = next((name for name, found in named if found["layer"].upper() == "MTD_ALL"), None)
@@ -52,7 +47,7 @@ def find_maja(files: ProductFiles) -> Product | None:
     bands = _bands(files, layers, convention)
     if not bands:
         raise InputFileError(
-            f"{files.path} has no band files of {ids[0]} (..._FRE_B4.tif): fetch the whole product."
+            f"{files.path} has no band files of {product} (..._FRE_B4.tif): fetch the whole product."
         )
     day, level = facts["date"], facts["level"].upper()
     kind = {"L2A": "Theia MAJA L2A", "L3A": "Theia L3A synthesis"}[level]
