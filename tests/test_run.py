@@ -589,3 +589,15 @@ def test_where_test_blocks_judge_the_temperature_is_fitted_to_validation_blocks(
     assert (calibration["fitted_on"], calibration["reported_on"]) == ("validation", "test")
     assert calibration["temperature"] > 0
     assert "served for nothing but this judgement" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_a_stage_looks_at_its_inputs_once(copy, monkeypatch):
+    calls = []
+    tiles = RECORDS[1]
+    monkeypatch.setitem(
+        vars(tiles), "fingerprint", lambda context, real=tiles.fingerprint: calls.append(1) or real(context)
+    )
+    (copy / "run" / "tiles.parquet").touch()
+    (copy / "run" / "stages.json").unlink()
+    assert run_of(copy / "project.toml").run(only="tiles") == ["tiles"]
+    assert len(calls) == 1

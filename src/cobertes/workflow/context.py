@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from threading import Event
@@ -38,6 +38,8 @@ class StageContext:
     progress: Progress = SILENT
     on_epoch: Callable[[dict[str, float]], None] = lambda record: None
     executor: "OpenExecutor | None" = None
+    fingerprints: dict[str, str] = field(default_factory=dict, init=False, compare=False)
+    """Fingerprints of stages that were computed in this context."""
 
     @cached_property
     def index(self) -> gpd.GeoDataFrame:

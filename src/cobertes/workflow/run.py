@@ -131,7 +131,7 @@ class Run:
         if anew and self.is_rank_zero:  # caches of an earlier run are not trusted either
             stage.clear(context)
         with self._old_model_kept(retrain) if stage is TRAIN and self.is_rank_zero else nullcontext():
-            fingerprint = stage.fingerprint(context)  # before: what changes meanwhile is not in what is made
+            fingerprint = stage.inputs(context)  # before: what changes meanwhile is not in what is made
             if self.is_rank_zero and self.folder.read_record(stage.name):  # half done, it is no longer up to date
                 self.folder.update_record(stage.name, fingerprint=None)
             summary = stage.make(context)

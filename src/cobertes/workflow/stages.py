@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from cobertes.errors import ModelFileError
 from cobertes.fingerprints import fingerprint_of
 from cobertes.geo.ledger import discard
 from cobertes.workflow import evaluation, mapping, preparation, reporting, training
@@ -44,22 +43,21 @@ class Stage:
         """Outputs that do not exist."""
         return [path for path in self.outputs(context) if not path.exists()]
 
+    def inputs(self, context: StageContext) -> str:
+        """Fingerprint of settings and inputs, computed once in a context: it reads pieces of every file."""
+        if self.name not in context.fingerprints:
+            context.fingerprints[self.name] = self.fingerprint(context)
+        return context.fingerprints[self.name]
+
     def state(self, context: StageContext) -> tuple[bool, str]:
         """True if the stage is up to date; and why, in a few words."""
         if missing := self.missing(context):
             return False, f"{missing[0].relative_to(context.folder.path)} is not there"
-        now = self.fingerprint(context)
+        now = self.inputs(context)
         recorded = context.folder.read_record(self.name).get("fingerprint", "")
-        if recorded == now or (self is TRAIN and _trained_fingerprint(context.folder.model) == now):
+        if recorded == now or (self is TRAIN and prints.trained_fingerprint(context.folder.model) == now):
             return True, "up to date"
         return False, "it did not end" if recorded is None else "its settings or inputs changed"
-
-
-def _trained_fingerprint(model: Path) -> str:
-    try:
-        return prints.trained_fingerprint(model)
-    except ModelFileError:
-        return ""
 
 
 def _labels_outputs(context: StageContext) -> list[Path]:
