@@ -30,6 +30,7 @@ from cobertes import (
     predict_array,
     predict_map,
 )
+from cobertes.geo.radiometry import RadiometricConvention
 from helpers.engines import engine_of
 from helpers.projects import BANDS, write_ground, write_project
 from helpers.rasters import coordinates, grid_at, read_raster, write_raster
@@ -90,7 +91,30 @@ def test_a_scene_becomes_a_data_array_that_knows_where_it_is(tmp_path):
     assert np.isnan(scene.to_xarray().values[:, 0, 0]).all()
 
 
+def test_a_scene_of_another_convention_is_read_in_the_one_asked_for(tmp_path):
+    pytest.importorskip("odc.geo.xr")
+    scene = open_scene(written(tmp_path))
+    stored, valid = scene.read()
+    halves = [RadiometricConvention(0.5, 0.0, "reflectance", "project")] * 2
+    ones = [RadiometricConvention(1.0, 0.0, "reflectance", "project")] * 2
+    there = scene.with_conventions(halves).in_conventions(ones)
+    np.testing.assert_allclose(there.read()[0][:, valid], stored[:, valid] / 2)
+    np.testing.assert_allclose(there.to_xarray().values[:, valid], stored[:, valid] / 2)
+
+
 # --- prediction in memory
+
+
+def test_the_caller_s_nodata_comes_before_that_of_the_array():
+    xr = pytest.importorskip("xarray")
+    engine = engine_of()
+    bands = len(engine.header.inputs.bands)
+    values = np.full((bands, 40, 50), 7.0)
+    values[:, :20] = 9
+    array = xr.DataArray(values, dims=("band", "y", "x"), attrs={"_FillValue": 7, "nodata": 7})
+    empty = engine.header.legend.nodata
+    assert ((predict_array(engine, array).codes == empty).values == (values[0] == 7)).all()
+    assert ((predict_array(engine, array, nodata=9).codes == empty).values == (values[0] == 9)).all()
 
 
 def test_an_array_is_mapped_as_its_file_is(finished, tmp_path):

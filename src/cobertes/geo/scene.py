@@ -183,10 +183,12 @@ class Scene:
 
         window   in pixels
         bbox     (west, south, east, north) in ``crs``, by default the scene's: the pixels that it touches
-        returns  values (bands, height, width) in ``dtype``; valid (height, width) bool
+        returns  values (bands, height, width), stored ones or, of a scene with a conversion, converted ones in
+                 float32; valid (height, width) bool
         Raises GridMismatchError if the box lies outside the scene, InputFileError.
         """
-        return self.read_chw(self._part(window, bbox, crs))
+        shown = self.read_chw(self._part(window, bbox, crs))
+        return Observation(shown.converted(0), shown[1])
 
     def to_xarray(
         self,
@@ -200,7 +202,7 @@ class Scene:
         Its coordinates and CRS are those of the grid (the ``.odc`` accessor finds them). Needs xarray.
         """
         part = self._part(window, bbox, crs)
-        return to_data_array(*self.read_chw(part), self.band_names, crop(self.grid, part))
+        return to_data_array(*self.read(window=part), self.band_names, crop(self.grid, part))
 
     def _part(self, window: Window | None, bbox: tuple[float, float, float, float] | None, crs: object) -> Window:
         if bbox is None:

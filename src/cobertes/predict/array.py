@@ -79,8 +79,8 @@ def predict_array(
     """Map an array in memory, window by window as `predict_map` does.
 
     seasons  (bands, H, W) array or DataArray in the model's band order, with values as in its training scenes
-             (`Inputs.conventions`), or a mapping of them by season. A
-             DataArray whose band coordinate is text is put in order by it.
+             (`Inputs.conventions`), or a mapping of them by season. A DataArray whose band coordinate is text is
+             put in order by it.
     nodata   value of empty pixels; by default that of the DataArray, of the model, else 0 in all bands. NaN is
              always empty.
     window, overlap, blend, batch_size  as in `predict_map`
@@ -90,8 +90,8 @@ def predict_array(
     if not arrays:
         raise SettingsError("no season to predict: give an array (bands, height, width), or one by season")
     bands = engine.header.inputs.bands
-    nodata = engine.header.scene_nodata if nodata is None else nodata
-    found = {season: _array_scene(season, array, bands, nodata) for season, array in arrays.items()}
+    default = engine.header.scene_nodata
+    found = {season: _array_scene(season, array, bands, nodata, default) for season, array in arrays.items()}
     shapes = {season: scene.shape for season, scene in found.items()}
     if len(set(shapes.values())) > 1:
         raise GridMismatchError(f"seasons of an area share a grid, but their shapes are {shapes}")
@@ -140,14 +140,19 @@ def _predict(
     return codes, probabilities
 
 
-def _array_scene(season: str, array: Any, bands: tuple[str, ...], nodata: float | None) -> ArrayScene:
-    """Scene of an array. Raises BandMismatchError if its shape or its bands do not fit."""
-    grid = None
+def _array_scene(
+    season: str, array: Any, bands: tuple[str, ...], nodata: float | None, default: float | None
+) -> ArrayScene:
+    """Scene of an array; ``nodata`` of the caller, else as declared, else the ``default``.
+
+    Raises BandMismatchError if its shape or its bands do not fit.
+    """
+    grid, declared = None, None
     if _is_data_array(array):
         array = _in_order(season, array, bands)
         declared = array.odc.nodata if hasattr(array, "odc") else array.attrs.get("_FillValue")
-        nodata = nodata if declared is None else float(declared)
         grid = array.odc.geobox if hasattr(array, "odc") else None
+    nodata = next((float(value) for value in (nodata, declared, default) if value is not None), None)
     values = np.asarray(array)
     if values.ndim != 3 or len(values) != len(bands):
         raise BandMismatchError(
