@@ -12,7 +12,6 @@ Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Pixels = Annotated[int, Field(ge=1)]
 Code = Annotated[int, Field(ge=0, le=255)]
 
-
 WEIGHTS = ("random", "imagenet", "sentinel2-moco", "sentinel2-dino")
 """Names for ``model.weights``; any other value is a file."""
 
@@ -39,11 +38,7 @@ class Section(BaseModel):
     """Table of the project file: frozen, dashed keys, unknown keys refused."""
 
     model_config = ConfigDict(
-        extra="forbid",
-        frozen=True,
-        alias_generator=_dashed,
-        populate_by_name=True,
-        protected_namespaces=(),
+        extra="forbid", frozen=True, alias_generator=_dashed, populate_by_name=True, protected_namespaces=()
     )
 
 
